@@ -1,0 +1,66 @@
+//! What can be wrong with a block's shape or with the slices given for it.
+
+/// A result whose error is [`enum@Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a shape, a set of parameters or a call was refused. Nothing is written before a refusal.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Error {
+    /// `channels · inter_ratio` must be a whole, even number of at least 2, because the gate
+    /// multiplies one half of it by the other.
+    #[error(
+        "{channels} channels × inter_ratio {inter_ratio} is no even whole number of at least 2"
+    )]
+    Inner {
+        /// C.
+        channels: usize,
+        /// The ratio asked for.
+        inter_ratio: f64,
+    },
+    /// The kernel size must be odd and within 1..=31.
+    #[error("kernel size {0} is not an odd number from 1 to 31")]
+    KernelSize(usize),
+    /// The first scale must be 1 and every scale within (0, 1].
+    #[error("scales {0:?} do not begin with 1 or leave the range (0, 1]")]
+    Scales(Vec<f64>),
+    /// A map that a scale shrinks to nothing, or one without positions.
+    #[error("a map of {height}×{width} positions has none left at scale {scale}")]
+    MapTooSmall {
+        /// H.
+        height: usize,
+        /// W.
+        width: usize,
+        /// The scale that leaves no row or no column.
+        scale: f64,
+    },
+    /// The sizes of the call multiply to more than the address space.
+    #[error("[B, H, W] = {0:?} overflows the address space")]
+    TooLarge([usize; 3]),
+    /// A batch without samples has no mean squared error.
+    #[error("the batch is empty")]
+    EmptyBatch,
+    /// A slice of another length than the shape asks for.
+    #[error("`{what}` has {found} values where the shape asks for {expected}")]
+    Length {
+        /// The argument or tensor.
+        what: String,
+        /// Values that the shape asks for.
+        expected: usize,
+        /// Values given.
+        found: usize,
+    },
+    /// Parameters, gradients or moments that belong to a block of another shape.
+    #[error("`{0}` was laid out for a block of another shape")]
+    OtherShape(&'static str),
+    /// A tensor name that the block does not have.
+    #[error("the block has no tensor named `{0}`")]
+    UnknownTensor(String),
+}
+
+/// Refuses a slice whose length is not the expected one.
+pub(crate) fn check_length(what: &str, expected: usize, found: usize) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(Error::Length { what: what.to_owned(), expected, found })
+}

@@ -1,0 +1,40 @@
+//! Where a job's objects lie, as keys under its prefix.
+
+use crate::ids::{AttemptId, TaskId};
+use crate::v1::SampleRange;
+
+/// The job as it was submitted.
+pub const SPEC: &str = "spec.json";
+/// Everything that the operator asked for: the converted model.
+pub const OUTPUT: &str = "output";
+/// What conversion achieved, for people and for scripts.
+pub const REPORT: &str = "report";
+/// The blocks alone, within [`OUTPUT`].
+pub const BLOCKS: &str = "blocks.safetensors";
+/// The converted model's description, within [`OUTPUT`].
+pub const DESCRIPTION: &str = "deltaconv.json";
+
+/// A range of samples as it stands in keys and task ids: fixed width, so that keys sort by sample.
+pub fn range(range: &SampleRange) -> String {
+    format!("{:08}-{:08}", range.start, range.end)
+}
+
+/// Recorded activations of one layer for one range of samples.
+pub fn shard(round: u32, layer: &str, samples: &SampleRange) -> String {
+    format!("rounds/{round}/activations/{layer}/{}.safetensors", range(samples))
+}
+
+/// The trained block of one attempt.
+pub fn block(round: u32, layer: &str, attempt: &AttemptId) -> String {
+    format!("rounds/{round}/blocks/{layer}/{attempt}.safetensors")
+}
+
+/// A checkpoint of one attempt.
+pub fn checkpoint(task: &TaskId, attempt: &AttemptId, step: u64) -> String {
+    format!("checkpoints/{}/{attempt}-{step:08}.safetensors", task.local())
+}
+
+/// What one attempt at a part of the evaluation found.
+pub fn evaluation(task: &TaskId, attempt: &AttemptId) -> String {
+    format!("{}/{attempt}.safetensors", task.local())
+}

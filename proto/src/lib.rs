@@ -1,0 +1,17 @@
+//! What deltaconv's processes agree on: messages, ids, object keys, and the formats of shards, teachers and blocks.
+
+pub mod block;
+pub mod digest;
+pub mod draw;
+pub mod ids;
+pub mod keys;
+pub mod objects;
+pub mod safetensors;
+pub mod shard;
+pub mod teacher;
+
+/// The messages of package `deltaconv.v1`, generated from `proto/deltaconv/v1/*.proto`, where they are documented.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used)]
+pub mod v1 {
+    tonic::include_proto!("deltaconv.v1");
+}

@@ -1,0 +1,324 @@
+//! Object stores by URL: what lies under one prefix.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutMode, PutOptions, PutPayload};
+use url::Url;
+
+use crate::v1::ObjectRef;
+
+/// What can go wrong between a process and an object.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The URL is not one.
+    #[error("{url:?} is not a URL ({source}); write file:///folder or s3://bucket/folder")]
+    InvalidUrl {
+        /// What was given.
+        url: String,
+        /// What the parser said.
+        source: url::ParseError,
+    },
+    /// No back end serves this scheme.
+    #[error(
+        "no store for {url}: this build opens {}; check the scheme, or build with the feature of that store",
+        schemes()
+    )]
+    Unsupported {
+        /// What was given.
+        url: String,
+    },
+    /// A URL that carries credentials would end up in logs and state.
+    #[error("{url} carries {what}; remove it: credentials come from the environment")]
+    NotInUrl {
+        /// The URL, without what it must not carry.
+        url: String,
+        /// What it must not carry.
+        what: &'static str,
+    },
+    /// The key can't be one.
+    #[error("{key:?} is no object key: {reason}")]
+    InvalidKey {
+        /// What was given.
+        key: String,
+        /// Why.
+        reason: String,
+    },
+    /// The object isn't there.
+    #[error("{url}/{key} does not exist")]
+    NotFound {
+        /// The prefix.
+        url: String,
+        /// The key below it.
+        key: String,
+    },
+    /// The object is there, and must not be.
+    #[error("{url}/{key} exists already")]
+    AlreadyExists {
+        /// The prefix.
+        url: String,
+        /// The key below it.
+        key: String,
+    },
+    /// The object is larger than what it is meant to be could need.
+    #[error("{url}/{key} has {size} bytes, and at most {limit} are expected there")]
+    TooLarge {
+        /// The prefix.
+        url: String,
+        /// The key below it.
+        key: String,
+        /// Its size.
+        size: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The object isn't what its digest says.
+    #[error("{key} is broken: expected digest {expected}, found {found}")]
+    Broken {
+        /// The key.
+        key: String,
+        /// From the manifest.
+        expected: String,
+        /// Digest of what was read, or what kept it from being read.
+        found: String,
+    },
+    /// The store failed.
+    #[error("{url}/{key}: {source}")]
+    Store {
+        /// The prefix.
+        url: String,
+        /// The key below it.
+        key: String,
+        /// What the store said.
+        source: object_store::Error,
+    },
+}
+
+fn schemes() -> String {
+    let mut schemes = vec!["file://"];
+    for (on, scheme) in [
+        (cfg!(feature = "s3"), "s3://"),
+        (cfg!(feature = "gs"), "gs://"),
+        (cfg!(feature = "az"), "az://"),
+        (cfg!(feature = "http"), "http://"),
+    ] {
+        if on {
+            schemes.push(scheme);
+        }
+    }
+    schemes.join(", ")
+}
+
+/// The objects under one URL: a job's prefix, a teacher's folder. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Objects {
+    url: String,
+    store: Arc<dyn ObjectStore>,
+    prefix: Path,
+}
+
+/// Refuses a URL that no store of this build serves, or that carries what must not be kept.
+pub fn parse_url(url: &str) -> Result<Url, Error> {
+    let parsed = Url::parse(url).map_err(|source| Error::InvalidUrl { url: url.into(), source })?;
+    let carried = match &parsed {
+        u if !u.username().is_empty() || u.password().is_some() => Some("credentials"),
+        u if u.query().is_some() => Some("a query"),
+        u if u.fragment().is_some() => Some("a fragment"),
+        _ => None,
+    };
+    if let Some(what) = carried {
+        let mut clean = parsed.clone();
+        // Both only fail on URLs that can't have a user, which then have none to remove.
+        let _ = clean.set_username("");
+        let _ = clean.set_password(None);
+        clean.set_query(None);
+        clean.set_fragment(None);
+        return Err(Error::NotInUrl { url: clean.into(), what });
+    }
+    Ok(parsed)
+}
+
+impl Objects {
+    /// Opens the store of `url`. Reads nothing yet; of stores with credentials, takes them from the environment.
+    pub fn open(url: &str) -> Result<Self, Error> {
+        let parsed = parse_url(url)?;
+        let unsupported = || Error::Unsupported { url: url.into() };
+        let (scheme, prefix) = ObjectStoreScheme::parse(&parsed).map_err(|_| unsupported())?;
+        let store: Arc<dyn ObjectStore> = match scheme {
+            ObjectStoreScheme::Local => Arc::new(object_store::local::LocalFileSystem::new().with_fsync(true)),
+            _ => {
+                let (store, _) = object_store::parse_url_opts(&parsed, std::env::vars()).map_err(|_| unsupported())?;
+                Arc::from(store)
+            }
+        };
+        Ok(Self { url: url.trim_end_matches('/').into(), store, prefix })
+    }
+
+    /// The objects of `store` under its root; for stores that have no URL.
+    pub fn new(url: impl Into<String>, store: Arc<dyn ObjectStore>) -> Self {
+        Self { url: url.into(), store, prefix: Path::default() }
+    }
+
+    /// The objects below `folder` of these.
+    pub fn below(&self, folder: &str) -> Result<Self, Error> {
+        let prefix = self.path(folder)?;
+        Ok(Self { url: format!("{}/{folder}", self.url), store: self.store.clone(), prefix })
+    }
+
+    /// The URL, without a closing slash.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The store behind, for what this type has no words for.
+    pub fn store(&self) -> &Arc<dyn ObjectStore> {
+        &self.store
+    }
+
+    /// The path of `key` in [`Self::store`]. Refuses keys that would leave the prefix.
+    pub fn path(&self, key: &str) -> Result<Path, Error> {
+        let invalid = |reason: String| Error::InvalidKey { key: key.chars().take(200).collect(), reason };
+        if key.split('/').any(|part| matches!(part, "" | "." | "..")) {
+            return Err(invalid("it has an empty part, or one that is '.' or '..'".into()));
+        }
+        let below = Path::parse(key).map_err(|e| invalid(e.to_string()))?;
+        Ok(Path::from_iter(self.prefix.parts().chain(below.parts())))
+    }
+
+    fn error(&self, key: &str, source: object_store::Error) -> Error {
+        let (url, key) = (self.url.clone(), key.to_owned());
+        match source {
+            object_store::Error::NotFound { .. } => Error::NotFound { url, key },
+            object_store::Error::AlreadyExists { .. } => Error::AlreadyExists { url, key },
+            source => Error::Store { url, key, source },
+        }
+    }
+
+    /// The size of an object in bytes.
+    pub async fn size(&self, key: &str) -> Result<u64, Error> {
+        let meta = self.store.head(&self.path(key)?).await.map_err(|e| self.error(key, e))?;
+        Ok(meta.size)
+    }
+
+    /// A whole object, if it has at most `limit` bytes.
+    pub async fn get(&self, key: &str, limit: u64) -> Result<Bytes, Error> {
+        let size = self.size(key).await?;
+        if size > limit {
+            return Err(Error::TooLarge { url: self.url.clone(), key: key.into(), size, limit });
+        }
+        self.get_range(key, 0, size).await
+    }
+
+    /// The bytes `start..end` of an object.
+    pub async fn get_range(&self, key: &str, start: u64, end: u64) -> Result<Bytes, Error> {
+        if start == end {
+            return Ok(Bytes::new());
+        }
+        self.store.get_range(&self.path(key)?, start..end).await.map_err(|e| self.error(key, e))
+    }
+
+    /// A whole object that a manifest lists, after checking its size and digest. [`Error::Broken`] if it is missing,
+    /// of another size, or altered.
+    pub async fn get_verified(&self, object: &ObjectRef) -> Result<Bytes, Error> {
+        let broken = |found: String| Error::Broken { key: object.key.clone(), expected: object.digest.clone(), found };
+        let size = match self.size(&object.key).await {
+            Err(Error::NotFound { .. }) => return Err(broken("no object".into())),
+            other => other?,
+        };
+        if size != object.size {
+            return Err(broken(format!("{size} bytes instead of {}", object.size)));
+        }
+        let bytes = self.get_range(&object.key, 0, size).await?;
+        let found = crate::digest::of(&bytes);
+        if found != object.digest {
+            return Err(broken(found));
+        }
+        Ok(bytes)
+    }
+
+    /// Writes an object whole, or not at all; one that is there is replaced.
+    pub async fn put(&self, key: &str, bytes: impl Into<Bytes>) -> Result<ObjectRef, Error> {
+        let bytes = bytes.into();
+        let object = ObjectRef { key: key.into(), size: bytes.len() as u64, digest: crate::digest::of(&bytes) };
+        let path = self.path(key)?;
+        self.store.put(&path, PutPayload::from_bytes(bytes)).await.map_err(|e| self.error(key, e))?;
+        Ok(object)
+    }
+
+    /// Writes an object if there is none with this key; otherwise [`Error::AlreadyExists`].
+    pub async fn create(&self, key: &str, bytes: impl Into<Bytes>) -> Result<(), Error> {
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        let payload = PutPayload::from_bytes(bytes.into());
+        self.store.put_opts(&self.path(key)?, payload, options).await.map_err(|e| self.error(key, e))?;
+        Ok(())
+    }
+
+    /// The keys of at most `limit` objects, in no order.
+    pub async fn list(&self, limit: usize) -> Result<Vec<String>, Error> {
+        let mut keys = Vec::new();
+        let mut listing = self.store.list(Some(&self.prefix));
+        while keys.len() < limit {
+            let Some(meta) = listing.try_next().await.map_err(|e| self.error("", e))? else { break };
+            let key = meta
+                .location
+                .prefix_match(&self.prefix)
+                .map(|parts| parts.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/"));
+            keys.extend(key);
+        }
+        Ok(keys)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder() -> (tempfile::TempDir, Objects) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let url = Url::from_directory_path(folder.path()).expect("absolute");
+        let objects = Objects::open(url.as_str()).expect("opens");
+        (folder, objects)
+    }
+
+    #[tokio::test]
+    async fn what_is_put_is_read_back_verified() {
+        let (_folder, objects) = folder();
+        let object = objects.put("a/b.bin", &b"hello"[..]).await.expect("put");
+        assert_eq!(&objects.get_verified(&object).await.expect("verified")[..], b"hello");
+        assert_eq!(objects.list(10).await.expect("list"), ["a/b.bin"]);
+        let again = objects.create("a/b.bin", &b"other"[..]).await;
+        assert!(matches!(again, Err(Error::AlreadyExists { .. })), "{again:?}");
+    }
+
+    #[tokio::test]
+    async fn altered_truncated_and_missing_objects_are_told_apart_from_store_failures() {
+        let (folder, objects) = folder();
+        let object = objects.put("x.bin", &b"0123456789"[..]).await.expect("put");
+        for content in [Some(&b"0123456780"[..]), Some(b"01234"), None] {
+            match content {
+                Some(bytes) => std::fs::write(folder.path().join("x.bin"), bytes).expect("write"),
+                None => std::fs::remove_file(folder.path().join("x.bin")).expect("remove"),
+            }
+            let read = objects.get_verified(&object).await;
+            assert!(matches!(read, Err(Error::Broken { .. })), "{read:?}");
+        }
+    }
+
+    #[test]
+    fn keys_stay_below_the_prefix() {
+        let (_folder, objects) = folder();
+        for key in ["../x", "a/../../x", "/etc/passwd", "a//b", ""] {
+            assert!(objects.path(key).is_err(), "{key:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn urls_with_secrets_or_unknown_schemes_are_refused() {
+        let error = Objects::open("s3://key:secret@bucket/x").expect_err("refused").to_string();
+        assert!(!error.contains("secret"), "{error}");
+        assert!(matches!(Objects::open("ftp://host/x"), Err(Error::Unsupported { .. })));
+        assert!(matches!(Objects::open("no url"), Err(Error::InvalidUrl { .. })));
+    }
+}

@@ -1,0 +1,3 @@
+//! deltaconv's worker: joins a coordinator, captures activations, trains blocks and evaluates students.
+
+pub mod teacher;
