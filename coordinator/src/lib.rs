@@ -1,1 +1,16 @@
-//! coordinator
+//! deltaconv's coordinator: plans jobs, leases their tasks to workers, records what they did, and assembles the result.
+//!
+//! `schedule` decides, without IO; `core` is the thread that makes its decisions durable; `api` and `carry_out` are the
+//! ways in and out.
+
+pub mod api;
+pub mod assemble;
+mod carry_out;
+mod core;
+pub mod observe;
+pub mod plan;
+pub mod schedule;
+mod server;
+pub mod store;
+
+pub use server::{Error, Options, run};

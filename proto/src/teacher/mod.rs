@@ -1,1 +1,197 @@
-//! Teacher configurations.
+//! What a teacher is, from its configuration alone: its class, its tensors, its layers, its noise schedule.
+//!
+//! Everything here reads the JSON that diffusers writes beside the weights, and nothing here computes: the coordinator
+//! plans a job and checks a model's safetensors header with it, the worker builds the model from the same walk. A
+//! field of the configuration is honoured, or has no effect in diffusers, or is refused by name and value; a model
+//! that would be built otherwise than diffusers builds it is never accepted.
+
+mod fields;
+mod scheduler;
+mod unet;
+
+pub use scheduler::{BetaSchedule, PredictionType, Scheduler, TimestepSpacing};
+pub use unet::{
+    Activation, Attention, MidBlock, Plan, Resnet, Stage, TimeEmbedding, TimeScaleShift, Transformer, UNetConfig,
+};
+
+use crate::safetensors::{Dtype, Header};
+
+/// Why a configuration or a file of weights is not one that can be converted.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file is no JSON.
+    #[error("the configuration is not JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// The file is JSON, but no object.
+    #[error("the configuration is {found}, not a JSON object")]
+    NotAnObject {
+        /// The value, shortened.
+        found: String,
+    },
+    /// The model or scheduler is of a class that is not known.
+    #[error("_class_name is `{found}`; supported: {supported}")]
+    Class {
+        /// The class named in the file.
+        found: String,
+        /// The classes that are known.
+        supported: &'static str,
+    },
+    /// A field that the class does not have, so nobody knows what it would change.
+    #[error("unknown field `{field}` = {value}: remove it if it does not change the model")]
+    UnknownField {
+        /// The field.
+        field: String,
+        /// Its value, shortened.
+        value: String,
+    },
+    /// A field whose value changes the model in a way that is not implemented.
+    #[error("`{field}` = {value} is not supported; supported: {supported}")]
+    Unsupported {
+        /// The field.
+        field: &'static str,
+        /// Its value, shortened.
+        value: String,
+        /// What it may be.
+        supported: &'static str,
+    },
+    /// A field that has a value of the wrong type, out of range, or at odds with another field.
+    #[error("`{field}` = {value} is not valid: expected {expected}")]
+    Invalid {
+        /// The field.
+        field: &'static str,
+        /// Its value, shortened.
+        value: String,
+        /// What it should be.
+        expected: String,
+    },
+    /// Latents of this size cannot go through the model.
+    #[error("latents of {height}×{width} do not fit the model at `{at}`: {reason}")]
+    MapSize {
+        /// Latent height.
+        height: usize,
+        /// Latent width.
+        width: usize,
+        /// The module that cannot take its input.
+        at: String,
+        /// Why.
+        reason: String,
+    },
+    /// The weights lack a tensor.
+    #[error("the weights have no tensor `{name}`: they are incomplete, or the configuration is of another model")]
+    MissingTensor {
+        /// The tensor.
+        name: String,
+    },
+    /// A tensor has another shape than the configuration says.
+    #[error("tensor `{name}` has shape {found:?}; the configuration makes it {expected:?}")]
+    WrongShape {
+        /// The tensor.
+        name: String,
+        /// The shape that follows from the configuration.
+        expected: Vec<usize>,
+        /// The shape in the file.
+        found: Vec<usize>,
+    },
+    /// A tensor is not of floats.
+    #[error("tensor `{name}` is of dtype {found}; weights must be F16, BF16, F32 or F64")]
+    WrongDtype {
+        /// The tensor.
+        name: String,
+        /// The dtype in the file.
+        found: Dtype,
+    },
+}
+
+/// One self-attention layer of a teacher, at one latent size.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// Its diffusers module path, e.g. `down_blocks.0.attentions.0.transformer_blocks.0`.
+    pub name: String,
+    /// Its place in the order of the forward pass, from 0.
+    pub index: usize,
+    /// C of its input and output [B, H, W, C].
+    pub channels: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// H of its map.
+    pub height: usize,
+    /// W of its map.
+    pub width: usize,
+}
+
+/// A pre-trained model, as its `config.json` describes it.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Teacher {
+    /// diffusers' `UNet2DConditionModel`, in the folder `unet`.
+    UNet(UNetConfig),
+}
+
+/// The classes that [`Teacher::parse`] knows.
+const CLASSES: &str = "UNet2DConditionModel";
+
+impl Teacher {
+    /// Reads a model's `config.json`.
+    ///
+    /// # Errors
+    /// [`Error::Class`] for a class that is not known, and whatever is wrong with the configuration.
+    pub fn parse(json: &[u8]) -> Result<Self, Error> {
+        let fields = fields::Fields::parse(json)?;
+        match fields.class()?.as_str() {
+            "UNet2DConditionModel" => Ok(Self::UNet(UNetConfig::from_fields(fields)?)),
+            found => Err(Error::Class { found: found.to_owned(), supported: CLASSES }),
+        }
+    }
+
+    /// Name and shape of every tensor that the model's weights must have.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        match self {
+            Self::UNet(config) => config.tensors(),
+        }
+    }
+
+    /// The layers in the order of the forward pass, for latents of `height` × `width`.
+    ///
+    /// # Errors
+    /// [`Error::MapSize`] where latents of that size cannot go through the model.
+    pub fn layers(&self, height: usize, width: usize) -> Result<Vec<Layer>, Error> {
+        match self {
+            Self::UNet(config) => config.layers(height, width),
+        }
+    }
+
+    /// Channels of the latents that go in.
+    pub fn latent_channels(&self) -> usize {
+        match self {
+            Self::UNet(config) => config.in_channels,
+        }
+    }
+
+    /// Height and width of the latents that the model was trained at, where the configuration says so.
+    pub fn sample_size(&self) -> Option<(usize, usize)> {
+        match self {
+            Self::UNet(config) => config.sample_size,
+        }
+    }
+
+    /// Checks the header of the model's weights against the configuration.
+    ///
+    /// Tensors that the model has no place for are not looked at, as in diffusers.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], [`Error::WrongShape`] or [`Error::WrongDtype`] for the first tensor at fault.
+    pub fn check(&self, header: &Header) -> Result<(), Error> {
+        for (name, expected) in self.tensors() {
+            let Some(found) = header.tensors.get(&name) else {
+                return Err(Error::MissingTensor { name });
+            };
+            if found.shape != expected {
+                return Err(Error::WrongShape { name, expected, found: found.shape.clone() });
+            }
+            if !found.dtype.is_weight() {
+                return Err(Error::WrongDtype { name, found: found.dtype });
+            }
+        }
+        Ok(())
+    }
+}

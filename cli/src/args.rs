@@ -1,0 +1,66 @@
+//! The command line: one subcommand a file of [`crate::commands`], and what they share.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::commands;
+use crate::demo;
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 the job failed or was cancelled, 2 the command could not do what was \
+                          asked, 130 interrupted.";
+
+/// Convert pre-trained diffusion models into attention-free ones.
+#[derive(Debug, Parser)]
+#[command(name = "deltaconv", version, after_help = EXIT_CODES, propagate_version = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Convert the shipped teacher, with a coordinator and workers on this machine
+    Demo(demo::Arguments),
+    /// Plan jobs, lease their tasks to workers, and assemble the results
+    Coordinator(commands::coordinator::Arguments),
+    /// Join a coordinator and work for it
+    Worker(commands::worker::Arguments),
+    /// Submit a job, or see what it would do
+    Submit(commands::submit::Arguments),
+    /// List the jobs
+    Jobs(commands::jobs::Arguments),
+    /// Show where a job stands
+    Status(commands::status::Arguments),
+    /// Follow a job until it ends
+    Watch(commands::watch::Arguments),
+    /// List the workers
+    Workers(commands::workers::Arguments),
+    /// End a job before it is done
+    Cancel(commands::cancel::Arguments),
+}
+
+/// Where the coordinator is.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Connection {
+    /// URL of the coordinator
+    #[arg(long, value_name = "URL", env = "DELTACONV_COORDINATOR", default_value = "http://127.0.0.1:7433")]
+    pub(crate) coordinator: String,
+}
+
+/// How what is shown is written to stdout.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    #[default]
+    Text,
+    /// For programs
+    Json,
+}
+
+/// Whether output is for people or for programs.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Output {
+    /// How to write what is shown
+    #[arg(short = 'o', long = "output", value_enum, value_name = "FORMAT", default_value_t)]
+    pub(crate) format: Format,
+}

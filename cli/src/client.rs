@@ -1,0 +1,141 @@
+//! Calls to the coordinator, with errors that people can act on.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use deltaconv_proto::v1;
+use deltaconv_proto::v1::operator_service_client::OperatorServiceClient;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Response, Status};
+
+use crate::error::{Error, explain};
+
+/// A coordinator that is there answers a connection in much less.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Planning reads a teacher's headers from wherever it lies.
+const CALL_TIMEOUT: Duration = Duration::from_secs(120);
+/// A watched coordinator whose machine is gone is noticed after this.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// A connection to one coordinator.
+pub(crate) struct Client {
+    url: String,
+    service: OperatorServiceClient<Channel>,
+}
+
+impl Client {
+    /// Connects. Fails at once if nobody answers.
+    pub(crate) async fn connect(url: &str) -> Result<Self, Error> {
+        let endpoint = endpoint(url)?;
+        let channel = endpoint.connect().await.map_err(|error| unreachable(url, &error))?;
+        Ok(Self { url: url.into(), service: OperatorServiceClient::new(channel) })
+    }
+
+    pub(crate) async fn plan(&mut self, spec: v1::JobSpec) -> Result<v1::JobPlan, Error> {
+        let answer = self.service.plan(request(v1::PlanRequest { spec: Some(spec) })).await;
+        self.answer(answer)?.plan.ok_or_else(|| Error::Incomplete { url: self.url.clone(), part: "plan" })
+    }
+
+    pub(crate) async fn submit(&mut self, spec: v1::JobSpec) -> Result<v1::SubmitResponse, Error> {
+        let answer = self.service.submit(request(v1::SubmitRequest { spec: Some(spec) })).await;
+        self.answer(answer)
+    }
+
+    pub(crate) async fn jobs(&mut self) -> Result<v1::ListJobsResponse, Error> {
+        let answer = self.service.list_jobs(request(v1::ListJobsRequest {})).await;
+        self.answer(answer)
+    }
+
+    pub(crate) async fn job(&mut self, job_id: &str) -> Result<v1::JobStatus, Error> {
+        let answer = self.service.get_job(request(v1::GetJobRequest { job_id: job_id.into() })).await;
+        self.answer(answer)
+    }
+
+    pub(crate) async fn cancel(&mut self, job_id: &str) -> Result<v1::JobStatus, Error> {
+        let answer = self.service.cancel_job(request(v1::CancelJobRequest { job_id: job_id.into() })).await;
+        self.answer(answer)
+    }
+
+    pub(crate) async fn workers(&mut self) -> Result<v1::ListWorkersResponse, Error> {
+        let answer = self.service.list_workers(request(v1::ListWorkersRequest {})).await;
+        self.answer(answer)
+    }
+
+    /// The job's status now and at each change.
+    pub(crate) async fn watch(&mut self, job_id: &str) -> Result<Statuses, Error> {
+        // No time limit: the stream lives as long as the job.
+        let answer = self.service.watch_job(v1::WatchJobRequest { job_id: job_id.into() }).await;
+        Ok(Statuses { url: self.url.clone(), stream: self.answer(answer)? })
+    }
+
+    fn answer<T>(&self, answer: Result<Response<T>, Status>) -> Result<T, Error> {
+        answer.map(Response::into_inner).map_err(|status| failure(&self.url, &status))
+    }
+}
+
+/// The statuses of one job, as the coordinator sends them.
+pub(crate) struct Statuses {
+    url: String,
+    stream: tonic::Streaming<v1::JobStatus>,
+}
+
+impl Statuses {
+    /// The next status. A stream that ends is a coordinator that leaves.
+    pub(crate) async fn next(&mut self) -> Result<v1::JobStatus, Error> {
+        match self.stream.message().await {
+            Ok(Some(status)) => Ok(status),
+            Ok(None) => Err(Error::Unreachable { url: self.url.clone(), reason: "it ended the stream".into() }),
+            Err(status) => Err(failure(&self.url, &status)),
+        }
+    }
+}
+
+fn endpoint(url: &str) -> Result<Endpoint, Error> {
+    let refused = |reason: &str| Error::CoordinatorUrl { url: url.into(), reason: reason.into() };
+    let parsed = url::Url::parse(url).map_err(|error| refused(&error.to_string()))?;
+    match parsed.scheme() {
+        "http" if parsed.has_host() => {}
+        "https" => return Err(refused("this version speaks http only")),
+        _ => return Err(refused("it has no http://")),
+    }
+    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| refused(&explain(&error)))?;
+    Ok(endpoint.connect_timeout(CONNECT_TIMEOUT).http2_keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE))
+}
+
+fn request<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(CALL_TIMEOUT);
+    request
+}
+
+fn unreachable(url: &str, error: &(dyn std::error::Error + 'static)) -> Error {
+    Error::Unreachable { url: url.into(), reason: root_cause(error) }
+}
+
+/// The last cause says what happened ("Connection refused"); those above it only say where in the client.
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut last = error;
+    while let Some(cause) = last.source() {
+        last = cause;
+    }
+    last.to_string()
+}
+
+/// Tells a coordinator that refuses, in its own words, from one that could not be asked.
+fn failure(url: &str, status: &Status) -> Error {
+    // Only a status that was made on this side has a cause.
+    if let Some(cause) = status.source() {
+        return unreachable(url, cause);
+    }
+    match status.code() {
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => {
+            Error::Unreachable { url: url.into(), reason: status.message().into() }
+        }
+        Code::Unimplemented => Error::Unreachable {
+            url: url.into(),
+            reason: format!("what listens there does not know this call ({})", status.message()),
+        },
+        _ if status.message().is_empty() => Error::Refused { message: format!("{url} answered: {}", status.code()) },
+        _ => Error::Refused { message: status.message().into() },
+    }
+}

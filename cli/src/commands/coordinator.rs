@@ -1,0 +1,63 @@
+//! `deltaconv coordinator`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use super::interrupted;
+use crate::error::{Error, explain};
+use crate::{duration, ending, logs};
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Folder of the durable state; made if it isn't there
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7433")]
+    listen: SocketAddr,
+    /// Listen where other machines can connect, without encryption
+    #[arg(long)]
+    allow_plaintext: bool,
+    /// The token that workers join with; made if it isn't there [default: worker.token in the state's folder]
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Write the coordinator's URL to this file once it listens
+    #[arg(long, value_name = "FILE")]
+    address_file: Option<PathBuf>,
+    /// A worker that is not heard of for this long loses its tasks
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration::parse)]
+    lease_ttl: Duration,
+    /// Longest time between two checkpoints of a task
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration::parse)]
+    checkpoint_interval: Duration,
+    /// End when stdin closes
+    #[arg(long, hide = true)]
+    exit_with_parent: bool,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
+    if !arguments.listen.ip().is_loopback() && !arguments.allow_plaintext {
+        return Err(Error::Plaintext { address: arguments.listen });
+    }
+    logs::start();
+    let options = deltaconv_coordinator::Options {
+        token_file: arguments.token_file.unwrap_or_else(|| arguments.state.join("worker.token")),
+        state: arguments.state,
+        listen: arguments.listen,
+        address_file: arguments.address_file,
+        lease_ttl: arguments.lease_ttl,
+        checkpoint_interval: arguments.checkpoint_interval,
+    };
+    let shutdown = CancellationToken::new();
+    let service = deltaconv_coordinator::run(options, shutdown.clone());
+    match ending::serve(arguments.exit_with_parent, &shutdown, service).await? {
+        Some(Ok(())) => Ok(ExitCode::SUCCESS),
+        Some(Err(error)) => Err(Error::Coordinator { message: explain(&error) }),
+        None => Ok(interrupted()),
+    }
+}

@@ -1,0 +1,60 @@
+//! Durations as people write and read them.
+
+use std::time::Duration;
+
+/// Reads `250ms`, `10s` or `2m`.
+pub(crate) fn parse(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let milliseconds_of_unit = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        _ => return Err("write a whole number with a unit: 250ms, 10s or 2m".into()),
+    };
+    let duration = number.parse::<u64>().ok().and_then(|number| number.checked_mul(milliseconds_of_unit));
+    match duration {
+        Some(milliseconds) if milliseconds > 0 => Ok(Duration::from_millis(milliseconds)),
+        _ => Err(format!("{number:?} is not a positive number of {unit} that fits")),
+    }
+}
+
+/// Writes `4.2 s`, `36 s` or `2 min 5 s`.
+pub(crate) fn spell(seconds: f64) -> String {
+    if !seconds.is_finite() || seconds < 0.0 {
+        return "?".into();
+    }
+    if seconds < 9.95 {
+        return format!("{seconds:.1} s");
+    }
+    let whole = seconds.round() as u64;
+    match (whole / 3600, whole / 60 % 60, whole % 60) {
+        (0, 0, s) => format!("{s} s"),
+        (0, m, s) => format!("{m} min {s} s"),
+        (h, m, _) => format!("{h} h {m} min"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_are_read_and_anything_else_is_refused() {
+        assert_eq!(parse("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(parse("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(parse("2m"), Ok(Duration::from_secs(120)));
+        for bad in ["", "10", "s", "0s", "-1s", "1.5s", "1h", "99999999999999999999s", "18446744073709551615m"] {
+            assert!(parse(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn durations_are_spelled_for_people() {
+        assert_eq!(spell(0.24), "0.2 s");
+        assert_eq!(spell(9.99), "10 s");
+        assert_eq!(spell(125.4), "2 min 5 s");
+        assert_eq!(spell(3725.0), "1 h 2 min");
+        assert_eq!(spell(f64::NAN), "?");
+    }
+}

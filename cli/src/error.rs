@@ -1,0 +1,127 @@
+//! What went wrong, with which value, and what to do next.
+
+use std::error::Error as StdError;
+use std::io;
+use std::path::PathBuf;
+
+/// Why a command could not do what was asked.
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
+pub(crate) enum Error {
+    #[error("cannot start: {source}")]
+    Runtime { source: io::Error },
+
+    #[error("{url:?} is not the URL of a coordinator: {reason}")]
+    #[diagnostic(help("write http://HOST:PORT, as `deltaconv coordinator` says it when it starts"))]
+    CoordinatorUrl { url: String, reason: String },
+
+    #[error("no coordinator answers at {url}: {reason}")]
+    #[diagnostic(help(
+        "start one with `deltaconv coordinator --state DIR`, or name another with --coordinator URL or \
+         DELTACONV_COORDINATOR"
+    ))]
+    Unreachable { url: String, reason: String },
+
+    /// What the coordinator answered, as it wrote it.
+    #[error("{message}")]
+    Refused { message: String },
+
+    #[error("the answer of the coordinator at {url} lacks its {part}")]
+    #[diagnostic(help("is the coordinator of another version? `deltaconv --version` must say the same on both sides"))]
+    Incomplete { url: String, part: &'static str },
+
+    #[error(
+        "--listen {address} can be reached from other machines, and what is sent there, the workers' token too, is \
+         not encrypted"
+    )]
+    #[diagnostic(help(
+        "listen on 127.0.0.1, or, in a network where nobody else listens, allow it with --allow-plaintext"
+    ))]
+    Plaintext { address: std::net::SocketAddr },
+
+    #[error("{message}")]
+    Coordinator { message: String },
+
+    #[error("{message}")]
+    Worker { message: String },
+
+    #[error("cannot {action} {}: {source}", path.display())]
+    File { action: &'static str, path: PathBuf, source: io::Error },
+
+    #[error("{} is not a job: {reason}", path.display())]
+    JobFile { path: PathBuf, reason: String },
+
+    #[error("{path:?} can't be written as a URL")]
+    #[diagnostic(help("paths must be UTF-8; rename the folder, or give a URL such as file:///folder"))]
+    Location { path: String },
+
+    #[error("{} exists and is no demo of deltaconv: it holds {found:?}", folder.display())]
+    #[diagnostic(help("name another folder with --out, or move what is there away"))]
+    NotADemo { folder: PathBuf, found: String },
+
+    #[error("a demo is running in {} already", folder.display())]
+    #[diagnostic(help("wait for it or end it with Ctrl-C there, or name another folder with --out"))]
+    DemoRunning { folder: PathBuf },
+
+    #[error("{} holds a demo with {held}, and this one is with {asked}", folder.display())]
+    #[diagnostic(help("run it with the same settings, name another folder with --out, or remove {}", folder.display()))]
+    OtherDemo { folder: PathBuf, held: String, asked: String },
+
+    #[error("{} belongs to a finished demo and is gone", path.display())]
+    #[diagnostic(help("remove {} to convert again", folder.display()))]
+    OutcomeGone { path: PathBuf, folder: PathBuf },
+
+    #[error("{name} could not be kept running ({status}, started {starts} times): {last_words}")]
+    #[diagnostic(help("{} tells more; the same command again goes on where this one stopped", log.display()))]
+    KeepsEnding { name: String, status: String, starts: u32, last_words: String, log: PathBuf },
+
+    #[error("the coordinator did not listen within {seconds} s")]
+    #[diagnostic(help("{} may say why", log.display()))]
+    NotListening { seconds: u64, log: PathBuf },
+}
+
+impl Error {
+    /// Fits [`Result::map_err`]: what could not be done to which file.
+    pub(crate) fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { action, path, source }
+    }
+
+    /// Whether trying again may help, because nobody answered.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Unreachable { .. })
+    }
+}
+
+/// An error with its causes, in one line. Many messages quote their cause; it is not said twice.
+pub(crate) fn explain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Link {
+        text: &'static str,
+        source: Option<Box<Link>>,
+    }
+
+    #[test]
+    fn causes_are_said_once() {
+        let root = Link { text: "disk full", source: None };
+        let middle = Link { text: "a/b: disk full", source: Some(Box::new(root)) };
+        let top = Link { text: "cannot write", source: Some(Box::new(middle)) };
+        assert_eq!(explain(&top), "cannot write: a/b: disk full");
+    }
+}

@@ -1,0 +1,206 @@
+//! JOB.toml, and the one place that holds the defaults of a job.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use deltaconv_proto::v1;
+use serde::Deserialize;
+
+use crate::error::Error;
+use crate::location;
+
+/// A job as an operator writes it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JobFile {
+    /// Default: the file's name.
+    name: Option<String>,
+    /// Path relative to the file, or URL.
+    teacher: String,
+    /// Path relative to the file, or URL.
+    output: String,
+    #[serde(default)]
+    data: DataTable,
+    #[serde(default)]
+    recipe: RecipeTable,
+    #[serde(default)]
+    evaluation: EvaluationTable,
+}
+
+/// `[data]`: where samples come from.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct DataTable {
+    /// Path relative to the file, or URL; default: the teacher's folder.
+    pub(crate) url: Option<String>,
+    pub(crate) seed: u64,
+    pub(crate) held_out_latents: u32,
+}
+
+impl Default for DataTable {
+    fn default() -> Self {
+        Self { url: None, seed: 0, held_out_latents: 48 }
+    }
+}
+
+/// `[recipe]`: what is recorded and how every block is trained.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RecipeTable {
+    pub(crate) samples: u32,
+    pub(crate) held_out_samples: u32,
+    pub(crate) shard_samples: u32,
+    pub(crate) steps: u32,
+    pub(crate) batch: u32,
+    pub(crate) learning_rate: f64,
+    pub(crate) warmup_steps: u32,
+    pub(crate) weight_decay: f64,
+    pub(crate) clip_norm: f64,
+    pub(crate) ema_decay: f64,
+    pub(crate) empty_prompt_fraction: f64,
+    pub(crate) inter_ratio: f64,
+    pub(crate) scales: Vec<f64>,
+    pub(crate) kernel_sizes: BTreeMap<String, u32>,
+}
+
+impl Default for RecipeTable {
+    fn default() -> Self {
+        Self {
+            samples: 1024,
+            held_out_samples: 64,
+            shard_samples: 64,
+            steps: 600,
+            batch: 16,
+            learning_rate: 2e-3,
+            warmup_steps: 50,
+            weight_decay: 0.0,
+            clip_norm: 1.0,
+            ema_decay: 0.99,
+            empty_prompt_fraction: 0.15,
+            inter_ratio: 0.5,
+            scales: vec![1.0, 0.5],
+            kernel_sizes: BTreeMap::new(),
+        }
+    }
+}
+
+/// `[evaluation]`: how much the teacher and the student are compared.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct EvaluationTable {
+    pub(crate) samples: u32,
+    pub(crate) prompts: u32,
+    pub(crate) ddim_steps: u32,
+    pub(crate) guidance: f64,
+}
+
+impl Default for EvaluationTable {
+    fn default() -> Self {
+        Self { samples: 128, prompts: 8, ddim_steps: 20, guidance: 2.0 }
+    }
+}
+
+/// Reads a job and resolves its paths.
+pub(crate) fn read(path: &Path) -> Result<v1::JobSpec, Error> {
+    let text = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
+    let absolute = std::path::absolute(path).map_err(Error::file("find", path))?;
+    let folder = absolute.parent().unwrap_or(Path::new("/"));
+    let not_a_job = |reason: String| Error::JobFile { path: path.into(), reason: reason.trim_end().into() };
+    let file: JobFile = toml::from_str(&text).map_err(|e| not_a_job(e.to_string()))?;
+
+    let named_by_file = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let name = file.name.or(named_by_file).unwrap_or_default();
+    let teacher_url = location::url(&file.teacher, folder)?;
+    let output_url = location::url(&file.output, folder)?;
+    let data_url = match &file.data.url {
+        Some(named) => location::url(named, folder)?,
+        None => teacher_url.clone(),
+    };
+    let data =
+        v1::Data { url: data_url, seed: file.data.seed, held_out_latents: file.data.held_out_latents };
+    Ok(spec(name, teacher_url, output_url, data, file.recipe, file.evaluation))
+}
+
+/// A job as it is submitted.
+pub(crate) fn spec(
+    name: String,
+    teacher_url: String,
+    output_url: String,
+    data: v1::Data,
+    recipe: RecipeTable,
+    evaluation: EvaluationTable,
+) -> v1::JobSpec {
+    v1::JobSpec {
+        name,
+        teacher_url,
+        output_url,
+        data: Some(data),
+        recipe: Some(v1::Recipe {
+            samples: recipe.samples,
+            held_out_samples: recipe.held_out_samples,
+            shard_samples: recipe.shard_samples,
+            steps: recipe.steps,
+            batch: recipe.batch,
+            learning_rate: recipe.learning_rate,
+            warmup_steps: recipe.warmup_steps,
+            weight_decay: recipe.weight_decay,
+            clip_norm: recipe.clip_norm,
+            ema_decay: recipe.ema_decay,
+            empty_prompt_fraction: recipe.empty_prompt_fraction,
+            inter_ratio: recipe.inter_ratio,
+            scales: recipe.scales,
+            kernel_sizes: recipe.kernel_sizes,
+        }),
+        evaluation: Some(v1::Evaluation {
+            samples: evaluation.samples,
+            prompts: evaluation.prompts,
+            ddim_steps: evaluation.ddim_steps,
+            guidance: evaluation.guidance,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_text(text: &str) -> Result<v1::JobSpec, Error> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("tiny.toml");
+        std::fs::write(&path, text).expect("written");
+        read(&path)
+    }
+
+    #[test]
+    fn what_is_not_written_has_its_default() {
+        let spec = read_text("teacher = '/t'\noutput = 's3://b/o'\n[recipe]\nsteps = 7\n").expect("a job");
+        assert_eq!(spec.name, "tiny");
+        assert_eq!(spec.teacher_url, "file:///t");
+        assert_eq!(spec.output_url, "s3://b/o");
+        let data = spec.data.expect("data");
+        assert_eq!((data.url.as_str(), data.seed, data.held_out_latents), ("file:///t", 0, 48));
+        let recipe = spec.recipe.expect("a recipe");
+        assert_eq!((recipe.steps, recipe.samples, recipe.scales), (7, 1024, vec![1.0, 0.5]));
+        assert_eq!(spec.evaluation.expect("an evaluation").ddim_steps, 20);
+    }
+
+    #[test]
+    fn kernel_sizes_are_given_by_layer() {
+        let spec = read_text("teacher = 't'\noutput = 'o'\n[recipe.kernel_sizes]\n\"mid_block.attentions.0\" = 5\n");
+        let sizes = spec.expect("a job").recipe.expect("a recipe").kernel_sizes;
+        assert_eq!(sizes.get("mid_block.attentions.0"), Some(&5));
+    }
+
+    #[test]
+    fn unknown_keys_and_wrong_values_are_named() {
+        for (text, named) in [
+            ("teacher = 't'\noutput = 'o'\nstepz = 3\n", "stepz"),
+            ("teacher = 't'\noutput = 'o'\n[recipe]\nlerning_rate = 3\n", "lerning_rate"),
+            ("teacher = 't'\noutput = 'o'\n[recipe]\nsteps = -3\n", "-3"),
+            ("output = 'o'\n", "teacher"),
+        ] {
+            let error = read_text(text).expect_err("refused").to_string();
+            assert!(error.contains(named) && error.contains("tiny.toml"), "{error}");
+        }
+    }
+}

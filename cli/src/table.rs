@@ -1,0 +1,43 @@
+//! Tables as the commands print them: columns and nothing else, so that they can be cut and searched.
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+
+/// A table with these headings.
+pub(crate) fn table<const N: usize>(headings: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(headings.map(str::to_uppercase));
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table
+}
+
+/// Aligns these columns to the right, as numbers are read.
+pub(crate) fn numbers(table: &mut Table, columns: &[usize]) {
+    for &index in columns {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+}
+
+/// The table as text, without blanks at the ends of lines.
+pub(crate) fn text(table: &Table) -> String {
+    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+/// A figure, or a dash while it isn't known.
+pub(crate) fn figure(value: f64, spelled: impl FnOnce(f64) -> String) -> String {
+    if value.is_finite() && value > 0.0 { spelled(value) } else { "–".into() }
+}
+
+/// A number of bytes in the unit that suits it.
+pub(crate) fn bytes(count: u64) -> String {
+    let units = [("GB", 1e9), ("MB", 1e6), ("kB", 1e3)];
+    let count = count as f64;
+    match units.iter().find(|(_, size)| count >= *size) {
+        Some((unit, size)) => format!("{:.1} {unit}", count / size),
+        None => format!("{count} B"),
+    }
+}

@@ -1,0 +1,44 @@
+//! The gRPC services: thin, they check what peers send and hand it to the core.
+
+mod auth;
+mod operator;
+mod wake;
+mod worker;
+
+pub use auth::{Token, TokenError};
+pub use operator::OperatorApi;
+pub use wake::Wakers;
+pub use worker::WorkerApi;
+
+use deltaconv_proto::ids::{InvalidId, JobId};
+use tonic::Status;
+
+use crate::core::Stopped;
+use crate::schedule;
+
+impl From<Stopped> for Status {
+    fn from(stopped: Stopped) -> Self {
+        Self::unavailable(stopped.to_string())
+    }
+}
+
+impl From<schedule::Error> for Status {
+    fn from(error: schedule::Error) -> Self {
+        let message = error.to_string();
+        match error {
+            schedule::Error::UnknownJob(_) => Self::not_found(message),
+            schedule::Error::OutputInUse { .. } => Self::already_exists(message),
+            schedule::Error::Ended { .. } => Self::failed_precondition(message),
+            schedule::Error::InvalidId(_) => Self::invalid_argument(message),
+            schedule::Error::Record(_) => Self::data_loss(message),
+        }
+    }
+}
+
+fn invalid(error: InvalidId) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn job_id(text: String) -> Result<JobId, Status> {
+    JobId::new(text).map_err(invalid)
+}

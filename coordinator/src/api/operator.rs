@@ -1,0 +1,139 @@
+//! What operators call.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use deltaconv_proto::ids::JobId;
+use deltaconv_proto::v1;
+use deltaconv_proto::v1::operator_service_server::OperatorService;
+use tokio_stream::Stream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use super::job_id;
+use crate::core::Handle;
+use crate::plan;
+
+/// How often a watched job is looked at.
+const WATCH_INTERVAL: Duration = Duration::from_millis(300);
+
+/// The operator service.
+pub struct OperatorApi {
+    core: Handle,
+    shutdown: CancellationToken,
+}
+
+impl OperatorApi {
+    /// A service on `core` whose streams end with `shutdown`.
+    pub fn new(core: Handle, shutdown: CancellationToken) -> Self {
+        Self { core, shutdown }
+    }
+
+    async fn status(&self, id: JobId) -> Result<v1::JobStatus, Status> {
+        status(&self.core, id).await
+    }
+}
+
+async fn status(core: &Handle, id: JobId) -> Result<v1::JobStatus, Status> {
+    Ok(core.call(move |state, now, _| state.status(&id, now)).await??)
+}
+
+fn spec_of(spec: Option<v1::JobSpec>) -> Result<v1::JobSpec, Status> {
+    let mut spec = spec.ok_or_else(|| Status::invalid_argument("the request has no spec"))?;
+    // One spelling of an output, so that two jobs can't write to it under two.
+    spec.output_url = spec.output_url.trim_end_matches('/').to_owned();
+    Ok(spec)
+}
+
+fn planning_failed(error: plan::Error) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+#[tonic::async_trait]
+impl OperatorService for OperatorApi {
+    async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::PlanResponse>, Status> {
+        let spec = spec_of(request.into_inner().spec)?;
+        let plan = plan::plan(&spec).await.map_err(planning_failed)?;
+        Ok(Response::new(v1::PlanResponse { plan: Some(plan) }))
+    }
+
+    async fn submit(&self, request: Request<v1::SubmitRequest>) -> Result<Response<v1::SubmitResponse>, Status> {
+        let spec = spec_of(request.into_inner().spec)?;
+        let url = spec.output_url.clone();
+        let known = self.core.call(move |state, _, _| state.job_writing_to(&url).is_some()).await?;
+        let plan = plan::plan(&spec).await.map_err(planning_failed)?;
+        if !known {
+            plan::claim_output(&spec).await.map_err(planning_failed)?;
+        }
+        let submitted = self.core.call(move |state, now, effects| state.submit(spec, plan, now, effects));
+        let (job, existed) = submitted.await??;
+        tracing::info!(%job, existed, "job submitted");
+        Ok(Response::new(v1::SubmitResponse { job_id: job.to_string(), existed }))
+    }
+
+    async fn list_jobs(&self, _: Request<v1::ListJobsRequest>) -> Result<Response<v1::ListJobsResponse>, Status> {
+        let jobs = self.core.call(|state, _, _| state.summaries()).await?;
+        Ok(Response::new(v1::ListJobsResponse { jobs }))
+    }
+
+    async fn get_job(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::JobStatus>, Status> {
+        let id = job_id(request.into_inner().job_id)?;
+        Ok(Response::new(self.status(id).await?))
+    }
+
+    type WatchJobStream = Pin<Box<dyn Stream<Item = Result<v1::JobStatus, Status>> + Send>>;
+
+    async fn watch_job(
+        &self,
+        request: Request<v1::WatchJobRequest>,
+    ) -> Result<Response<Self::WatchJobStream>, Status> {
+        let id = job_id(request.into_inner().job_id)?;
+        let first = self.status(id.clone()).await?;
+        let (core, shutdown) = (self.core.clone(), self.shutdown.clone());
+        let stream = futures::stream::unfold((Some(first), None), move |(next, last)| {
+            let (core, shutdown, id) = (core.clone(), shutdown.clone(), id.clone());
+            async move {
+                if let Some(status) = next {
+                    return Some((Ok(status.clone()), (None, Some(status))));
+                }
+                let last = last?;
+                if has_ended(&last) {
+                    return None;
+                }
+                loop {
+                    tokio::select! {
+                        () = shutdown.cancelled() => return None,
+                        () = tokio::time::sleep(WATCH_INTERVAL) => {}
+                    }
+                    match status(&core, id.clone()).await {
+                        // NaN differs from itself, so a layer without a figure counts as a change; that is harmless.
+                        Ok(status) if status == last => {}
+                        Ok(status) => return Some((Ok(status.clone()), (None, Some(status)))),
+                        Err(error) => return Some((Err(error), (None, None))),
+                    }
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn cancel_job(&self, request: Request<v1::CancelJobRequest>) -> Result<Response<v1::JobStatus>, Status> {
+        let id = job_id(request.into_inner().job_id)?;
+        let cancelled = id.clone();
+        self.core.call(move |state, now, effects| state.cancel(&cancelled, now, effects)).await??;
+        tracing::info!(job = %id, "job cancelled");
+        Ok(Response::new(self.status(id).await?))
+    }
+
+    async fn list_workers(
+        &self,
+        _: Request<v1::ListWorkersRequest>,
+    ) -> Result<Response<v1::ListWorkersResponse>, Status> {
+        let workers = self.core.call(|state, now, _| state.worker_statuses(now)).await?;
+        Ok(Response::new(v1::ListWorkersResponse { workers }))
+    }
+}
+
+fn has_ended(status: &v1::JobStatus) -> bool {
+    status.summary.as_ref().is_none_or(|summary| summary.state != "running")
+}

@@ -1,0 +1,76 @@
+//! What workers call.
+
+use std::time::Duration;
+
+use deltaconv_proto::ids::WorkerId;
+use deltaconv_proto::v1;
+use deltaconv_proto::v1::worker_service_server::WorkerService;
+use tonic::{Request, Response, Status};
+
+use super::{Wakers, invalid};
+use crate::core::Handle;
+
+/// The longest that a Sync is held.
+const MAX_HOLD: Duration = Duration::from_secs(20);
+/// A worker runs few attempts at a time; more in one report is no worker of ours.
+const MAX_ATTEMPTS: usize = 64;
+
+/// The worker service.
+pub struct WorkerApi {
+    core: Handle,
+    wakers: Wakers,
+    lease_ttl: Duration,
+    checkpoint_interval: Duration,
+}
+
+impl WorkerApi {
+    /// A service on `core`, telling workers the times they must keep.
+    pub fn new(core: Handle, wakers: Wakers, lease_ttl: Duration, checkpoint_interval: Duration) -> Self {
+        Self { core, wakers, lease_ttl, checkpoint_interval }
+    }
+
+    async fn sync_once(&self, request: v1::SyncRequest) -> Result<v1::SyncResponse, Status> {
+        let rejoin = v1::SyncResponse { rejoin: true, ..v1::SyncResponse::default() };
+        let response = self.core.call(move |state, now, effects| state.sync(&request, now, effects)).await?;
+        Ok(response.unwrap_or(rejoin))
+    }
+}
+
+fn says_something(response: &v1::SyncResponse) -> bool {
+    response.rejoin
+        || !(response.start.is_empty() && response.cancel.is_empty() && response.acknowledged.is_empty())
+}
+
+#[tonic::async_trait]
+impl WorkerService for WorkerApi {
+    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
+        let request = request.into_inner();
+        let joined = self.core.call(move |state, now, effects| {
+            let name = request.name.clone();
+            state.join(request, now, effects).inspect(|worker| tracing::info!(%worker, name, "worker joined"))
+        });
+        Ok(Response::new(v1::JoinResponse {
+            worker_id: joined.await??.to_string(),
+            lease_ttl_ms: self.lease_ttl.as_millis() as u64,
+            checkpoint_interval_ms: self.checkpoint_interval.as_millis() as u64,
+        }))
+    }
+
+    async fn sync(&self, request: Request<v1::SyncRequest>) -> Result<Response<v1::SyncResponse>, Status> {
+        let request = request.into_inner();
+        if request.attempts.len() > MAX_ATTEMPTS {
+            let count = request.attempts.len();
+            return Err(Status::invalid_argument(format!("{count} attempts in one report; at most {MAX_ATTEMPTS}")));
+        }
+        let worker = WorkerId::new(request.worker_id.clone()).map_err(invalid)?;
+        let hold = Duration::from_millis(request.hold_ms).min(MAX_HOLD);
+        let response = self.sync_once(request.clone()).await?;
+        if says_something(&response) || hold.is_zero() {
+            return Ok(Response::new(response));
+        }
+        let bell = self.wakers.bell(&worker);
+        // Either way the worker is asked for again what it should be doing; the report itself is idempotent.
+        let _ = tokio::time::timeout(hold, bell.notified()).await;
+        Ok(Response::new(self.sync_once(request).await?))
+    }
+}

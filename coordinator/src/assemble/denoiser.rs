@@ -1,0 +1,102 @@
+//! The student's denoiser: the teacher's weights without attention, and the blocks.
+
+use deltaconv_proto::block;
+use deltaconv_proto::objects::Objects;
+use deltaconv_proto::safetensors::{Dtype, Header, TensorInfo, serialize_header};
+use deltaconv_proto::v1::{JobPlan, ObjectRef};
+use futures::TryStreamExt;
+
+use super::Error;
+use super::blocks::{self, LayerBlock};
+use super::stream::{self, Digest, Upload};
+use crate::plan::header::{self, FileHeader};
+use crate::plan::teacher::{MAX_HEADER_BYTES, WEIGHTS};
+
+/// A denoiser that was written.
+pub(super) struct Merged {
+    pub(super) model: ObjectRef,
+    /// BLAKE3 of the teacher's file, in hex.
+    pub(super) teacher_digest: String,
+}
+
+/// Writes the student's weights to `key`: first the blocks, in f32, then the frozen tensors as they are and in the order
+/// in which they lie in the teacher's file. Blocks first keeps all aligned, since no teacher's floats are wider.
+pub(super) async fn merge(
+    teacher: &Objects,
+    objects: &Objects,
+    plan: &JobPlan,
+    blocks: &[LayerBlock],
+    key: &str,
+) -> Result<Merged, Error> {
+    let file = header::read(teacher, WEIGHTS, MAX_HEADER_BYTES).await?;
+    if file.digest != plan.header_digest {
+        let (url, key) = (teacher.url().to_owned(), WEIGHTS.to_owned());
+        return Err(Error::TeacherChanged { url, key, expected: plan.header_digest.clone(), found: file.digest });
+    }
+    let frozen = frozen(teacher, &file.header, blocks)?;
+    let published = blocks::published(blocks);
+    let new = published.iter().map(|(name, shape)| (name.as_str(), Dtype::F32, shape.as_slice()));
+    let kept = frozen.iter().map(|(name, info)| (*name, info.dtype, info.shape.as_slice()));
+    let header = serialize_header(new.chain(kept), &file.header.metadata)
+        .map_err(|source| Error::WriteHeader { key: key.to_owned(), source })?;
+
+    let mut upload = Upload::begin(objects, key).await?;
+    let written = async {
+        upload.write(&header).await?;
+        blocks::write_tensors(objects, blocks, &mut upload).await?;
+        copy_frozen(teacher, &file, &frozen, &mut upload).await
+    }
+    .await;
+    let (teacher_digest, model) = upload.end(written).await?;
+    Ok(Merged { model, teacher_digest })
+}
+
+/// The teacher's tensors that no block replaces, in the order in which they lie in the file.
+fn frozen<'h>(
+    teacher: &Objects,
+    header: &'h Header,
+    blocks: &[LayerBlock],
+) -> Result<Vec<(&'h str, &'h TensorInfo)>, Error> {
+    let replaced: Vec<String> = blocks.iter().map(|(layer, _)| block::replaced_prefix(&layer.name)).collect();
+    let untouched = |prefix: &&String| !header.tensors.keys().any(|name| name.starts_with(prefix.as_str()));
+    if let Some(prefix) = replaced.iter().find(untouched) {
+        let (url, key, prefix) = (teacher.url().to_owned(), WEIGHTS.to_owned(), prefix.clone());
+        return Err(Error::NothingReplaced { url, key, prefix });
+    }
+    let stays = |name: &str| !replaced.iter().any(|prefix| name.starts_with(prefix));
+    let all = header.tensors.iter().map(|(name, info)| (name.as_str(), info));
+    let mut frozen: Vec<_> = all.filter(|(name, _)| stays(name)).collect();
+    frozen.sort_by_key(|(_, info)| (info.start, info.end));
+    Ok(frozen)
+}
+
+/// Reads the teacher's file once from start to end, writes the frozen tensors on, and returns the file's digest.
+async fn copy_frozen(
+    teacher: &Objects,
+    file: &FileHeader,
+    frozen: &[(&str, &TensorInfo)],
+    upload: &mut Upload<'_>,
+) -> Result<String, Error> {
+    let data_start = file.header.data_start();
+    let mut spans = frozen.iter().map(|(_, info)| (data_start + info.start, data_start + info.end)).peekable();
+    let mut digest = Digest::default();
+    let mut position = 0;
+    let mut pieces = std::pin::pin!(stream::read(teacher, WEIGHTS, file.file_len));
+    while let Some(piece) = pieces.try_next().await? {
+        digest.update(&piece).await;
+        let end = position + piece.len() as u64;
+        while let Some(&(from, to)) = spans.peek() {
+            let (first, last) = (from.max(position), to.min(end));
+            if first < last {
+                upload.write(&piece[(first - position) as usize..(last - position) as usize]).await?;
+            }
+            // The rest of this tensor, or the next one, lies in a later piece.
+            if to > end {
+                break;
+            }
+            spans.next();
+        }
+        position = end;
+    }
+    Ok(digest.hex())
+}

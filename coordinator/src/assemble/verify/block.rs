@@ -1,0 +1,54 @@
+//! A trained block: exactly the published tensors of its layer, f32, all finite, and how its training went.
+
+use deltaconv_proto::objects::Objects;
+use deltaconv_proto::safetensors::Dtype;
+use deltaconv_proto::v1::{DistillOutput, DistillTask, LayerPlan};
+use deltaconv_proto::{block, keys};
+
+use super::super::tensors::{self, Expected, Tensors};
+use super::{Error, Expectation, check_ref};
+use crate::observe::report::Training;
+
+/// Room for the curve of a long training.
+const MAX_HEADER_BYTES: u64 = 4 << 20;
+
+pub(super) async fn verify(
+    objects: &Objects,
+    output: &DistillOutput,
+    task: &DistillTask,
+    expectation: &Expectation<'_>,
+) -> Result<(), Error> {
+    let layer = task.layer.as_ref().ok_or(Error::Task("layer"))?;
+    let key = keys::block(task.round, &layer.name, expectation.attempt);
+    let object = output.block.as_ref().ok_or_else(|| Error::NoObject { expected: key.clone() })?;
+    check_ref(object, &key, tensors::bytes(&expected(layer)), MAX_HEADER_BYTES)?;
+    if !output.relative_error.is_finite() || output.relative_error < 0.0 {
+        let (what, found) = (format!("{key}: relative error"), output.relative_error.to_string());
+        return Err(Error::Value { what, found, expected: "a finite number from 0".to_owned() });
+    }
+    let bytes = objects.get_verified(object).await?;
+    let header = check(&bytes, layer).map_err(|source| Error::Tensors { key: key.clone(), source })?;
+    Training::parse(&header.metadata).map_err(|source| Error::Part { key, source })?;
+    Ok(())
+}
+
+/// The most bytes that the layer's block may have.
+pub(in crate::assemble) fn max_bytes(layer: &LayerPlan) -> u64 {
+    tensors::bytes(&expected(layer)).saturating_add(MAX_HEADER_BYTES)
+}
+
+/// Checks a whole block, and returns its header.
+pub(in crate::assemble) fn check(
+    bytes: &[u8],
+    layer: &LayerPlan,
+) -> Result<deltaconv_proto::safetensors::Header, tensors::Error> {
+    let expected = expected(layer);
+    let tensors = Tensors::parse(bytes)?;
+    tensors::exactly(&tensors.header, &expected)?;
+    expected.iter().try_for_each(|tensor| tensors.check_finite_f32(&tensor.name))?;
+    Ok(tensors.header)
+}
+
+fn expected(layer: &LayerPlan) -> Vec<Expected> {
+    block::tensors(layer).into_iter().map(|(name, shape)| Expected::new(name, Dtype::F32, shape)).collect()
+}

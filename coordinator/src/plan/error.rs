@@ -1,0 +1,157 @@
+use deltaconv_proto::objects;
+use deltaconv_proto::safetensors::Dtype;
+use deltaconv_proto::teacher;
+
+use super::header;
+
+/// Why a job can't be planned. Every message names the value and what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A field of the spec has a value that no job can have.
+    #[error("{field} = {value} is not valid: {expected}")]
+    Spec {
+        /// The field, as in a job file.
+        field: String,
+        /// What it says.
+        value: String,
+        /// What it should be.
+        expected: String,
+    },
+    /// A URL of the spec can't be opened.
+    #[error("{field}: {source}")]
+    Url {
+        /// The field, as in a job file.
+        field: &'static str,
+        /// What is wrong with it.
+        source: objects::Error,
+    },
+    /// A file that every job needs is not there.
+    #[error("no {key} under {url}: {remedy}")]
+    Missing {
+        /// The folder that was looked in.
+        url: String,
+        /// The file.
+        key: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The store failed, or an object is larger than it could be.
+    #[error(transparent)]
+    Objects(#[from] objects::Error),
+    /// A safetensors header can't be trusted.
+    #[error(transparent)]
+    Header(#[from] header::Error),
+    /// The teacher is none that can be converted, or its weights are not those of its configuration.
+    #[error("{url}/{key}: {source}")]
+    Teacher {
+        /// The teacher's folder.
+        url: String,
+        /// The file at fault.
+        key: &'static str,
+        /// What is wrong.
+        source: teacher::Error,
+    },
+    /// The teacher predicts something else than one number for each of the latent's.
+    #[error(
+        "{url}: out_channels = {output} but in_channels = {input}; teachers that predict more than the noise aren't supported"
+    )]
+    OutputChannels {
+        /// The teacher's folder.
+        url: String,
+        /// Channels that go in.
+        input: usize,
+        /// Channels that come out.
+        output: usize,
+    },
+    /// The teacher has nothing to replace.
+    #[error("{url}: the teacher has no self-attention layer, so there is nothing to convert")]
+    NoLayers {
+        /// The teacher's folder.
+        url: String,
+    },
+    /// A file of the data lacks a tensor.
+    #[error("{url}/{key} has no tensor `{tensor}`: it needs {expected}")]
+    MissingTensor {
+        /// The data's folder.
+        url: String,
+        /// The file.
+        key: &'static str,
+        /// The tensor.
+        tensor: &'static str,
+        /// What it would be.
+        expected: String,
+    },
+    /// A tensor of the data is of another shape or type than the job needs.
+    #[error("{url}/{key}: tensor `{tensor}` is {dtype} {shape:?}; expected {expected}")]
+    Tensor {
+        /// The data's folder.
+        url: String,
+        /// The file.
+        key: &'static str,
+        /// The tensor.
+        tensor: &'static str,
+        /// Its type.
+        dtype: Dtype,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// What it should be.
+        expected: String,
+    },
+    /// prompts.json is not what it should be.
+    #[error("{url}/{key}: {reason}")]
+    Prompts {
+        /// The data's folder.
+        url: String,
+        /// The file.
+        key: &'static str,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// A latent names a prompt that there is no embedding of.
+    #[error(
+        "{url}/latents.safetensors: `prompt`[{row}] = {prompt}, but prompt_embeddings.safetensors has rows 0 to {last}; \
+         correct the id, or add the embedding"
+    )]
+    PromptId {
+        /// The data's folder.
+        url: String,
+        /// The latent.
+        row: u64,
+        /// Its prompt.
+        prompt: i64,
+        /// The last row that there is.
+        last: u64,
+    },
+    /// The output's prefix belongs to something else.
+    #[error("{url} holds {found}, {what}: choose another output folder, or empty this one")]
+    OutputTaken {
+        /// The prefix.
+        url: String,
+        /// The first object that was found there.
+        found: String,
+        /// What it is, or isn't.
+        what: String,
+    },
+    /// The spec can't be written.
+    #[error("the spec can't be written as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+impl Error {
+    /// Puts what to do next to an object that is not there; other failures stay as they are.
+    pub(super) fn missing(error: objects::Error, key: &'static str, remedy: &'static str) -> Self {
+        match error {
+            objects::Error::NotFound { url, .. } => Self::Missing { url, key, remedy },
+            other => Self::Objects(other),
+        }
+    }
+
+    /// As [`Self::missing`], of a header.
+    pub(super) fn missing_header(error: header::Error, key: &'static str, remedy: &'static str) -> Self {
+        match error {
+            header::Error::Objects(error) => Self::missing(error, key, remedy),
+            other => Self::Header(other),
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Which blocks a job trains: the teacher's layers with what the recipe makes of them.
+
+use deltaconv_proto::block;
+use deltaconv_proto::teacher::{Layer, Teacher};
+use deltaconv_proto::v1::{LayerPlan, Recipe};
+
+use super::spec::invalid;
+use super::{Error, kernel_size};
+
+/// A shard is read whole.
+const MAX_SHARD_BYTES: u64 = 1 << 30;
+/// A block is read whole; SDXL's largest has 20 MB.
+const MAX_BLOCK_BYTES: u64 = 1 << 30;
+
+/// Plans the blocks of `layers`, which are in forward order.
+pub(super) fn plan(teacher: &Teacher, layers: &[Layer], recipe: &Recipe) -> Result<Vec<LayerPlan>, Error> {
+    if let Some((layer, size)) = recipe.kernel_sizes.iter().find(|(name, _)| layers.iter().all(|l| l.name != **name)) {
+        let known = layers.iter().map(|l| l.name.as_str()).collect::<Vec<_>>().join(", ");
+        let expected = format!("the teacher has no layer of that name; its layers are {known}");
+        return Err(invalid(format!("recipe.kernel_sizes.{layer:.200}"), size, expected));
+    }
+    layers.iter().map(|layer| plan_layer(teacher, layer, recipe)).collect()
+}
+
+fn plan_layer(teacher: &Teacher, layer: &Layer, recipe: &Recipe) -> Result<LayerPlan, Error> {
+    let override_ = recipe.kernel_sizes.get(&layer.name).copied();
+    let mut plan = LayerPlan {
+        name: layer.name.clone(),
+        index: layer.index as u32,
+        channels: layer.channels as u32,
+        height: layer.height as u32,
+        width: layer.width as u32,
+        kernel_size: override_.unwrap_or_else(|| kernel_size::planned(teacher, layer)),
+        scales: recipe.scales.clone(),
+        gate: block::SCALED.to_owned(),
+        inter_ratio: recipe.inter_ratio,
+        parameters: 0,
+    };
+
+    let inner = block::inner(plan.channels, plan.inter_ratio);
+    if inner < 2 || inner % 2 != 0 {
+        let expected = format!(
+            "it makes the inner width of {} ({} channels) {inner}, which must be even for the gate to halve it",
+            layer.name, layer.channels
+        );
+        return Err(invalid("recipe.inter_ratio", recipe.inter_ratio, expected));
+    }
+    for &scale in &recipe.scales {
+        let pooled = |side: usize| (side as f64 * scale) as usize;
+        if pooled(layer.height) == 0 || pooled(layer.width) == 0 {
+            let expected =
+                format!("{scale} leaves no pixel of the {}×{} map of {}", layer.height, layer.width, layer.name);
+            return Err(invalid("recipe.scales", format!("{:?}", recipe.scales), expected));
+        }
+    }
+    let shard_bytes = sample_bytes(&plan).saturating_mul(u64::from(recipe.shard_samples));
+    if shard_bytes > MAX_SHARD_BYTES {
+        let expected = format!(
+            "it makes a shard of {} {shard_bytes} bytes; at most {} samples stay below {MAX_SHARD_BYTES}",
+            layer.name,
+            MAX_SHARD_BYTES / sample_bytes(&plan).max(1)
+        );
+        return Err(invalid("recipe.shard_samples", recipe.shard_samples, expected));
+    }
+    plan.parameters = block::parameters(&plan);
+    if plan.parameters.saturating_mul(4) > MAX_BLOCK_BYTES {
+        let expected = format!("it makes the block of {} {} parameters large", layer.name, plan.parameters);
+        return Err(invalid("recipe.inter_ratio", recipe.inter_ratio, expected));
+    }
+    Ok(plan)
+}
+
+/// Bytes that one sample takes in a shard: input and output in f16, and the timestep.
+pub(crate) fn sample_bytes(layer: &LayerPlan) -> u64 {
+    let numbers = [layer.height, layer.width, layer.channels].into_iter().map(u64::from);
+    numbers.fold(2 * 2, u64::saturating_mul).saturating_add(8)
+}

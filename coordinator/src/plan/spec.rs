@@ -1,0 +1,155 @@
+//! What a spec may say, whatever its teacher and data are.
+//!
+//! The limits keep a typing error from making a job of years or petabytes; none is near what a conversion needs.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+
+use deltaconv_proto::ids::JobId;
+use deltaconv_proto::objects::Objects;
+use deltaconv_proto::v1::{Data, Evaluation, JobSpec, Recipe};
+
+use super::Error;
+
+const MAX_SAMPLES: u32 = 1 << 24;
+const MAX_URL_BYTES: usize = 2048;
+/// Each distill task lists the shards of all ranges; so many fit a message.
+pub(super) const MAX_CAPTURE_TASKS: u64 = 10_000;
+/// Scales beyond these pool to next to nothing.
+const MAX_SCALES: usize = 4;
+
+/// A spec whose parts are there and whose values are sane, with its folders opened.
+pub(super) struct Checked<'a> {
+    pub(super) data: &'a Data,
+    pub(super) recipe: &'a Recipe,
+    pub(super) evaluation: &'a Evaluation,
+    pub(super) teacher_folder: Objects,
+    pub(super) data_folder: Objects,
+}
+
+pub(super) fn invalid(field: impl Into<String>, value: impl Display, expected: impl Into<String>) -> Error {
+    // The value may come from anyone; the message quotes no more than is needed to recognise it.
+    let value = value.to_string().chars().take(200).collect();
+    Error::Spec { field: field.into(), value, expected: expected.into() }
+}
+
+/// Checks everything that needs nothing but the spec.
+pub(super) fn check(spec: &JobSpec) -> Result<Checked<'_>, Error> {
+    let absent = |field: &str| invalid(field, "absent", "the job file needs this section");
+    let data = spec.data.as_ref().ok_or_else(|| absent("data"))?;
+    let recipe = spec.recipe.as_ref().ok_or_else(|| absent("recipe"))?;
+    let evaluation = spec.evaluation.as_ref().ok_or_else(|| absent("evaluation"))?;
+
+    name(&spec.name)?;
+    let teacher_folder = open("teacher_url", &spec.teacher_url)?;
+    let data_folder = open("data.url", &data.url)?;
+    let output = open("output_url", &spec.output_url)?;
+    for (field, source) in [("teacher_url", &teacher_folder), ("data.url", &data_folder)] {
+        // Assembly copies the teacher's folder: below it, it would copy its own output.
+        if output.url() == source.url() || output.url().starts_with(&format!("{}/", source.url())) {
+            let expected = format!("it lies in {field} = {}, which a job doesn't write to", source.url());
+            return Err(invalid("output_url", &spec.output_url, expected));
+        }
+    }
+    check_recipe(recipe)?;
+    check_evaluation(evaluation)?;
+    integer("data.held_out_latents", data.held_out_latents, 1..=MAX_SAMPLES)?;
+    Ok(Checked { data, recipe, evaluation, teacher_folder, data_folder })
+}
+
+/// A job's id is its name and a number, and its tasks' ids start with that.
+fn name(name: &str) -> Result<(), Error> {
+    let is_part_of_ids = JobId::new(format!("{name}-1")).is_ok() && !name.contains('/');
+    if name.is_empty() || name.len() > 64 || name.starts_with('.') || !is_part_of_ids {
+        return Err(invalid("name", format!("{name:?}"), "1 to 64 characters of a-z, A-Z, 0-9, '.', '_', '-'"));
+    }
+    Ok(())
+}
+
+pub(super) fn open(field: &'static str, url: &str) -> Result<Objects, Error> {
+    if url.len() > MAX_URL_BYTES {
+        return Err(invalid(field, url, format!("at most {MAX_URL_BYTES} bytes")));
+    }
+    Objects::open(url).map_err(|source| Error::Url { field, source })
+}
+
+fn check_recipe(recipe: &Recipe) -> Result<(), Error> {
+    integer("recipe.samples", recipe.samples, 1..=MAX_SAMPLES)?;
+    integer("recipe.held_out_samples", recipe.held_out_samples, 1..=MAX_SAMPLES)?;
+    integer("recipe.shard_samples", recipe.shard_samples, 1..=65_536)?;
+    integer("recipe.steps", recipe.steps, 1..=100_000_000)?;
+    integer("recipe.batch", recipe.batch, 1..=65_536)?;
+    if recipe.batch > recipe.samples {
+        let expected = format!("at most recipe.samples = {}, or a batch would hold a sample twice", recipe.samples);
+        return Err(invalid("recipe.batch", recipe.batch, expected));
+    }
+    if recipe.warmup_steps > recipe.steps {
+        return Err(invalid("recipe.warmup_steps", recipe.warmup_steps, at_most("recipe.steps", recipe.steps)));
+    }
+    number("recipe.learning_rate", recipe.learning_rate, f64::MIN_POSITIVE..=1.0)?;
+    number("recipe.weight_decay", recipe.weight_decay, 0.0..=1.0)?;
+    number("recipe.clip_norm", recipe.clip_norm, 0.0..=1e6)?;
+    number("recipe.ema_decay", recipe.ema_decay, 0.0..=0.999_999_9)?;
+    number("recipe.empty_prompt_fraction", recipe.empty_prompt_fraction, 0.0..=1.0)?;
+    number("recipe.inter_ratio", recipe.inter_ratio, 1e-3..=2.0)?;
+    scales(&recipe.scales)?;
+    for (layer, &size) in &recipe.kernel_sizes {
+        if !(1..=31).contains(&size) || size % 2 == 0 {
+            return Err(invalid(format!("recipe.kernel_sizes.{layer:.200}"), size, "an odd number from 1 to 31"));
+        }
+    }
+    let tasks = capture_tasks(recipe);
+    if tasks > MAX_CAPTURE_TASKS {
+        let expected = format!("it cuts the samples into {tasks} shards a layer, and {MAX_CAPTURE_TASKS} are the most");
+        return Err(invalid("recipe.shard_samples", recipe.shard_samples, expected));
+    }
+    Ok(())
+}
+
+fn capture_tasks(recipe: &Recipe) -> u64 {
+    let shards = |samples: u32| u64::from(samples.div_ceil(recipe.shard_samples.max(1)));
+    shards(recipe.samples) + shards(recipe.held_out_samples)
+}
+
+fn scales(scales: &[f64]) -> Result<(), Error> {
+    let shown = format!("{scales:?}");
+    if !(1..=MAX_SCALES).contains(&scales.len()) {
+        return Err(invalid("recipe.scales", shown, format!("1 to {MAX_SCALES} numbers, 1.0 first")));
+    }
+    let falls = scales.windows(2).all(|pair| pair[0] > pair[1]);
+    if scales[0] != 1.0 || !falls || !scales.iter().all(|s| s.is_finite() && *s > 0.0) {
+        return Err(invalid("recipe.scales", shown, "1.0 first, then each smaller than the one before and above 0"));
+    }
+    Ok(())
+}
+
+fn check_evaluation(evaluation: &Evaluation) -> Result<(), Error> {
+    // Timesteps are stratified, so four samples are the fewest with one in each quarter of them.
+    integer("evaluation.samples", evaluation.samples, 4..=65_536)?;
+    integer("evaluation.prompts", evaluation.prompts, 1..=64)?;
+    integer("evaluation.ddim_steps", evaluation.ddim_steps, 1..=1000)?;
+    number("evaluation.guidance", evaluation.guidance, 0.0..=100.0)
+}
+
+pub(super) fn at_most(field: &str, value: impl Display) -> String {
+    format!("at most {field} = {value}")
+}
+
+fn integer(field: &str, value: u32, allowed: RangeInclusive<u32>) -> Result<(), Error> {
+    if allowed.contains(&value) {
+        return Ok(());
+    }
+    Err(invalid(field, value, format!("a whole number from {} to {}", allowed.start(), allowed.end())))
+}
+
+/// NaN is in no range.
+fn number(field: &str, value: f64, allowed: RangeInclusive<f64>) -> Result<(), Error> {
+    if allowed.contains(&value) {
+        return Ok(());
+    }
+    let start = match *allowed.start() {
+        f64::MIN_POSITIVE => "above 0".to_owned(),
+        start => format!("from {start}"),
+    };
+    Err(invalid(field, value, format!("a number {start} to {}", allowed.end())))
+}

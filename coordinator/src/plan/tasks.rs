@@ -1,0 +1,65 @@
+//! How a job's samples are cut into tasks.
+
+use deltaconv_proto::v1::evaluate_task::Part;
+use deltaconv_proto::v1::{JobSpec, SampleRange};
+
+/// Held-out samples of one part of the evaluation.
+const NOISE_SAMPLES: u32 = 32;
+/// Prompts of one part of the evaluation: each takes the denoiser through all DDIM steps, twice.
+const PICTURE_PROMPTS: u32 = 2;
+
+/// The ranges of samples that capture tasks record, in sample order. No range holds both training and held-out
+/// samples, so that a shard is either read by training or not.
+pub fn capture_ranges(spec: &JobSpec) -> Vec<SampleRange> {
+    let Some(recipe) = &spec.recipe else { return Vec::new() };
+    let end = recipe.samples.saturating_add(recipe.held_out_samples);
+    let mut ranges = cut(0, recipe.samples, recipe.shard_samples);
+    ranges.extend(cut(recipe.samples, end, recipe.shard_samples));
+    ranges
+}
+
+/// The parts of the evaluation, one task each.
+pub fn evaluation_parts(spec: &JobSpec) -> Vec<Part> {
+    let Some(evaluation) = &spec.evaluation else { return Vec::new() };
+    let noise = cut(0, evaluation.samples, NOISE_SAMPLES).into_iter().map(Part::Noise);
+    let pictures = cut(0, evaluation.prompts, PICTURE_PROMPTS).into_iter().map(Part::Pictures);
+    noise.chain(pictures).collect()
+}
+
+fn cut(start: u32, end: u32, most: u32) -> Vec<SampleRange> {
+    // A most of 0 is refused when a spec is checked; here it must not loop for ever.
+    let most = most.max(1);
+    let mut ranges = Vec::new();
+    let mut from = start;
+    while from < end {
+        let to = from.saturating_add(most).min(end);
+        ranges.push(SampleRange { start: from, end: to });
+        from = to;
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use deltaconv_proto::v1::{Evaluation, Recipe};
+
+    use super::*;
+
+    #[test]
+    fn ranges_cover_every_sample_once_and_never_mix_training_with_held_out() {
+        let recipe = Recipe { samples: 100, held_out_samples: 33, shard_samples: 32, ..Recipe::default() };
+        let ranges = capture_ranges(&JobSpec { recipe: Some(recipe), ..JobSpec::default() });
+        let bounds: Vec<(u32, u32)> = ranges.iter().map(|r| (r.start, r.end)).collect();
+        assert_eq!(bounds, [(0, 32), (32, 64), (64, 96), (96, 100), (100, 132), (132, 133)]);
+    }
+
+    #[test]
+    fn the_evaluation_is_cut_into_noise_and_pictures() {
+        let evaluation = Evaluation { samples: 70, prompts: 3, ..Evaluation::default() };
+        let parts = evaluation_parts(&JobSpec { evaluation: Some(evaluation), ..JobSpec::default() });
+        let range = |start, end| SampleRange { start, end };
+        let noise = [range(0, 32), range(32, 64), range(64, 70)].map(Part::Noise);
+        let pictures = [range(0, 2), range(2, 3)].map(Part::Pictures);
+        assert_eq!(parts, [&noise[..], &pictures[..]].concat());
+    }
+}

@@ -1,0 +1,46 @@
+//! What goes in beside the events themselves, and what comes out.
+
+use std::time::Duration;
+
+use deltaconv_proto::ids::{JobId, TaskId, WorkerId};
+use deltaconv_proto::v1;
+
+use crate::store::Write;
+
+/// The time of an event.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Now {
+    /// Since the process began; never goes back. Leases are counted on it.
+    pub monotonic: Duration,
+    /// For people. May jump.
+    pub unix_ms: u64,
+}
+
+/// What must be done once the writes are durable.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Check what an attempt says it wrote, then call `verified`.
+    Verify {
+        /// The task whose output it is.
+        task: TaskId,
+        /// The lease under which it was reported.
+        lease: v1::Lease,
+        /// What was reported.
+        done: v1::Done,
+    },
+    /// Put the blocks and the frozen rest together, then call `assembled`.
+    Assemble(JobId),
+    /// Write the report, then call `reported`.
+    Report(JobId),
+    /// Answer the worker's held Sync: there is something to say.
+    Wake(WorkerId),
+}
+
+/// The outcome of a transition.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// To be made durable in one transaction before anything else.
+    pub writes: Vec<Write>,
+    /// To be carried out after that.
+    pub commands: Vec<Command>,
+}

@@ -1,0 +1,214 @@
+//! Leases: what reports do to them, how they end.
+
+use deltaconv_proto::digest;
+use deltaconv_proto::ids::{TaskId, WorkerId};
+use deltaconv_proto::v1::{self, attempt_report};
+
+use super::{Command, Effects, Kind, Now, Phase, State, Task};
+
+impl State {
+    /// A worker states what it is doing; the answer says what it should be doing. `None` if the worker isn't known.
+    pub fn sync(&mut self, request: &v1::SyncRequest, now: Now, effects: &mut Effects) -> Option<v1::SyncResponse> {
+        let id = WorkerId::new(request.worker_id.clone()).ok()?;
+        let worker = self.workers.get_mut(&id)?;
+        worker.last_seen = now.monotonic;
+        worker.draining = request.draining;
+        let mut response = v1::SyncResponse::default();
+        for report in &request.attempts {
+            self.report(&id, report, now, effects, &mut response);
+        }
+        let stated: Vec<&v1::Lease> = request.attempts.iter().filter_map(|report| report.lease.as_ref()).collect();
+        self.offer(&id, &stated, now, effects, &mut response);
+        Some(response)
+    }
+
+    fn report(
+        &mut self,
+        worker: &WorkerId,
+        report: &v1::AttemptReport,
+        now: Now,
+        effects: &mut Effects,
+        response: &mut v1::SyncResponse,
+    ) {
+        let (Some(lease), Some(state)) = (&report.lease, &report.state) else { return };
+        let task = TaskId::new(lease.task_id.clone()).ok().filter(|id| self.tasks.contains_key(id));
+        let current = task.filter(|id| self.tasks[id].holds(lease) && self.leased_to(id, worker));
+        let Some(id) = current else {
+            // A stale report changes nothing. Telling the worker is all there is to do.
+            let reason = self.why_stale(lease);
+            response.cancel.push(v1::Cancel { lease: Some(lease.clone()), reason });
+            return;
+        };
+        match state {
+            attempt_report::State::Running(progress) => self.renew(&id, progress, now, effects),
+            attempt_report::State::Done(done) => self.done(&id, lease, done, now, effects),
+            attempt_report::State::Failed(failure) => {
+                response.acknowledged.push(lease.clone());
+                self.failed(&id, failure, now, effects);
+            }
+            attempt_report::State::Released(progress) => {
+                response.acknowledged.push(lease.clone());
+                self.renew(&id, progress, now, effects);
+                self.release(&id, now, effects);
+            }
+        }
+    }
+
+    fn leased_to(&self, task: &TaskId, worker: &WorkerId) -> bool {
+        self.tasks[task].leased().is_some_and(|leased| &leased.worker == worker)
+    }
+
+    fn why_stale(&self, lease: &v1::Lease) -> String {
+        let Some(task) = TaskId::new(lease.task_id.clone()).ok().and_then(|id| self.tasks.get(&id)) else {
+            return "there is no such task".into();
+        };
+        match (&task.phase, &self.jobs[&task.job]) {
+            (_, job) if !job.is_running() => format!("job {} is {}", job.id, job.state.name()),
+            (Phase::Committed, _) => "the task's output is accepted".into(),
+            (Phase::Pending, _) => "the lease ended".into(),
+            (Phase::Leased(leased), _) => format!("epoch {} was leased to another since", leased.epoch),
+        }
+    }
+
+    fn renew(&mut self, id: &TaskId, progress: &v1::Progress, now: Now, effects: &mut Effects) {
+        let ttl = self.settings.lease_ttl;
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        let Phase::Leased(leased) = &mut task.phase else { return };
+        leased.deadline = now.monotonic + ttl;
+        leased.progress = Some(progress.clone());
+        let known = task.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
+        let newer = progress.checkpoint.as_ref().filter(|checkpoint| is_sane(checkpoint) && checkpoint.step > known);
+        if let Some(checkpoint) = newer {
+            task.checkpoint = Some(checkpoint.clone());
+            self.write_task(id, effects);
+        }
+    }
+
+    fn done(&mut self, id: &TaskId, lease: &v1::Lease, done: &v1::Done, now: Now, effects: &mut Effects) {
+        let ttl = self.settings.lease_ttl;
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        let Phase::Leased(leased) = &mut task.phase else { return };
+        leased.deadline = now.monotonic + ttl;
+        if !leased.verifying {
+            leased.verifying = true;
+            let (task, lease, done) = (id.clone(), lease.clone(), done.clone());
+            effects.commands.push(Command::Verify { task, lease, done });
+        }
+    }
+
+    /// The outcome of [`Command::Verify`]: the output is accepted, or the attempt failed. `Err(None)` says that the
+    /// check itself could not be made; the worker's next report starts it again.
+    pub fn verified(
+        &mut self,
+        id: &TaskId,
+        lease: &v1::Lease,
+        done: v1::Done,
+        result: Result<(), Option<String>>,
+        now: Now,
+        effects: &mut Effects,
+    ) {
+        let Some(task) = self.tasks.get_mut(id).filter(|task| task.holds(lease)) else { return };
+        match result {
+            Ok(()) => self.commit(id, done, now, effects),
+            Err(Some(message)) => {
+                let failure = v1::Failure { message, broken_shard: None };
+                self.failed(id, &failure, now, effects);
+            }
+            Err(None) => {
+                if let Phase::Leased(leased) = &mut task.phase {
+                    leased.verifying = false;
+                }
+            }
+        }
+    }
+
+    fn commit(&mut self, id: &TaskId, done: v1::Done, now: Now, effects: &mut Effects) {
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        debug_assert!(!task.is_committed(), "an output is accepted once");
+        if let Some(leased) = task.leased() {
+            effects.commands.push(Command::Wake(leased.worker.clone()));
+        }
+        task.phase = Phase::Committed;
+        task.checkpoint = None;
+        task.busy_seconds += if done.busy_seconds.is_finite() { done.busy_seconds.max(0.0) } else { 0.0 };
+        task.samples += done.samples;
+        match done.output {
+            Some(v1::done::Output::Capture(output)) => {
+                task.shards.extend(output.shards.into_iter().filter_map(|shard| Some((shard.layer, shard.object?))));
+            }
+            Some(v1::done::Output::Distill(output)) => task.distilled = Some(output),
+            Some(v1::done::Output::Evaluate(output)) => task.evaluated = Some(output),
+            None => debug_assert!(false, "verification refuses a report without output"),
+        }
+        let job = task.job.clone();
+        self.write_task(id, effects);
+        self.advance(&job, now, effects);
+    }
+
+    fn failed(&mut self, id: &TaskId, failure: &v1::Failure, now: Now, effects: &mut Effects) {
+        if let Some(broken) = &failure.broken_shard
+            && self.recapture(id, broken, now, effects)
+        {
+            self.release(id, now, effects);
+            return;
+        }
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        task.failures += 1;
+        task.last_failure = failure.message.chars().take(2000).collect();
+        let (job, failures) = (task.job.clone(), task.failures);
+        let reason = format!("task {id} failed {failures} times, the last time with: {}", task.last_failure);
+        self.release(id, now, effects);
+        if failures >= self.settings.max_failures {
+            self.fail(&job, reason, now, effects);
+        }
+    }
+
+    /// Has the shard captured again that an attempt found broken. False if the task at hand doesn't read it.
+    fn recapture(&mut self, reader: &TaskId, broken: &v1::BrokenShard, now: Now, effects: &mut Effects) -> bool {
+        let job = self.tasks[reader].job.clone();
+        let Kind::Distill { layer, .. } = self.tasks[reader].kind else { return false };
+        let layer = self.jobs[&job].plan.layers[layer].name.clone();
+        let stands = |task: &&Task| task.shards.get(&layer).is_some_and(|shard| shard.key == broken.key);
+        let Some(id) = self.tasks_of(&self.jobs[&job]).find(stands).map(|task| task.id.clone()) else {
+            // Somebody else found it first, and it is being captured already.
+            return broken.key.contains(&layer);
+        };
+        let Some(task) = self.tasks.get_mut(&id) else { return false };
+        task.shards.remove(&layer);
+        task.phase = Phase::Pending;
+        task.recaptures += 1;
+        task.last_failure =
+            format!("{} was broken: expected digest {}, found {}", broken.key, broken.expected_digest, broken.found);
+        let (recaptures, story) = (task.recaptures, task.last_failure.clone());
+        self.write_task(&id, effects);
+        if recaptures >= self.settings.max_recaptures {
+            let reason = format!("shards of {id} were found broken {recaptures} times, the last time: {story}");
+            self.fail(&job, reason, now, effects);
+        }
+        true
+    }
+
+    fn release(&mut self, id: &TaskId, now: Now, effects: &mut Effects) {
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        task.phase = Phase::Pending;
+        self.write_task(id, effects);
+        self.wake_idle(now, effects);
+    }
+
+    /// Ends the leases whose time has come.
+    pub fn tick(&mut self, now: Now, effects: &mut Effects) {
+        let ended = |task: &&Task| task.leased().is_some_and(|leased| leased.deadline <= now.monotonic);
+        let ended: Vec<TaskId> = self.tasks.values().filter(ended).map(|task| task.id.clone()).collect();
+        for id in ended {
+            self.release(&id, now, effects);
+        }
+        self.forget_lost_workers(now, effects);
+    }
+}
+
+/// Whether a checkpoint that a worker named can be handed to another.
+fn is_sane(checkpoint: &v1::Checkpoint) -> bool {
+    checkpoint.object.as_ref().is_some_and(|object| {
+        digest::is_valid(&object.digest) && object.key.starts_with("checkpoints/") && object.key.len() <= 1024
+    })
+}

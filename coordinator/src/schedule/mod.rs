@@ -1,0 +1,135 @@
+//! The scheduling state machine: plain data and synchronous transitions. Time and events go in, durable writes and
+//! commands come out; it has no IO, clock or randomness of its own.
+//!
+//! Whoever drives it must make the [`Effects::writes`] of a transition durable before its answer leaves the process,
+//! and before its [`Effects::commands`] are carried out.
+
+mod event;
+mod job;
+mod lease;
+mod offer;
+mod record;
+mod status;
+mod task;
+mod worker;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use deltaconv_proto::ids::{JobId, TaskId, WorkerId};
+use deltaconv_proto::v1;
+
+pub use event::{Command, Effects, Now};
+pub use job::{Job, JobState, Stage};
+pub use task::{Kind, Leased, Phase, Task};
+pub use worker::Worker;
+
+use crate::store::{Records, Write};
+
+/// What an operator's or a worker's request is refused for.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No job of this id.
+    #[error("there is no job {0}; `deltaconv jobs` lists them")]
+    UnknownJob(JobId),
+    /// Another job writes there.
+    #[error("job {job} already writes to {url}; give this one another output, or wait for that one")]
+    OutputInUse {
+        /// The job that is there.
+        job: JobId,
+        /// Its output.
+        url: String,
+    },
+    /// The job was asked to end, and has ended otherwise.
+    #[error("job {job} is {state} already")]
+    Ended {
+        /// The job.
+        job: JobId,
+        /// How it ended.
+        state: &'static str,
+    },
+    /// The name can't stand in ids and keys.
+    #[error(transparent)]
+    InvalidId(#[from] deltaconv_proto::ids::InvalidId),
+    /// A record from the store isn't one.
+    #[error("the state holds a record that can't be read ({0}); restore it from a copy")]
+    Record(String),
+}
+
+/// How the state machine decides.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// A lease that no report renews ends after this time.
+    pub lease_ttl: Duration,
+    /// A task that failed this often by its own fault fails its job.
+    pub max_failures: u32,
+    /// A range that had to be captured again this often fails its job.
+    pub max_recaptures: u32,
+    /// A lost worker is forgotten after this time.
+    pub forget_workers: Duration,
+    /// Part of every attempt id; differs between coordinators with different states.
+    pub identity: String,
+}
+
+/// Everything the coordinator knows.
+#[derive(Debug)]
+pub struct State {
+    settings: Settings,
+    meta: v1::MetaRecord,
+    jobs: BTreeMap<JobId, Job>,
+    tasks: BTreeMap<TaskId, Task>,
+    workers: BTreeMap<WorkerId, Worker>,
+}
+
+impl State {
+    /// The state that `records` describe. Every lease that stands gets its whole time again, so that workers can come
+    /// back to it. Returns the commands that a stopped coordinator left undone.
+    pub fn restore(settings: Settings, records: Records, now: Now) -> Result<(Self, Effects), Error> {
+        let mut state = Self {
+            settings,
+            meta: records.meta,
+            jobs: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            workers: BTreeMap::new(),
+        };
+        for record in records.workers {
+            let worker = Worker::from_record(record, now)?;
+            state.workers.insert(worker.id.clone(), worker);
+        }
+        for record in records.jobs {
+            let job = Job::from_record(record)?;
+            for task in job.new_tasks()? {
+                state.tasks.insert(task.id.clone(), task);
+            }
+            state.jobs.insert(job.id.clone(), job);
+        }
+        for record in records.tasks {
+            let id = TaskId::new(record.task_id.clone())?;
+            let deadline = now.monotonic + state.settings.lease_ttl;
+            let task = state.tasks.get_mut(&id).ok_or_else(|| Error::Record(format!("task {id} of no job")))?;
+            task.restore(record, deadline)?;
+        }
+        let mut effects = Effects::default();
+        let running: Vec<JobId> = state.jobs.values().filter(|j| j.is_running()).map(|j| j.id.clone()).collect();
+        for job in running {
+            state.advance(&job, now, &mut effects);
+            state.resume_stage(&job, &mut effects);
+        }
+        Ok((state, effects))
+    }
+
+    fn write_task(&self, id: &TaskId, effects: &mut Effects) {
+        effects.writes.push(Write::Task(self.tasks[id].record()));
+    }
+
+    fn write_job(&self, id: &JobId, effects: &mut Effects) {
+        effects.writes.push(Write::Job(self.jobs[id].record()));
+    }
+
+    fn tasks_of<'a>(&'a self, job: &'a Job) -> impl Iterator<Item = &'a Task> {
+        job.tasks.iter().map(|id| &self.tasks[id])
+    }
+}

@@ -1,0 +1,139 @@
+//! What a worker should be doing: which task it is leased next, and what it is told about it.
+
+use deltaconv_proto::ids::{AttemptId, TaskId, WorkerId};
+use deltaconv_proto::v1;
+
+use super::{Command, Effects, Job, Kind, Leased, Now, Phase, Stage, State, Task};
+use crate::store::Write;
+
+impl State {
+    /// What is to be said to the worker beside what its reports were answered with: attempts that it doesn't know of,
+    /// and a new one if it is free.
+    pub(super) fn offer(
+        &mut self,
+        worker: &WorkerId,
+        stated: &[&v1::Lease],
+        now: Now,
+        effects: &mut Effects,
+        response: &mut v1::SyncResponse,
+    ) {
+        let held: Vec<TaskId> = self.leases_of(worker).map(|task| task.id.clone()).collect();
+        for id in &held {
+            let task = &self.tasks[id];
+            // The answer that told the worker of this lease was lost on the way.
+            if !stated.iter().any(|lease| task.holds(lease)) {
+                response.start.extend(self.start(task));
+            }
+        }
+        let draining = self.workers.get(worker).is_none_or(|worker| worker.draining);
+        let busy = !held.is_empty() || !stated.is_empty();
+        if busy || draining {
+            return;
+        }
+        let Some(id) = self.next_task() else { return };
+        self.meta.epoch += 1;
+        let epoch = self.meta.epoch;
+        let identity = &self.settings.identity;
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        task.attempts += 1;
+        // Letters, digits and '-' alone, by construction.
+        let Ok(attempt) = AttemptId::new(format!("a{}-{epoch}-{identity}", task.attempts)) else { return };
+        let deadline = now.monotonic + self.settings.lease_ttl;
+        let leased = Leased { attempt, epoch, worker: worker.clone(), deadline, progress: None, verifying: false };
+        task.phase = Phase::Leased(leased);
+        effects.writes.push(Write::Meta(self.meta));
+        self.write_task(&id, effects);
+        response.start.extend(self.start(&self.tasks[&id]));
+    }
+
+    pub(super) fn leases_of<'a>(&'a self, worker: &'a WorkerId) -> impl Iterator<Item = &'a Task> {
+        self.tasks.values().filter(move |task| task.leased().is_some_and(|leased| &leased.worker == worker))
+    }
+
+    /// The ready task of the earliest job; in it, of the earliest stage; in it, the longest.
+    fn next_task(&self) -> Option<TaskId> {
+        let mut jobs: Vec<&Job> = self.jobs.values().filter(|job| job.is_running()).collect();
+        jobs.sort_by_key(|job| job.sequence);
+        jobs.into_iter().find_map(|job| {
+            let ready = self.tasks_of(job).filter(|task| self.is_ready(job, task));
+            ready.min_by_key(|task| (Stage::of(&task.kind), std::cmp::Reverse(cost(job, task)))).map(|t| t.id.clone())
+        })
+    }
+
+    /// Whether all that the task reads is there, and nobody works on it.
+    pub(super) fn is_ready(&self, job: &Job, task: &Task) -> bool {
+        if !matches!(task.phase, Phase::Pending) {
+            return false;
+        }
+        match &task.kind {
+            Kind::Capture { .. } => true,
+            Kind::Distill { layer, .. } => self.shards_of_layer(job, *layer).is_some(),
+            Kind::Evaluate(_) => !job.output.is_empty(),
+        }
+    }
+
+    /// The layer's shards in sample order, if all of them stand.
+    fn shards_of_layer(&self, job: &Job, layer: usize) -> Option<Vec<v1::ShardOfRange>> {
+        let name = &job.plan.layers.get(layer)?.name;
+        self.tasks_of(job)
+            .filter_map(|task| match &task.kind {
+                Kind::Capture { range, .. } => Some((range, task)),
+                Kind::Distill { .. } | Kind::Evaluate(_) => None,
+            })
+            .map(|(range, task)| {
+                let object = task.shards.get(name)?.clone();
+                Some(v1::ShardOfRange { range: Some(*range), object: Some(object) })
+            })
+            .collect()
+    }
+
+    /// The message that has a worker begin the attempt that `task` is leased for.
+    fn start(&self, task: &Task) -> Option<v1::Start> {
+        let job = self.jobs.get(&task.job)?;
+        let kind = match &task.kind {
+            Kind::Capture { round, range } => {
+                let missing = job.plan.layers.iter().filter(|layer| !task.shards.contains_key(&layer.name));
+                let layers = missing.map(|layer| layer.name.clone()).collect();
+                v1::task_spec::Kind::Capture(v1::CaptureTask { round: *round, range: Some(*range), layers })
+            }
+            Kind::Distill { round, layer } => v1::task_spec::Kind::Distill(v1::DistillTask {
+                round: *round,
+                layer: job.plan.layers.get(*layer).cloned(),
+                shards: self.shards_of_layer(job, *layer)?,
+                resume: task.checkpoint.clone(),
+            }),
+            Kind::Evaluate(part) => v1::task_spec::Kind::Evaluate(v1::EvaluateTask { part: Some(*part) }),
+        };
+        let spec = v1::TaskSpec { job: Some(job.spec.clone()), plan: Some(job.plan.clone()), kind: Some(kind) };
+        Some(v1::Start { lease: task.lease(), task: Some(spec) })
+    }
+
+    /// Has idle workers ask again, as many as there are ready tasks.
+    pub(super) fn wake_idle(&self, now: Now, effects: &mut Effects) {
+        let ready = self
+            .jobs
+            .values()
+            .filter(|job| job.is_running())
+            .map(|job| self.tasks_of(job).filter(|task| self.is_ready(job, task)).count())
+            .sum();
+        let idle = self.workers.values().filter(|worker| {
+            self.is_alive(worker, now) && !worker.draining && self.leases_of(&worker.id).next().is_none()
+        });
+        effects.commands.extend(idle.take(ready).map(|worker| Command::Wake(worker.id.clone())));
+    }
+}
+
+/// What a task costs beside its peers, in no unit: the longest begin first, so that none is left alone at the end.
+fn cost(job: &Job, task: &Task) -> u64 {
+    match &task.kind {
+        Kind::Capture { .. } => 0,
+        Kind::Distill { layer, .. } => {
+            let layer = &job.plan.layers[*layer];
+            let pixels = u64::from(layer.height) * u64::from(layer.width);
+            let taps = u64::from(layer.kernel_size).pow(2);
+            pixels * u64::from(layer.channels) * (taps + 2 * u64::from(layer.channels))
+        }
+        Kind::Evaluate(v1::evaluate_task::Part::Noise(_)) => 0,
+        Kind::Evaluate(v1::evaluate_task::Part::Pictures(_)) => 1,
+    }
+}

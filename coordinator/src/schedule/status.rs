@@ -1,0 +1,193 @@
+//! The state as operators see it.
+
+use deltaconv_proto::ids::JobId;
+use deltaconv_proto::v1;
+
+use super::{Error, Job, Kind, Leased, Now, Phase, Stage, State, Task};
+
+impl State {
+    /// All jobs, in the order in which they came.
+    pub fn summaries(&self) -> Vec<v1::JobSummary> {
+        let mut jobs: Vec<&Job> = self.jobs.values().collect();
+        jobs.sort_by_key(|job| job.sequence);
+        jobs.into_iter().map(|job| self.summary(job)).collect()
+    }
+
+    /// One job, whole.
+    pub fn status(&self, id: &JobId, now: Now) -> Result<v1::JobStatus, Error> {
+        let job = self.jobs.get(id).ok_or_else(|| Error::UnknownJob(id.clone()))?;
+        Ok(v1::JobStatus {
+            summary: Some(self.summary(job)),
+            stages: Stage::ALL.iter().map(|stage| self.stage_status(job, *stage, now)).collect(),
+            layers: self.layers(job),
+            waiting_for: self.waiting_for(job, now),
+            tasks: self.tasks_of(job).map(|task| self.task_status(job, task)).collect(),
+            figures: job.figures.clone(),
+        })
+    }
+
+    /// All workers that are remembered.
+    pub fn worker_statuses(&self, now: Now) -> Vec<v1::WorkerStatus> {
+        let state = |worker: &super::Worker, tasks: &[String]| match () {
+            () if !self.is_alive(worker, now) => "lost",
+            () if worker.draining => "draining",
+            () if tasks.is_empty() => "idle",
+            () => "busy",
+        };
+        let workers = self.workers.values().map(|worker| {
+            let tasks: Vec<String> = self.leases_of(&worker.id).map(|task| task.id.to_string()).collect();
+            v1::WorkerStatus {
+                worker_id: worker.id.to_string(),
+                name: worker.name.clone(),
+                device: Some(worker.device.clone()),
+                state: state(worker, &tasks).into(),
+                tasks,
+                silent_ms: now.monotonic.saturating_sub(worker.last_seen).as_millis() as u64,
+                version: worker.version.clone(),
+            }
+        });
+        workers.collect()
+    }
+
+    fn summary(&self, job: &Job) -> v1::JobSummary {
+        let tasks: Vec<f64> = self.tasks_of(job).map(fraction).collect();
+        v1::JobSummary {
+            job_id: job.id.to_string(),
+            state: job.state.name().into(),
+            stage: job.stage().name().into(),
+            created_unix_ms: job.created_unix_ms,
+            finished_unix_ms: job.finished_unix_ms,
+            output_url: job.spec.output_url.clone(),
+            reason: job.state.reason().into(),
+            fraction: tasks.iter().sum::<f64>() / tasks.len().max(1) as f64,
+        }
+    }
+
+    /// Times and amounts of one stage.
+    pub fn stage_status(&self, job: &Job, stage: Stage, now: Now) -> v1::StageStatus {
+        let times = job.stages[stage as usize];
+        let mut status = v1::StageStatus {
+            stage: stage.name().into(),
+            started_unix_ms: times.started_unix_ms,
+            finished_unix_ms: times.finished_unix_ms,
+            ..v1::StageStatus::default()
+        };
+        if stage == Stage::Assemble {
+            status.tasks = 1;
+            status.committed = u32::from(!job.output.is_empty());
+            status.done = f64::from(status.committed);
+            return status;
+        }
+        let mut samples_in_work = 0.0;
+        for task in self.tasks_of(job).filter(|task| Stage::of(&task.kind) == stage) {
+            status.tasks += 1;
+            status.committed += u32::from(task.is_committed());
+            status.running += u32::from(task.leased().is_some());
+            status.done += fraction(task);
+            status.busy_seconds += task.busy_seconds;
+            status.samples += task.samples;
+            if !task.is_committed() {
+                samples_in_work += fraction(task) * samples(job, task) as f64;
+            }
+        }
+        let until = if times.finished_unix_ms > 0 { times.finished_unix_ms } else { now.unix_ms };
+        let seconds = until.saturating_sub(times.started_unix_ms) as f64 / 1000.0;
+        if times.started_unix_ms > 0 && seconds > 0.0 {
+            status.samples_per_second = (status.samples as f64 + samples_in_work) / seconds;
+        }
+        status
+    }
+
+    fn layers(&self, job: &Job) -> Vec<v1::LayerStatus> {
+        let distill = self.tasks_of(job).filter_map(|task| match task.kind {
+            Kind::Distill { layer, .. } => Some((job.plan.layers.get(layer)?, task)),
+            Kind::Capture { .. } | Kind::Evaluate(_) => None,
+        });
+        let status = |(layer, task): (&v1::LayerPlan, &Task)| {
+            let progress = task.leased().and_then(|leased| leased.progress.clone()).unwrap_or_default();
+            let steps = job.spec.recipe.as_ref().map_or(0, |recipe| u64::from(recipe.steps));
+            let resumed = task.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
+            let known = task.leased().is_some_and(|leased| leased.progress.is_some());
+            let (state, step, error) = match &task.phase {
+                Phase::Committed => ("done", steps, task.distilled.as_ref().map_or(f64::NAN, |d| d.relative_error)),
+                Phase::Leased(_) if known => ("running", progress.step, progress.held_out_error),
+                Phase::Leased(_) => ("running", resumed, f64::NAN),
+                Phase::Pending => ("waiting", resumed, f64::NAN),
+            };
+            v1::LayerStatus {
+                name: layer.name.clone(),
+                kernel_size: layer.kernel_size,
+                channels: layer.channels,
+                height: layer.height,
+                width: layer.width,
+                state: state.into(),
+                step,
+                steps,
+                held_out_error: error,
+                samples_per_second: progress.samples_per_second,
+            }
+        };
+        distill.map(status).collect()
+    }
+
+    fn task_status(&self, job: &Job, task: &Task) -> v1::TaskStatus {
+        let state = match &task.phase {
+            Phase::Committed => "committed",
+            Phase::Leased(leased) if leased.verifying => "verifying",
+            Phase::Leased(_) => "running",
+            Phase::Pending if !job.is_running() => "ended",
+            Phase::Pending if self.is_ready(job, task) => "ready",
+            Phase::Pending => "waiting",
+        };
+        v1::TaskStatus {
+            task_id: task.id.to_string(),
+            state: state.into(),
+            attempt_id: task.leased().map(|l| l.attempt.to_string()).unwrap_or_default(),
+            worker_id: task.leased().map(|l| l.worker.to_string()).unwrap_or_default(),
+            attempts: task.attempts,
+            failures: task.failures,
+            last_failure: task.last_failure.clone(),
+        }
+    }
+
+    /// Why nothing moves, with the nearest remedy; empty while something does.
+    fn waiting_for(&self, job: &Job, now: Now) -> String {
+        let in_work = self.tasks_of(job).any(|task| task.leased().is_some());
+        if !job.is_running() || in_work || job.stage() == Stage::Assemble {
+            return String::new();
+        }
+        let alive = self.workers.values().filter(|worker| self.is_alive(worker, now) && !worker.draining).count();
+        let ready = self.tasks_of(job).filter(|task| self.is_ready(job, task)).count();
+        match (ready, alive) {
+            (0, _) => String::new(),
+            (ready, 0) => format!(
+                "{ready} tasks are ready and no worker is here; start one with `deltaconv worker --coordinator URL --token-file FILE`"
+            ),
+            (ready, alive) => format!("{ready} tasks are ready and {alive} workers are here, all busy with other jobs"),
+        }
+    }
+}
+
+fn fraction(task: &Task) -> f64 {
+    match &task.phase {
+        Phase::Committed => 1.0,
+        Phase::Leased(Leased { progress: Some(progress), .. }) if progress.steps > 0 => {
+            (progress.step as f64 / progress.steps as f64).min(1.0)
+        }
+        Phase::Leased(_) | Phase::Pending => 0.0,
+    }
+}
+
+
+/// Samples that a task goes through.
+fn samples(job: &Job, task: &Task) -> u64 {
+    let of = |range: &v1::SampleRange| u64::from(range.end.saturating_sub(range.start));
+    let recipe = job.spec.recipe.clone().unwrap_or_default();
+    let evaluation = job.spec.evaluation.unwrap_or_default();
+    match &task.kind {
+        Kind::Capture { range, .. } => of(range),
+        Kind::Distill { .. } => u64::from(recipe.steps) * u64::from(recipe.batch),
+        Kind::Evaluate(v1::evaluate_task::Part::Noise(range)) => of(range),
+        Kind::Evaluate(v1::evaluate_task::Part::Pictures(range)) => of(range) * u64::from(evaluation.ddim_steps),
+    }
+}

@@ -1,0 +1,147 @@
+//! One coordinator process, from its options to its end.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use deltaconv_proto::v1::operator_service_server::OperatorServiceServer;
+use deltaconv_proto::v1::worker_service_server::WorkerServiceServer;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+use crate::api::{OperatorApi, Token, TokenError, Wakers, WorkerApi};
+use crate::core::{Clock, Core};
+use crate::schedule::{self, Settings, State};
+use crate::store::{self, LocalStore, Store};
+use crate::carry_out;
+
+/// How a coordinator runs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Folder of the durable state; made if it isn't there.
+    pub state: PathBuf,
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The token that workers join with; made if it isn't there.
+    pub token_file: PathBuf,
+    /// Written once the coordinator listens: its URL.
+    pub address_file: Option<PathBuf>,
+    /// A lease that no Sync renews ends after this time.
+    pub lease_ttl: Duration,
+    /// Longest time between two checkpoints of an attempt.
+    pub checkpoint_interval: Duration,
+}
+
+/// What keeps a coordinator from running.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody can listen there.
+    #[error("can't listen on {address}: {source}; choose another --listen, or stop what uses the port")]
+    Listen {
+        /// The address that was asked for.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The state can't be used.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The state can't be understood.
+    #[error(transparent)]
+    State(#[from] schedule::Error),
+    /// No token.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The address can't be told.
+    #[error("{path}: {source}")]
+    AddressFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The server failed.
+    #[error("the server failed: {0}")]
+    Serve(#[from] tonic::transport::Error),
+    /// A thread of ours ended as it must not.
+    #[error("the thread that owns the state ended by a fault; this is a bug, please report it with the log")]
+    Fault,
+}
+
+/// Serves until `shutdown`, or until the state can't be written any more.
+pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Error> {
+    let listen = |source| Error::Listen { address: options.listen, source };
+    let listener = TcpListener::bind(options.listen).await.map_err(listen)?;
+    let address = listener.local_addr().map_err(listen)?;
+
+    let clock = Clock::start();
+    let mut store = LocalStore::open(&options.state)?;
+    let token = Token::read_or_make(&options.token_file)?;
+    let settings = Settings {
+        lease_ttl: options.lease_ttl,
+        max_failures: 3,
+        max_recaptures: 3,
+        forget_workers: Duration::from_secs(600),
+        identity: store.identity().into(),
+    };
+    let (state, first) = State::restore(settings, store.load()?, clock.now())?;
+    let (commands, given) = mpsc::unbounded_channel();
+    let (core, handle) = Core::new(state, store, clock, commands);
+    let (ended, mut core_ended) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("core".into()).spawn(move || {
+        // The receiver waits for as long as the server runs.
+        let _ = ended.send(core.run(first));
+    });
+    let thread = thread.map_err(listen)?;
+
+    let wakers = Wakers::default();
+    let carrying_out = CancellationToken::new();
+    let carrier = tokio::spawn(carry_out::run(given, handle.clone(), wakers.clone(), carrying_out.clone()));
+
+    if let Some(path) = &options.address_file {
+        let told = write_whole(path, &format!("http://{address}"));
+        told.map_err(|source| Error::AddressFile { path: path.clone(), source })?;
+    }
+    tracing::info!(%address, state = %options.state.display(), "coordinator listens");
+
+    let stop_serving = shutdown.child_token();
+    let worker_api = WorkerApi::new(handle.clone(), wakers, options.lease_ttl, options.checkpoint_interval);
+    let operator_api = OperatorApi::new(handle.clone(), stop_serving.clone());
+    let serve = Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .add_service(WorkerServiceServer::with_interceptor(worker_api, token))
+        .add_service(OperatorServiceServer::new(operator_api))
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop_serving.clone().cancelled_owned());
+    tokio::pin!(serve);
+    let mut core_runs = true;
+    let outcome = tokio::select! {
+        served = &mut serve => served.map_err(Error::from),
+        ended = &mut core_ended => {
+            core_runs = false;
+            core_result(ended)
+        }
+        // Held calls and watched jobs would keep a graceful end waiting; they are not owed an answer.
+        () = async { stop_serving.cancelled().await; tokio::time::sleep(Duration::from_millis(300)).await } => Ok(()),
+    };
+    stop_serving.cancel();
+    carrying_out.cancel();
+    let carried = carrier.await;
+    handle.stop();
+    let closed = if core_runs { core_result(core_ended.await) } else { Ok(()) };
+    let joined = thread.join().map_err(|_| Error::Fault);
+    tracing::info!("coordinator stopped");
+    outcome.and(closed).and(joined).and(carried.map_err(|_| Error::Fault))
+}
+
+fn core_result(ended: Result<Result<(), store::Error>, oneshot::error::RecvError>) -> Result<(), Error> {
+    ended.map_err(|_| Error::Fault)?.map_err(Error::from)
+}
+
+fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
+    let temporary = path.with_extension("new");
+    std::fs::write(&temporary, text)?;
+    std::fs::rename(&temporary, path)
+}

@@ -1,0 +1,344 @@
+//! The state folder: a sled database, a lock, and the identity that belongs to it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write as _};
+use std::path::{Path, PathBuf};
+
+use prost::Message;
+
+use super::{Records, Store, Write};
+use deltaconv_proto::v1;
+
+/// Before every value, so that a later format is told apart from a broken record.
+const VERSION: u8 = 1;
+/// sled leaks the space of larger values.
+const MAX_VALUE: usize = 64 * 1024;
+
+/// What can go wrong with the state folder.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another coordinator has it.
+    #[error("another coordinator runs on the state in {0}; stop it first, or give this one another --state")]
+    InUse(PathBuf),
+    /// The database was lost or emptied, and starting on it would forget every job.
+    #[error(
+        "{0} has an IDENTITY but its database is empty: the state was lost; restore it from a copy, or start with another --state"
+    )]
+    Lost(PathBuf),
+    /// Something else lies there.
+    #[error("{folder} holds {found:?} and is no state folder; give --state an empty or a new one")]
+    NotState {
+        /// The folder.
+        folder: PathBuf,
+        /// What was found first.
+        found: String,
+    },
+    /// Written by a later version.
+    #[error("the state has a record of format {found}, this version reads {VERSION}; use the version that wrote it")]
+    Version {
+        /// The version byte.
+        found: u8,
+    },
+    /// Not what was written.
+    #[error("record {key:?} of the state can't be read: {source}; restore the state from a copy")]
+    Record {
+        /// Its key.
+        key: String,
+        /// What the decoder said.
+        source: prost::DecodeError,
+    },
+    /// A value that the database must not hold.
+    #[error("record {key:?} has {size} bytes, and the state takes at most {MAX_VALUE}")]
+    TooLarge {
+        /// Its key.
+        key: String,
+        /// Its size.
+        size: usize,
+    },
+    /// The file system failed.
+    #[error("{path}: {source}")]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// What it said.
+        source: std::io::Error,
+    },
+    /// The database failed.
+    #[error("the database in {path}: {source}")]
+    Database {
+        /// Where.
+        path: PathBuf,
+        /// What it said.
+        source: sled::Error,
+    },
+}
+
+/// sled in a folder. One thread owns it.
+pub struct LocalStore {
+    folder: PathBuf,
+    identity: String,
+    database: sled::Db,
+    /// fsynced after every flush, which by itself isn't one.
+    log: File,
+    _lock: File,
+}
+
+impl LocalStore {
+    /// Opens the state in `folder`, or makes it.
+    pub fn open(folder: &Path) -> Result<Self, Error> {
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Io { path, source }
+        };
+        std::fs::create_dir_all(folder).map_err(io(folder))?;
+        refuse_foreign(folder)?;
+        let lock_path = folder.join("LOCK");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(io(&lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => return Err(Error::InUse(folder.into())),
+            Err(std::fs::TryLockError::Error(source)) => return Err(Error::Io { path: lock_path, source }),
+        }
+
+        let path = folder.join("sled");
+        let running = folder.join("RUNNING");
+        if running.exists() && path.exists() {
+            // The last coordinator did not close the database. sled repairs it while opening; should that go wrong,
+            // the copy still has everything.
+            let copy = folder.join("before-recovery");
+            copy_folder(&path, &copy).map_err(io(&copy))?;
+        }
+        let database_error = |source| Error::Database { path: path.clone(), source };
+        let database = sled::Config::new().path(&path).flush_every_ms(None).open().map_err(database_error)?;
+        let identity = identity(folder, database.is_empty())?;
+        write_durably(&running, identity.as_bytes()).map_err(io(&running))?;
+        let log_path = path.join("db");
+        let log = File::open(&log_path).map_err(io(&log_path))?;
+        Ok(Self { folder: folder.into(), identity, database, log, _lock: lock })
+    }
+
+    /// Names this state; differs from that of every other.
+    pub fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    /// Closes the state in order.
+    pub fn close(self) -> Result<(), Error> {
+        let path = self.folder.join("RUNNING");
+        self.flush()?;
+        drop(self.database);
+        std::fs::remove_file(&path).map_err(|source| Error::Io { path, source })
+    }
+
+    fn flush(&self) -> Result<(), Error> {
+        let path = self.folder.join("sled");
+        self.database.flush().map_err(|source| Error::Database { path: path.clone(), source })?;
+        self.log.sync_all().map_err(|source| Error::Io { path: path.join("db"), source })
+    }
+}
+
+/// Refuses a folder that holds what no coordinator put there.
+fn refuse_foreign(folder: &Path) -> Result<(), Error> {
+    let io = |source| Error::Io { path: folder.into(), source };
+    let ours = ["IDENTITY", "LOCK", "RUNNING", "sled", "before-recovery", "worker.token", "address"];
+    for entry in std::fs::read_dir(folder).map_err(io)? {
+        let name = entry.map_err(io)?.file_name().to_string_lossy().into_owned();
+        let temporary = name.ends_with(".new");
+        if !ours.contains(&name.as_str()) && !temporary && !folder.join("IDENTITY").exists() {
+            return Err(Error::NotState { folder: folder.into(), found: name });
+        }
+    }
+    Ok(())
+}
+
+/// Reads the identity of the state, or gives it one. An identity beside an empty database tells of a lost one: sled
+/// opens as empty when its snapshot is gone.
+fn identity(folder: &Path, database_is_empty: bool) -> Result<String, Error> {
+    let path = folder.join("IDENTITY");
+    let io = |source| Error::Io { path: path.clone(), source };
+    if path.exists() {
+        if database_is_empty {
+            return Err(Error::Lost(folder.into()));
+        }
+        let mut text = String::new();
+        File::open(&path).map_err(io)?.take(64).read_to_string(&mut text).map_err(io)?;
+        return Ok(text.trim().into());
+    }
+    let mut seed = blake3::Hasher::new();
+    let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    seed.update(&time.as_nanos().to_le_bytes());
+    seed.update(&std::process::id().to_le_bytes());
+    let identity = seed.finalize().to_hex()[..8].to_owned();
+    Ok(identity)
+}
+
+fn write_durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let temporary = path.with_extension("new");
+    let mut file = File::create(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    match path.parent() {
+        Some(folder) => File::open(folder)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {
+    let partial = to.with_extension("new");
+    if partial.exists() {
+        std::fs::remove_dir_all(&partial)?;
+    }
+    copy_below(from, &partial)?;
+    if to.exists() {
+        std::fs::remove_dir_all(to)?;
+    }
+    std::fs::rename(&partial, to)
+}
+
+fn copy_below(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_below(&entry.path(), &target)?;
+        } else {
+            std::fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
+fn key(write: &Write) -> String {
+    match write {
+        Write::Meta(_) => "meta".into(),
+        Write::Job(job) => format!("job/{}", job.job_id),
+        Write::Task(task) => format!("task/{}", task.task_id),
+        Write::Worker(worker) => format!("worker/{}", worker.worker_id),
+        Write::ForgetWorker(id) => format!("worker/{id}"),
+    }
+}
+
+fn value(write: &Write) -> Option<Vec<u8>> {
+    let mut bytes = vec![VERSION];
+    match write {
+        Write::Meta(record) => bytes.extend(record.encode_to_vec()),
+        Write::Job(record) => bytes.extend(record.encode_to_vec()),
+        Write::Task(record) => bytes.extend(record.encode_to_vec()),
+        Write::Worker(record) => bytes.extend(record.encode_to_vec()),
+        Write::ForgetWorker(_) => return None,
+    }
+    Some(bytes)
+}
+
+fn decode<T: Message + Default>(key: &str, value: &[u8]) -> Result<T, Error> {
+    let (version, bytes) = value.split_first().unwrap_or((&0, &[]));
+    if *version != VERSION {
+        return Err(Error::Version { found: *version });
+    }
+    T::decode(bytes).map_err(|source| Error::Record { key: key.into(), source })
+}
+
+impl Store for LocalStore {
+    fn load(&mut self) -> Result<Records, Error> {
+        let mut records = Records::default();
+        for entry in &self.database {
+            let (key, value) = entry.map_err(|source| Error::Database { path: self.folder.join("sled"), source })?;
+            let key = String::from_utf8_lossy(&key).into_owned();
+            match key.split_once('/').map_or(key.as_str(), |(table, _)| table) {
+                "meta" => records.meta = decode(&key, &value)?,
+                "job" => records.jobs.push(decode(&key, &value)?),
+                "task" => records.tasks.push(decode(&key, &value)?),
+                "worker" => records.workers.push(decode(&key, &value)?),
+                _ => tracing::warn!(key, "a record of an unknown table is left alone"),
+            }
+        }
+        Ok(records)
+    }
+
+    fn apply(&mut self, writes: &[Write]) -> Result<(), Error> {
+        let mut batch = sled::Batch::default();
+        for write in writes {
+            let key = key(write);
+            match value(write) {
+                Some(value) if value.len() > MAX_VALUE => return Err(Error::TooLarge { key, size: value.len() }),
+                Some(value) => batch.insert(key.as_bytes(), value),
+                None => batch.remove(key.as_bytes()),
+            }
+        }
+        let path = self.folder.join("sled");
+        self.database.apply_batch(batch).map_err(|source| Error::Database { path, source })?;
+        self.flush()?;
+        // The first record makes the database more than empty; from here on an empty one was lost.
+        let identity = self.folder.join("IDENTITY");
+        if !identity.exists() {
+            write_durably(&identity, self.identity.as_bytes())
+                .map_err(|source| Error::Io { path: identity, source })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task(id: &str, attempts: u32) -> Write {
+        Write::Task(v1::TaskRecord { task_id: id.into(), attempts, ..v1::TaskRecord::default() })
+    }
+
+    #[test]
+    fn what_is_applied_is_there_after_a_crash() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut store = LocalStore::open(folder.path()).expect("opens");
+        let identity = store.identity().to_owned();
+        store.apply(&[task("a/1", 1), task("a/2", 1)]).expect("applied");
+        store.apply(&[task("a/1", 2)]).expect("applied");
+        drop(store);
+        assert!(folder.path().join("RUNNING").exists(), "dropping without close is a crash");
+
+        let mut store = LocalStore::open(folder.path()).expect("opens again");
+        assert_eq!(store.identity(), identity);
+        let attempts: Vec<u32> = store.load().expect("loads").tasks.iter().map(|t| t.attempts).collect();
+        assert_eq!(attempts, [2, 1]);
+        assert!(folder.path().join("before-recovery/db").exists(), "a copy was made before the recovery");
+        store.close().expect("closes");
+        assert!(!folder.path().join("RUNNING").exists());
+    }
+
+    #[test]
+    fn a_second_owner_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let _first = LocalStore::open(folder.path()).expect("opens");
+        assert!(matches!(LocalStore::open(folder.path()), Err(Error::InUse(_))));
+    }
+
+    #[test]
+    fn a_lost_database_is_not_taken_for_a_new_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut store = LocalStore::open(folder.path()).expect("opens");
+        store.apply(&[task("a/1", 1)]).expect("applied");
+        store.close().expect("closes");
+        std::fs::remove_dir_all(folder.path().join("sled")).expect("removed");
+        assert!(matches!(LocalStore::open(folder.path()), Err(Error::Lost(_))));
+    }
+
+    #[test]
+    fn a_folder_with_something_else_in_it_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("thesis.tex"), "x").expect("written");
+        assert!(matches!(LocalStore::open(folder.path()), Err(Error::NotState { .. })));
+    }
+
+    #[test]
+    fn records_of_a_later_format_are_refused() {
+        assert!(matches!(decode::<v1::TaskRecord>("task/a", &[2, 0]), Err(Error::Version { found: 2 })));
+        assert!(matches!(decode::<v1::TaskRecord>("task/a", &[1, 0xff]), Err(Error::Record { .. })));
+    }
+}

@@ -1,0 +1,35 @@
+//! State that lasts as long as the process, for simulation.
+
+use super::{Error, Records, Store, Write};
+
+/// Keeps what is applied, in memory.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryStore {
+    records: Records,
+}
+
+impl Store for MemoryStore {
+    fn load(&mut self) -> Result<Records, Error> {
+        Ok(self.records.clone())
+    }
+
+    fn apply(&mut self, writes: &[Write]) -> Result<(), Error> {
+        for write in writes.iter().cloned() {
+            match write {
+                Write::Meta(meta) => self.records.meta = meta,
+                Write::Job(job) => put(&mut self.records.jobs, job, |j| &j.job_id),
+                Write::Task(task) => put(&mut self.records.tasks, task, |t| &t.task_id),
+                Write::Worker(worker) => put(&mut self.records.workers, worker, |w| &w.worker_id),
+                Write::ForgetWorker(id) => self.records.workers.retain(|w| w.worker_id != id.as_str()),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn put<T>(records: &mut Vec<T>, record: T, id: impl Fn(&T) -> &String) {
+    match records.binary_search_by(|probe| id(probe).cmp(id(&record))) {
+        Ok(at) => records[at] = record,
+        Err(at) => records.insert(at, record),
+    }
+}

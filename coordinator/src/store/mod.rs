@@ -1,0 +1,47 @@
+//! What the coordinator must not forget, behind a narrow trait.
+
+mod local;
+mod memory;
+
+use deltaconv_proto::ids::WorkerId;
+use deltaconv_proto::v1;
+
+pub use local::{Error, LocalStore};
+pub use memory::MemoryStore;
+
+/// One change of the durable state.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Write {
+    /// Counters.
+    Meta(v1::MetaRecord),
+    /// A job, whole.
+    Job(v1::JobRecord),
+    /// A task, whole.
+    Task(v1::TaskRecord),
+    /// A worker, whole.
+    Worker(v1::WorkerRecord),
+    /// A worker that will not come back.
+    ForgetWorker(WorkerId),
+}
+
+/// Everything that is stored.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Records {
+    /// Counters.
+    pub meta: v1::MetaRecord,
+    /// By id.
+    pub jobs: Vec<v1::JobRecord>,
+    /// By id. A task without a record is as it was planned.
+    pub tasks: Vec<v1::TaskRecord>,
+    /// By id.
+    pub workers: Vec<v1::WorkerRecord>,
+}
+
+/// Durable state with one owner.
+pub trait Store: Send {
+    /// Reads everything.
+    fn load(&mut self) -> Result<Records, Error>;
+
+    /// Makes `writes` durable, all or none of them. They are when this returns.
+    fn apply(&mut self, writes: &[Write]) -> Result<(), Error>;
+}

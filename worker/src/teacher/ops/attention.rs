@@ -1,0 +1,133 @@
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+use super::activation::exp;
+use super::product::{Epilogue, PackedView, Rows, multiply, pack_rows, pack_transposed, packed_len};
+use super::simd::for_each_level;
+use super::slices::{tensor, with_slices};
+
+/// Queries that one thread attends with at a time: their scores are the only ones ever in memory.
+const QUERIES: usize = 32;
+
+/// Partial maxima and sums of a row of scores.
+const LANES: usize = 16;
+
+/// How channels are split.
+#[derive(Debug, Clone, Copy)]
+pub(in super::super) struct Heads {
+    /// Heads.
+    pub(in super::super) count: usize,
+    /// Channels of one.
+    pub(in super::super) dim: usize,
+}
+
+/// Queries, keys or values within a tensor whose last dimension may hold more than them.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Projected<'a> {
+    /// [B, .., channels].
+    pub(in super::super) tensor: &'a Tensor,
+    /// Their first channel.
+    pub(in super::super) offset: usize,
+}
+
+/// softmax(Q Kᵀ / √d) V for each head: [B, .., heads · d], the leading dimensions those of the queries.
+pub(in super::super) fn attention(
+    query: Projected<'_>,
+    key: Projected<'_>,
+    value: Projected<'_>,
+    heads: Heads,
+) -> Result<Tensor> {
+    let inner = heads.count * heads.dim;
+    let batch = query.tensor.dim(0)?;
+    let length = |projected: Projected<'_>| -> Result<(usize, usize)> {
+        match projected.tensor.dims() {
+            [b, middle @ .., channels] if *b == batch && channels - projected.offset.min(*channels) >= inner => {
+                Ok((middle.iter().product(), *channels))
+            }
+            other => bail!("attention over {inner} channels of {batch} samples cannot take {other:?}"),
+        }
+    };
+    let (queries, query_stride) = length(query)?;
+    let (keys, key_stride) = length(key)?;
+    let (values, value_stride) = length(value)?;
+    if keys != values || keys == 0 {
+        bail!("attention needs as many values as keys, and one at least: {keys} keys, {values} values");
+    }
+    let mut shape = query.tensor.dims().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = inner;
+    }
+
+    let (key_len, value_len) = (packed_len(heads.dim, keys), packed_len(keys, heads.dim));
+    let mut packed_keys = vec![0.0; batch * heads.count * key_len];
+    let mut packed_values = vec![0.0; batch * heads.count * value_len];
+    let mut out = vec![0.0; batch * queries * inner];
+    let scale = 1.0 / (heads.dim as f32).sqrt();
+    with_slices([query.tensor, key.tensor, value.tensor], |[q, k, v]| {
+        let packing = packed_keys.par_chunks_mut(key_len).zip(packed_values.par_chunks_mut(value_len)).enumerate();
+        packing.for_each(|(i, (packed_keys, packed_values))| {
+            let (sample, head) = (i / heads.count, i % heads.count * heads.dim);
+            let k = &k[sample * keys * key_stride + key.offset + head..];
+            let v = &v[sample * keys * value_stride + value.offset + head..];
+            pack_transposed(k, key_stride, heads.dim, keys, packed_keys);
+            pack_rows(v, value_stride, keys, heads.dim, packed_values);
+        });
+        let units = out.par_chunks_mut((queries * inner).max(1)).enumerate().flat_map(|(sample, out)| {
+            out.par_chunks_mut(QUERIES * inner).enumerate().map(move |(unit, out)| (sample, unit * QUERIES, out))
+        });
+        units.for_each_init(
+            || vec![0.0; QUERIES * keys],
+            |scores, (sample, first, out)| {
+                let count = out.len() / inner;
+                let scores = &mut scores[..count * keys];
+                for head in 0..heads.count {
+                    let at = sample * heads.count + head;
+                    let channel = head * heads.dim;
+                    let panels = &packed_keys[at * key_len..][..key_len];
+                    let packed_keys = PackedView { k: heads.dim, n: keys, panels };
+                    let q = &q[(sample * queries + first) * query_stride + query.offset + channel..];
+                    let rows = Rows::plain(q, query_stride, heads.dim);
+                    multiply(rows, count, packed_keys, Epilogue::default(), scores, keys);
+                    softmax(scores, keys, scale);
+                    let panels = &packed_values[at * value_len..][..value_len];
+                    let packed_values = PackedView { k: keys, n: heads.dim, panels };
+                    let rows = Rows::plain(scores, keys, keys);
+                    multiply(rows, count, packed_values, Epilogue::default(), &mut out[channel..], inner);
+                }
+            },
+        );
+        Ok(())
+    })?;
+    tensor(out, &shape)
+}
+
+for_each_level! {
+    /// softmax(scale · row) of every row of `keys` scores, in place.
+    fn softmax(scores: &mut [f32], keys: usize, scale: f32) {
+        for row in scores.chunks_exact_mut(keys) {
+            let (chunks, rest) = row.as_chunks_mut::<LANES>();
+            let mut highest = [f32::NEG_INFINITY; LANES];
+            for chunk in &*chunks {
+                for (highest, score) in highest.iter_mut().zip(chunk) {
+                    *highest = if *score > *highest { *score } else { *highest };
+                }
+            }
+            let highest = highest.iter().chain(&*rest).fold(f32::NEG_INFINITY, |highest, score| highest.max(*score));
+            let mut sums = [0.0_f32; LANES];
+            for chunk in &mut *chunks {
+                for (sum, score) in sums.iter_mut().zip(chunk) {
+                    *score = exp((*score - highest) * scale);
+                    *sum += *score;
+                }
+            }
+            for (sum, score) in sums.iter_mut().zip(&mut *rest) {
+                *score = exp((*score - highest) * scale);
+                *sum += *score;
+            }
+            let inverse = 1.0 / sums.iter().sum::<f32>();
+            for score in row {
+                *score *= inverse;
+            }
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! The operations of a teacher's forward pass on a CPU, f32, channels last.
+//!
+//! candle's own are single-threaded or many times slower here (its conv2d and softmax above all). Every result is one
+//! chain of fused multiply-adds in a fixed order, whatever the number of threads, the batch it is computed in, or the
+//! vector width of the machine: two workers that capture the same sample write the same bytes.
+
+mod activation;
+mod attention;
+mod conv;
+mod embedding;
+mod feed_forward;
+mod group_norm;
+mod join;
+mod layer_norm;
+mod linear;
+mod product;
+mod simd;
+mod slices;
+
+pub(super) use activation::activate;
+pub(super) use attention::{Heads, Projected, attention};
+pub(super) use conv::{Added, Conv, Padding};
+pub(super) use embedding::sinusoids;
+pub(super) use feed_forward::FeedForward;
+pub(super) use group_norm::GroupNorm;
+pub(super) use join::join_channels;
+pub(super) use layer_norm::LayerNorm;
+pub(super) use linear::Linear;
