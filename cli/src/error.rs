@@ -70,6 +70,9 @@ pub(crate) enum Error {
     #[diagnostic(help("remove {} to convert again", folder.display()))]
     OutcomeGone { path: PathBuf, folder: PathBuf },
 
+    #[error("lost sight of {name}: {source}")]
+    Lost { name: String, source: io::Error },
+
     #[error("{name} could not be kept running ({status}, started {starts} times): {last_words}")]
     #[diagnostic(help("{} tells more; the same command again goes on where this one stopped", log.display()))]
     KeepsEnding { name: String, status: String, starts: u32, last_words: String, log: PathBuf },

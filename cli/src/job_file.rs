@@ -116,8 +116,7 @@ pub(crate) fn read(path: &Path) -> Result<v1::JobSpec, Error> {
         Some(named) => location::url(named, folder)?,
         None => teacher_url.clone(),
     };
-    let data =
-        v1::Data { url: data_url, seed: file.data.seed, held_out_latents: file.data.held_out_latents };
+    let data = v1::Data { url: data_url, seed: file.data.seed, held_out_latents: file.data.held_out_latents };
     Ok(spec(name, teacher_url, output_url, data, file.recipe, file.evaluation))
 }
 

@@ -56,10 +56,15 @@ async fn open(url: &str, job_id: &str) -> Result<Statuses, Error> {
 }
 
 async fn reopen(url: &str, job_id: &str) -> Result<Statuses, Error> {
+    patiently(|| open(url, job_id)).await
+}
+
+/// Makes a call again and again until the coordinator can be reached.
+pub(crate) async fn patiently<T, F: Future<Output = Result<T, Error>>>(call: impl FnMut() -> F) -> Result<T, Error> {
     let back_off = ExponentialBuilder::default()
         .with_min_delay(FIRST_RETRY)
         .with_max_delay(SLOWEST_RETRY)
         .with_jitter()
         .without_max_times();
-    (|| open(url, job_id)).retry(back_off).when(Error::is_unreachable).await
+    call.retry(back_off).when(Error::is_unreachable).await
 }

@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::api::{OperatorApi, Token, TokenError, Wakers, WorkerApi};
+use crate::carry_out;
 use crate::core::{Clock, Core};
 use crate::schedule::{self, Settings, State};
 use crate::store::{self, LocalStore, Store};
-use crate::carry_out;
 
 /// How a coordinator runs.
 #[derive(Clone, Debug)]

@@ -13,8 +13,7 @@ use deltaconv_kernels::{AdamW, BlockShape, Gate, Parameters};
 
 const BATCH: usize = 16;
 /// Edge of the map, channels, kernel size.
-const SHAPES: [(usize, usize, usize); 5] =
-    [(32, 64, 7), (16, 128, 5), (8, 128, 3), (16, 128, 11), (8, 128, 9)];
+const SHAPES: [(usize, usize, usize); 5] = [(32, 64, 7), (16, 128, 5), (8, 128, 3), (16, 128, 11), (8, 128, 9)];
 
 fn main() {
     println!("{:<14} {:>12} {:>12}", "map, kernel", "forward ms", "step ms");
@@ -45,18 +44,7 @@ fn measure(edge: usize, channels: usize, kernel_size: usize) -> (f64, f64) {
         forward(&shape, &weights, &x, size, &mut y, &mut workspace).unwrap();
     });
     let step = median(|| {
-        loss_and_gradient(
-            &shape,
-            &weights,
-            &x,
-            &target,
-            size,
-            1.0,
-            &mut gradients,
-            None,
-            &mut workspace,
-        )
-        .unwrap();
+        loss_and_gradient(&shape, &weights, &x, &target, size, 1.0, &mut gradients, None, &mut workspace).unwrap();
         optimiser.step(1e-6, &mut weights, &gradients, &mut state).unwrap();
     });
     (forward, step)

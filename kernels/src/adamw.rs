@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use crate::cpu::instruction_set::multiversion;
 use crate::error::Result;
 use crate::parameters::Parameters;
 
@@ -27,14 +28,7 @@ pub struct AdamW {
 
 impl Default for AdamW {
     fn default() -> Self {
-        Self {
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: 0.01,
-            clip_norm: None,
-            ema_decay: 0.999,
-        }
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, clip_norm: None, ema_decay: 0.999 }
     }
 }
 
@@ -55,12 +49,7 @@ pub struct State {
 impl State {
     /// The state before the first step; with `ema`, the average starts at the weights.
     pub fn new(weights: &Parameters, ema: bool) -> Self {
-        Self {
-            m: weights.zeros_like(),
-            v: weights.zeros_like(),
-            ema: ema.then(|| weights.clone()),
-            step: 0,
-        }
+        Self { m: weights.zeros_like(), v: weights.zeros_like(), ema: ema.then(|| weights.clone()), step: 0 }
     }
 }
 
@@ -92,13 +81,7 @@ struct Piece<'a> {
 impl AdamW {
     /// Takes one step with learning rate `lr`. Returns the gradients' norm before clipping, or 0
     /// where nothing asks for it. The bits do not depend on the number of threads.
-    pub fn step(
-        &self,
-        lr: f64,
-        weights: &mut Parameters,
-        gradients: &Parameters,
-        state: &mut State,
-    ) -> Result<f64> {
+    pub fn step(&self, lr: f64, weights: &mut Parameters, gradients: &Parameters, state: &mut State) -> Result<f64> {
         let shape = weights.shape();
         gradients.check_shape("gradients", shape)?;
         state.m.check_shape("first moments", shape)?;
@@ -156,17 +139,20 @@ fn norm(values: &[f32]) -> f64 {
     pieces.iter().sum::<f64>().sqrt()
 }
 
-fn update(factors: Factors, piece: Piece<'_>) {
-    let Piece { weights, gradients, m, v, ema } = piece;
-    let f = factors;
-    let moments = m.iter_mut().zip(v.iter_mut());
-    for ((weight, gradient), (m, v)) in weights.iter_mut().zip(gradients).zip(moments) {
-        let gradient = gradient * f.clip;
-        *m = f.beta1 * *m + f.rest1 * gradient;
-        *v = f.beta2 * *v + f.rest2 * gradient * gradient;
-        *weight = *weight * f.keep - f.rate * *m / (v.sqrt() * f.root + f.eps);
-    }
-    for (average, weight) in ema.iter_mut().zip(weights) {
-        *average = f.ema * *average + f.ema_rest * *weight;
+multiversion! {
+    /// Takes the step for one piece; `ema` is empty where no average is kept.
+    fn update<V>(factors: Factors, piece: Piece<'_>) {
+        let Piece { weights, gradients, m, v, ema } = piece;
+        let f = factors;
+        let moments = m.iter_mut().zip(v.iter_mut());
+        for ((weight, gradient), (m, v)) in weights.iter_mut().zip(gradients).zip(moments) {
+            let gradient = gradient * f.clip;
+            *m = f.beta1 * *m + f.rest1 * gradient;
+            *v = f.beta2 * *v + f.rest2 * gradient * gradient;
+            *weight = *weight * f.keep - f.rate * *m / (v.sqrt() * f.root + f.eps);
+        }
+        for (average, weight) in ema.iter_mut().zip(weights) {
+            *average = f.ema * *average + f.ema_rest * *weight;
+        }
     }
 }

@@ -8,9 +8,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Error {
     /// `channels · inter_ratio` must be a whole, even number of at least 2, because the gate
     /// multiplies one half of it by the other.
-    #[error(
-        "{channels} channels × inter_ratio {inter_ratio} is no even whole number of at least 2"
-    )]
+    #[error("{channels} channels × inter_ratio {inter_ratio} is no even whole number of at least 2")]
     Inner {
         /// C.
         channels: usize,

@@ -43,24 +43,13 @@ impl CustomOp1 for BlockOp {
         let (batch, height, width, channels) = layout.shape().dims4()?;
         let shape = self.parameters.shape();
         if channels != shape.channels() {
-            candle_core::bail!(
-                "{}: {channels} channels given to a block of {}",
-                self.name(),
-                shape.channels()
-            );
+            candle_core::bail!("{}: {channels} channels given to a block of {}", self.name(), shape.channels());
         }
         let mut output = vec![0.0; end - start];
         // A panic elsewhere leaves stale values only, and every pass writes what it reads.
         let mut workspace = self.workspace.lock().unwrap_or_else(PoisonError::into_inner);
-        cpu::forward(
-            shape,
-            &self.parameters,
-            &values[start..end],
-            [batch, height, width],
-            &mut output,
-            &mut workspace,
-        )
-        .map_err(Error::wrap)?;
+        cpu::forward(shape, &self.parameters, &values[start..end], [batch, height, width], &mut output, &mut workspace)
+            .map_err(Error::wrap)?;
         Ok((CpuStorage::F32(output), layout.shape().clone()))
     }
 }
@@ -89,8 +78,7 @@ mod tests {
         let y = tensor.apply_op1_no_bwd(&op).unwrap();
         let mut expected = vec![0.0; x.len()];
         let mut workspace = Workspace::default();
-        cpu::forward(&shape, op.parameters(), &x, [2, 5, 4], &mut expected, &mut workspace)
-            .unwrap();
+        cpu::forward(&shape, op.parameters(), &x, [2, 5, 4], &mut expected, &mut workspace).unwrap();
         assert_eq!(y.dims(), [2, 5, 4, 8]);
         assert_eq!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap(), expected);
 

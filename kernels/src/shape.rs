@@ -45,13 +45,7 @@ impl TensorShape {
 impl BlockShape {
     /// Checks the sizes: `channels · inter_ratio` whole, even and at least 2; `kernel_size` odd and
     /// at most 31; the first scale 1 and all of them within (0, 1].
-    pub fn new(
-        channels: usize,
-        inter_ratio: f64,
-        kernel_size: usize,
-        scales: Vec<f64>,
-        gate: Gate,
-    ) -> Result<Self> {
+    pub fn new(channels: usize, inter_ratio: f64, kernel_size: usize, scales: Vec<f64>, gate: Gate) -> Result<Self> {
         let exact = channels as f64 * inter_ratio;
         let whole = exact.round();
         // Ratios such as 1/3 are not exact in binary; anything further off is a mistake.
@@ -59,7 +53,7 @@ impl BlockShape {
         if !is_whole || !(2.0..=u32::MAX as f64).contains(&whole) || whole % 2.0 != 0.0 {
             return Err(Error::Inner { channels, inter_ratio });
         }
-        if kernel_size % 2 == 0 || kernel_size > 31 {
+        if kernel_size.is_multiple_of(2) || kernel_size > 31 {
             return Err(Error::KernelSize(kernel_size));
         }
         let in_range = scales.iter().all(|&scale| scale > 0.0 && scale <= 1.0);
@@ -115,10 +109,7 @@ impl BlockShape {
 
     /// The block's tensors in the fixed order of [`crate::Parameters`].
     pub fn tensors(&self) -> Vec<TensorShape> {
-        let tensor = |name: &str, dims: &[usize]| TensorShape {
-            name: name.to_owned(),
-            dims: dims.to_vec(),
-        };
+        let tensor = |name: &str, dims: &[usize]| TensorShape { name: name.to_owned(), dims: dims.to_vec() };
         let (c, d, k) = (self.channels, self.inner, self.kernel_size);
         let mut tensors = vec![tensor("conv_up.weight", &[d, c]), tensor("conv_up.bias", &[d])];
         for index in 0..self.scales.len() {

@@ -25,10 +25,8 @@ struct Entry {
 }
 
 fn main() {
-    let folder = std::env::var_os("DELTACONV_GOLDEN").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"),
-        PathBuf::from,
-    );
+    let folder = std::env::var_os("DELTACONV_GOLDEN")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"), PathBuf::from);
     let trials = match entries(&folder.join("blocks.json")) {
         Ok(entries) => entries.into_iter().map(|entry| trial(&folder, entry)).collect(),
         // A folder without its list must not pass as one without entries.
@@ -38,10 +36,8 @@ fn main() {
 }
 
 fn entries(list: &Path) -> Result<Vec<Entry>, Failed> {
-    let text =
-        std::fs::read_to_string(list).map_err(|error| format!("{}: {error}", list.display()))?;
-    let entries: Vec<Entry> =
-        serde_json::from_str(&text).map_err(|error| format!("{}: {error}", list.display()))?;
+    let text = std::fs::read_to_string(list).map_err(|error| format!("{}: {error}", list.display()))?;
+    let entries: Vec<Entry> = serde_json::from_str(&text).map_err(|error| format!("{}: {error}", list.display()))?;
     if entries.is_empty() {
         return Err(format!("{} lists no blocks", list.display()).into());
     }
@@ -54,8 +50,8 @@ fn trial(folder: &Path, entry: Entry) -> Trial {
 }
 
 fn compare(path: &Path, entry: &Entry) -> Result<(), Failed> {
-    let tensors = candle_core::safetensors::load(path, &Device::Cpu)
-        .map_err(|error| format!("{}: {error}", path.display()))?;
+    let tensors =
+        candle_core::safetensors::load(path, &Device::Cpu).map_err(|error| format!("{}: {error}", path.display()))?;
     let gate = match entry.gate.as_str() {
         "scaled" => Gate::Scaled,
         "sigmoid" => Gate::Sigmoid,
@@ -63,8 +59,7 @@ fn compare(path: &Path, entry: &Entry) -> Result<(), Failed> {
     };
     let inner = tensor(&tensors, "conv_up.bias")?.len();
     let ratio = inner as f64 / entry.channels as f64;
-    let shape =
-        BlockShape::new(entry.channels, ratio, entry.kernel_size, entry.scales.clone(), gate)?;
+    let shape = BlockShape::new(entry.channels, ratio, entry.kernel_size, entry.scales.clone(), gate)?;
     let mut parameters = Parameters::zeros(&shape);
     for expected in shape.tensors() {
         let found = tensors.get(&expected.name).map(|tensor| tensor.dims());

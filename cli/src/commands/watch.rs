@@ -9,9 +9,9 @@ use super::{interrupted, status};
 use crate::args::{Connection, Format, Output};
 use crate::ending::Signals;
 use crate::error::Error;
+use crate::output;
 use crate::progress::Progress;
 use crate::watching::{self, Watcher};
-use crate::output;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -37,10 +37,13 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
             progress.finish();
             followed
         }
-        Format::Json => tokio::select! {
-            followed = watching::follow(url, job, &mut EachLine) => Some(followed),
-            () = signals.next() => None,
-        },
+        Format::Json => {
+            let mut each_line = EachLine;
+            tokio::select! {
+                followed = watching::follow(url, job, &mut each_line) => Some(followed),
+                () = signals.next() => None,
+            }
+        }
     };
     let Some(last) = last.transpose()? else {
         output::say(&format!("{job} goes on without being watched"));

@@ -75,34 +75,36 @@ fn left(seconds: f64) -> String {
     format!("{} left", duration::spell(seconds.ceil()))
 }
 
-/// The layers' names without the ending that all of them share, which says nothing: `.transformer_blocks.0`.
+/// The layers' names without the ending that all of them share, which tells none from another:
+/// `.transformer_blocks.0`.
 pub(super) fn short_names(layers: &[v1::LayerStatus]) -> Vec<String> {
-    let parts: Vec<Vec<&str>> = layers.iter().map(|layer| layer.name.split('.').collect()).collect();
-    let shortest = parts.iter().map(Vec::len).min().unwrap_or(0);
-    let shared = (0..shortest.saturating_sub(1))
-        .take_while(|from_end| {
-            let at = |name: &Vec<&str>| name[name.len() - 1 - from_end].to_owned();
-            layers.len() > 1 && parts.iter().all(|name| at(name) == at(&parts[0]))
-        })
-        .count();
-    let mut kept: Vec<String> = parts.iter().map(|name| name[..name.len() - shared].join(".")).collect();
-    // An index that all names end with is part of the word before it.
-    let ends_with_word = |name: &String| name.rsplit('.').next().is_some_and(|last| last.parse::<u32>().is_err());
-    if kept.iter().any(ends_with_word) {
-        kept = layers.iter().map(|layer| layer.name.replace(".transformer_blocks.0", "")).collect();
-    }
-    kept
+    let names: Vec<Vec<&str>> = layers.iter().map(|layer| layer.name.split('.').collect()).collect();
+    let shortest = names.iter().map(Vec::len).min().unwrap_or(0);
+    let part_from_end = |name: &[&str], index: usize| name[name.len() - 1 - index].to_owned();
+    let is_shared = |index: &usize| {
+        let mut parts = names.iter().map(|name| part_from_end(name, *index));
+        let first = parts.next();
+        parts.all(|part| Some(part) == first)
+    };
+    let shared = if names.len() > 1 { (0..shortest.saturating_sub(1)).take_while(is_shared).count() } else { 0 };
+    names.iter().map(|name| name[..name.len() - shared].join(".")).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn short(names: &[&str]) -> Vec<String> {
+        let named = |name: &&str| v1::LayerStatus { name: (*name).into(), ..v1::LayerStatus::default() };
+        short_names(&names.iter().map(named).collect::<Vec<_>>())
+    }
+
     #[test]
     fn names_lose_only_what_they_share() {
-        let named = |name: &str| v1::LayerStatus { name: name.into(), ..v1::LayerStatus::default() };
-        let layers = ["down_blocks.0.attentions.0.transformer_blocks.0", "up_blocks.1.attentions.1.transformer_blocks.0"];
-        let layers = layers.map(named);
-        assert_eq!(short_names(&layers), ["down_blocks.0.attentions.0", "up_blocks.1.attentions.1"]);
+        let names = ["down_blocks.0.attentions.0.transformer_blocks.0", "mid_block.attentions.1.transformer_blocks.0"];
+        assert_eq!(short(&names), ["down_blocks.0.attentions.0", "mid_block.attentions.1"]);
+        assert_eq!(short(&names[..1]), &names[..1]);
+        assert_eq!(short(&["a.0", "a.1"]), ["a.0", "a.1"]);
+        assert_eq!(short(&[]), Vec::<String>::new());
     }
 }

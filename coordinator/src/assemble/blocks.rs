@@ -70,8 +70,8 @@ pub(super) async fn write_alone(objects: &Objects, blocks: &[LayerBlock], key: &
     let entries = names.iter().map(|(name, shape)| (name.as_str(), Dtype::F32, shape.as_slice()));
     // What other readers of the format look for before they take a file for PyTorch's.
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    let header = serialize_header(entries, &metadata)
-        .map_err(|source| Error::WriteHeader { key: key.to_owned(), source })?;
+    let header =
+        serialize_header(entries, &metadata).map_err(|source| Error::WriteHeader { key: key.to_owned(), source })?;
     let mut upload = Upload::begin(objects, key).await?;
     let written = async {
         upload.write(&header).await?;

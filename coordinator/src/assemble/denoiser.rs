@@ -78,7 +78,9 @@ async fn copy_frozen(
     upload: &mut Upload<'_>,
 ) -> Result<String, Error> {
     let data_start = file.header.data_start();
-    let mut spans = frozen.iter().map(|(_, info)| (data_start + info.start, data_start + info.end)).peekable();
+    let spans: Vec<(u64, u64)> =
+        frozen.iter().map(|(_, info)| (data_start + info.start, data_start + info.end)).collect();
+    let mut spans = spans.into_iter().peekable();
     let mut digest = Digest::default();
     let mut position = 0;
     let mut pieces = std::pin::pin!(stream::read(teacher, WEIGHTS, file.file_len));

@@ -14,9 +14,9 @@ pub(crate) mod tensors;
 mod tests;
 pub mod verify;
 
+use deltaconv_proto::keys;
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::v1::{JobPlan, JobSpec, ObjectRef};
-use deltaconv_proto::keys;
 
 pub use blocks::LayerBlock;
 pub use description::{Description, FORMAT_VERSION, Layer, Teacher};

@@ -17,23 +17,20 @@ const IN_FLIGHT: usize = 3;
 const HASHED_AT_ONCE: usize = 256 << 10;
 
 /// The bytes of an object in order, in pieces.
-pub(super) fn read<'a>(
-    objects: &'a Objects,
-    key: &'a str,
-    size: u64,
-) -> impl Stream<Item = Result<Bytes, Error>> + use<'a> {
+pub(super) fn read(objects: &Objects, key: &str, size: u64) -> impl Stream<Item = Result<Bytes, Error>> + use<> {
+    let (objects, key) = (objects.clone(), key.to_owned());
     let starts = (0..size.div_ceil(PIECE_BYTES)).map(|i| i * PIECE_BYTES);
-    let piece = move |start: u64| async move {
-        let end = size.min(start + PIECE_BYTES);
-        let bytes = objects.get_range(key, start, end).await?;
-        let (expected, found) = (end - start, bytes.len() as u64);
-        if found != expected {
-            let (url, key) = (objects.url().to_owned(), key.to_owned());
-            return Err(Error::Short { url, key, start, expected, found });
-        }
-        Ok(bytes)
-    };
-    futures::stream::iter(starts.map(piece)).buffered(IN_FLIGHT)
+    let pieces = starts.map(move |start| read_piece(objects.clone(), key.clone(), start, size.min(start + PIECE_BYTES)));
+    futures::stream::iter(pieces).buffered(IN_FLIGHT)
+}
+
+async fn read_piece(objects: Objects, key: String, start: u64, end: u64) -> Result<Bytes, Error> {
+    let bytes = objects.get_range(&key, start, end).await?;
+    let (expected, found) = (end - start, bytes.len() as u64);
+    if found != expected {
+        return Err(Error::Short { url: objects.url().to_owned(), key, start, expected, found });
+    }
+    Ok(bytes)
 }
 
 /// BLAKE3 that leaves the thread to others in between.

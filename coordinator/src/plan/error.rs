@@ -24,7 +24,7 @@ pub enum Error {
         /// The field, as in a job file.
         field: &'static str,
         /// What is wrong with it.
-        source: objects::Error,
+        source: Box<objects::Error>,
     },
     /// A file that every job needs is not there.
     #[error("no {key} under {url}: {remedy}")]
@@ -50,7 +50,7 @@ pub enum Error {
         /// The file at fault.
         key: &'static str,
         /// What is wrong.
-        source: teacher::Error,
+        source: Box<teacher::Error>,
     },
     /// The teacher predicts something else than one number for each of the latent's.
     #[error(
@@ -145,6 +145,10 @@ impl Error {
             objects::Error::NotFound { url, .. } => Self::Missing { url, key, remedy },
             other => Self::Objects(other),
         }
+    }
+
+    pub(super) fn teacher(url: &str, key: &'static str, source: teacher::Error) -> Self {
+        Self::Teacher { url: url.to_owned(), key, source: Box::new(source) }
     }
 
     /// As [`Self::missing`], of a header.

@@ -18,7 +18,7 @@ pub enum Error {
         /// The key below it.
         key: String,
         /// What is wrong with it.
-        source: safetensors::Error,
+        source: Box<safetensors::Error>,
     },
     /// The header is longer than what the object is meant to hold could need.
     #[error("{url}/{key}: the header claims {length} bytes, and at most {limit} are expected there")]
@@ -49,7 +49,7 @@ pub(crate) async fn read(objects: &Objects, key: &str, limit: u64) -> Result<Fil
     let at = || (objects.url().to_owned(), key.to_owned());
     let format = |source| {
         let (url, key) = at();
-        Error::Format { url, key, source }
+        Error::Format { url, key, source: Box::new(source) }
     };
     let file_len = objects.size(key).await?;
     let first = objects.get_range(key, 0, file_len.min(LENGTH_BYTES)).await?;

@@ -38,7 +38,7 @@ fn plan_layer(teacher: &Teacher, layer: &Layer, recipe: &Recipe) -> Result<Layer
     };
 
     let inner = block::inner(plan.channels, plan.inter_ratio);
-    if inner < 2 || inner % 2 != 0 {
+    if inner < 2 || !inner.is_multiple_of(2) {
         let expected = format!(
             "it makes the inner width of {} ({} channels) {inner}, which must be even for the gate to halve it",
             layer.name, layer.channels

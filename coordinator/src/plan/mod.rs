@@ -4,6 +4,8 @@
 mod bytes;
 pub(crate) mod data;
 mod error;
+#[cfg(test)]
+pub(crate) mod fixture;
 pub(crate) mod header;
 mod kernel_size;
 mod layers;
@@ -19,7 +21,7 @@ use deltaconv_proto::v1;
 use prost::Message;
 
 pub use error::Error;
-pub use output::{check_output, write_spec};
+pub use output::{check_output, claim_output};
 pub use tasks::{capture_ranges, evaluation_parts};
 
 use spec::{at_most, invalid};
@@ -38,7 +40,8 @@ pub async fn plan(spec: &v1::JobSpec) -> Result<v1::JobPlan, Error> {
     let data = data::read(&checked.data_folder, teacher.teacher.latent_channels(), denoiser.context).await?;
 
     if checked.data.held_out_latents as usize >= data.latents {
-        let expected = format!("less than the {} latents of {}, or none is left to train on", data.latents, data_url(spec));
+        let expected =
+            format!("less than the {} latents of {}, or none is left to train on", data.latents, data_url(spec));
         return Err(invalid("data.held_out_latents", checked.data.held_out_latents, expected));
     }
     let without_empty = data.prompts - 1;
@@ -52,7 +55,7 @@ pub async fn plan(spec: &v1::JobSpec) -> Result<v1::JobPlan, Error> {
         return Err(invalid("evaluation.ddim_steps", checked.evaluation.ddim_steps, expected));
     }
 
-    let at_config = |source| Error::Teacher { url: checked.teacher_folder.url().to_owned(), key: teacher::CONFIG, source };
+    let at_config = |source| Error::teacher(checked.teacher_folder.url(), teacher::CONFIG, source);
     let found = teacher.teacher.layers(data.height, data.width).map_err(at_config)?;
     if found.is_empty() {
         return Err(Error::NoLayers { url: checked.teacher_folder.url().to_owned() });
@@ -106,7 +109,7 @@ fn denoiser(teacher: &Teacher, url: &str) -> Result<Denoiser, Error> {
         _ => {
             let supported = "UNet2DConditionModel";
             let source = deltaconv_proto::teacher::Error::Class { found: "another".to_owned(), supported };
-            Err(Error::Teacher { url: url.to_owned(), key: teacher::CONFIG, source })
+            Err(Error::teacher(url, teacher::CONFIG, source))
         }
     }
 }

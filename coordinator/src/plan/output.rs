@@ -1,7 +1,7 @@
 //! A job's prefix: that it is free, or this job's own.
 
 use deltaconv_proto::keys;
-use deltaconv_proto::objects::{self, Objects};
+use deltaconv_proto::objects;
 use deltaconv_proto::v1::JobSpec;
 
 use super::{Error, spec};
@@ -49,13 +49,19 @@ pub async fn check_output(spec: &JobSpec) -> Result<(), Error> {
     }
 }
 
-/// Writes the spec under the job's prefix. Doing so again changes nothing.
-pub async fn write_spec(spec: &JobSpec) -> Result<(), Error> {
-    let objects: Objects = spec::open("output_url", &spec.output_url)?;
+/// Takes the job's prefix for this job: checks that it is free, and writes the spec there. Doing so again changes nothing.
+///
+/// # Errors
+/// As [`check_output`], also when another job took the prefix in the same moment.
+pub async fn claim_output(spec: &JobSpec) -> Result<(), Error> {
+    check_output(spec).await?;
+    let objects = spec::open("output_url", &spec.output_url)?;
     let mut json = serde_json::to_vec_pretty(spec)?;
     json.push(b'\n');
-    objects.put(keys::SPEC, json).await?;
-    Ok(())
+    match objects.create(keys::SPEC, json).await {
+        Err(objects::Error::AlreadyExists { .. }) => check_output(spec).await,
+        other => Ok(other?),
+    }
 }
 
 /// The first field in which two specs differ, with both values.

@@ -70,7 +70,7 @@ pub(super) fn open(field: &'static str, url: &str) -> Result<Objects, Error> {
     if url.len() > MAX_URL_BYTES {
         return Err(invalid(field, url, format!("at most {MAX_URL_BYTES} bytes")));
     }
-    Objects::open(url).map_err(|source| Error::Url { field, source })
+    Objects::open(url).map_err(|source| Error::Url { field, source: Box::new(source) })
 }
 
 fn check_recipe(recipe: &Recipe) -> Result<(), Error> {
@@ -94,7 +94,7 @@ fn check_recipe(recipe: &Recipe) -> Result<(), Error> {
     number("recipe.inter_ratio", recipe.inter_ratio, 1e-3..=2.0)?;
     scales(&recipe.scales)?;
     for (layer, &size) in &recipe.kernel_sizes {
-        if !(1..=31).contains(&size) || size % 2 == 0 {
+        if !(1..=31).contains(&size) || size.is_multiple_of(2) {
             return Err(invalid(format!("recipe.kernel_sizes.{layer:.200}"), size, "an odd number from 1 to 31"));
         }
     }

@@ -29,18 +29,30 @@ pub(super) struct Known {
 
 pub(super) async fn read(folder: &Objects) -> Result<Known, Error> {
     let config = folder.get(CONFIG, MAX_CONFIG_BYTES).await.map_err(|e| {
-        Error::missing(e, CONFIG, "teacher_url is the folder of a model in diffusers layout, the one with model_index.json")
+        Error::missing(
+            e,
+            CONFIG,
+            "teacher_url is the folder of a model in diffusers layout, the one with model_index.json",
+        )
     })?;
-    let at = |key| move |source| Error::Teacher { url: folder.url().to_owned(), key, source };
+    let at = |key| move |source| Error::teacher(folder.url(), key, source);
     let teacher = Teacher::parse(&config).map_err(at(CONFIG))?;
 
     let weights = header::read(folder, WEIGHTS, MAX_HEADER_BYTES).await.map_err(|e| {
-        Error::missing_header(e, WEIGHTS, "save the model with safe_serialization=True, as one file and without a variant")
+        Error::missing_header(
+            e,
+            WEIGHTS,
+            "save the model with safe_serialization=True, as one file and without a variant",
+        )
     })?;
     teacher.check(&weights.header).map_err(at(WEIGHTS))?;
 
     let scheduler = folder.get(SCHEDULER, MAX_CONFIG_BYTES).await.map_err(|e| {
-        Error::missing(e, SCHEDULER, "the noise that the teacher was trained on isn't known; copy the file from the model")
+        Error::missing(
+            e,
+            SCHEDULER,
+            "the noise that the teacher was trained on isn't known; copy the file from the model",
+        )
     })?;
     let scheduler = Scheduler::parse(&scheduler).map_err(at(SCHEDULER))?;
     Ok(Known { teacher, weights, scheduler })

@@ -350,6 +350,12 @@ impl State {
             .collect()
     }
 
+    /// The accepted parts of the evaluation, in the order of [`plan::evaluation_parts`].
+    pub fn evaluation_parts(&self, id: &JobId) -> Vec<v1::ObjectRef> {
+        let Some(job) = self.jobs.get(id) else { return Vec::new() };
+        self.tasks_of(job).filter_map(|task| task.evaluated.as_ref()?.part.clone()).collect()
+    }
+
     /// The job, if there is one of this id.
     pub fn job(&self, id: &JobId) -> Option<&Job> {
         self.jobs.get(id)

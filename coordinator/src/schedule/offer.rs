@@ -87,6 +87,12 @@ impl State {
             .collect()
     }
 
+    /// What the attempt at work on a task was told to do: what its output is checked against.
+    pub fn expectation(&self, id: &TaskId) -> Option<(v1::TaskSpec, AttemptId)> {
+        let task = self.tasks.get(id)?;
+        Some((self.start(task)?.task?, task.leased()?.attempt.clone()))
+    }
+
     /// The message that has a worker begin the attempt that `task` is leased for.
     fn start(&self, task: &Task) -> Option<v1::Start> {
         let job = self.jobs.get(&task.job)?;

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use prost::Message;
 
 use super::{Records, Store, Write};
-use deltaconv_proto::v1;
 
 /// Before every value, so that a later format is told apart from a broken record.
 const VERSION: u8 = 1;
@@ -248,7 +247,7 @@ fn decode<T: Message + Default>(key: &str, value: &[u8]) -> Result<T, Error> {
 impl Store for LocalStore {
     fn load(&mut self) -> Result<Records, Error> {
         let mut records = Records::default();
-        for entry in &self.database {
+        for entry in self.database.iter() {
             let (key, value) = entry.map_err(|source| Error::Database { path: self.folder.join("sled"), source })?;
             let key = String::from_utf8_lossy(&key).into_owned();
             match key.split_once('/').map_or(key.as_str(), |(table, _)| table) {
@@ -287,6 +286,8 @@ impl Store for LocalStore {
 
 #[cfg(test)]
 mod tests {
+    use deltaconv_proto::v1;
+
     use super::*;
 
     fn task(id: &str, attempts: u32) -> Write {

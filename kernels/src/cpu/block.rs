@@ -123,7 +123,7 @@ pub fn loss_and_gradient(
     chunks.for_each(|(((x, target), (partial, mut x_gradient)), ((squares, means), sums))| {
         let mut scratch = scratches.of_this_thread();
         let mut partial = PartialGradient::split(shape, partial);
-        for index in 0..squares.len() {
+        for (index, squares) in squares.iter_mut().enumerate() {
             let map = index * sample..(index + 1) * sample;
             let vector = index * channels..(index + 1) * channels;
             let x = &x[map.clone()];
@@ -135,8 +135,7 @@ pub fn loss_and_gradient(
             forward::features(plan, weights, x, scratch, &mut features);
             linear::apply(&features, shape.features(), weights.out, &mut scratch.output);
             scratch.features = features;
-            squares[index] =
-                sums::residual(&mut scratch.output, &scratch.bias, &target[map.clone()], factor);
+            *squares = sums::residual(&mut scratch.output, &scratch.bias, &target[map.clone()], factor);
             let sample = backward::Sample {
                 x,
                 gradient_sum: &mut sums[vector],
@@ -156,12 +155,7 @@ pub fn loss_and_gradient(
 }
 
 /// Checks what all passes are given and returns the values of one sample, H·W·C.
-fn check(
-    shape: &BlockShape,
-    parameters: &Parameters,
-    x: &[f32],
-    size: [usize; 3],
-) -> Result<usize> {
+fn check(shape: &BlockShape, parameters: &Parameters, x: &[f32], size: [usize; 3]) -> Result<usize> {
     parameters.check_shape("parameters", shape)?;
     let [batch, height, width] = size;
     for &scale in shape.scales() {

@@ -122,9 +122,7 @@ unsafe fn tile<V: Lanes, const ROWS: usize, const WIDTH: usize>(
             // within the row; `tap` and `tap − 1` are checked against the kernel's height.
             unsafe {
                 let row = input.as_ptr().add(row * extent.row() + x).cast::<f32>().add(lane);
-                let taps = |tap: usize| {
-                    kernel.values.as_ptr().add(tap * kernel.row).cast::<f32>().add(lane)
-                };
+                let taps = |tap: usize| kernel.values.as_ptr().add(tap * kernel.row).cast::<f32>().add(lane);
                 if ROWS == 1 {
                     add_row(&mut sums, row, [taps(tap); ROWS], columns);
                 } else if tap == 0 {
@@ -146,10 +144,12 @@ unsafe fn tile<V: Lanes, const ROWS: usize, const WIDTH: usize>(
     }
 }
 
-/// Adds one input row to every row of sums, each through its own kernel row.
+/// Adds one input row to every row of sums, each through its own kernel row. A value is loaded once
+/// for all rows of sums, so that the multiplications and not the loads are what takes time.
 ///
 /// # Safety
 /// `input` has `columns.end − 1 + WIDTH` groups to read and each of `taps` `columns.end`.
+#[expect(clippy::needless_range_loop, reason = "constant bounds, unrolled into registers")]
 #[inline(always)]
 unsafe fn add_row<V: Lanes, const ROWS: usize, const WIDTH: usize>(
     sums: &mut [[V; WIDTH]; ROWS],

@@ -29,19 +29,12 @@ pub(super) fn group_weights(
 
 /// Convolves planes with margins of K/2 into planes without. With the turned weights and the
 /// output's gradient as input, this is the input's gradient.
-pub(super) fn convolve(
-    input: &[Group],
-    extent: Extent,
-    weights: &[Group],
-    kernel_size: usize,
-    output: &mut [Group],
-) {
+pub(super) fn convolve(input: &[Group], extent: Extent, weights: &[Group], kernel_size: usize, output: &mut [Group]) {
     let taps = kernel_size * kernel_size;
     let outputs = output.chunks_exact_mut(extent.height * extent.width);
     let planes = input.chunks_exact(extent.len()).zip(weights.chunks_exact(taps)).zip(outputs);
     for ((input, weights), output) in planes {
-        let kernel =
-            Kernel { values: weights, height: kernel_size, width: kernel_size, row: kernel_size };
+        let kernel = Kernel { values: weights, height: kernel_size, width: kernel_size, row: kernel_size };
         correlate(input, extent, kernel, output);
     }
 }

@@ -38,18 +38,17 @@ multiversion! {
 }
 
 multiversion! {
-    /// The gradients of a and b, into planes with margins (which stay as they are), given that of
-    /// p in planes of `extent` without margins, and `b` as [`apply`] left it.
+    /// The gradients of the halves a and b, into planes with margins (which stay as they are),
+    /// given that of p in planes without margins, and b as [`apply`] left it.
     pub(super) fn gradient<V>(
         gate: Gate,
         half: usize,
         extent: Extent,
-        a: &[Group],
-        b: &[Group],
+        halves: [&[Group]; 2],
         output_gradient: &[Group],
-        a_gradient: &mut [Group],
-        b_gradient: &mut [Group],
+        gradients: [&mut [Group]; 2],
     ) {
+        let ([a, b], [a_gradient, b_gradient]) = (halves, gradients);
         let factor = (half as f32).sqrt();
         let width = extent.width;
         let inputs = a.chunks_exact(width).zip(b.chunks_exact(width));

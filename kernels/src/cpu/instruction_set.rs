@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 /// The instruction sets the kernels are compiled for, narrowest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum InstructionSet {
+pub(crate) enum InstructionSet {
     /// What every processor of the architecture has.
     Portable,
     /// AVX2 with fused multiply-add.
@@ -16,7 +16,7 @@ pub(super) enum InstructionSet {
 impl InstructionSet {
     /// The widest set of this processor, or the narrower one named by the environment variable
     /// `DELTACONV_INSTRUCTION_SET` (`portable` or `avx2`). Decided once per process.
-    pub(super) fn current() -> Self {
+    pub(crate) fn current() -> Self {
         static CURRENT: OnceLock<InstructionSet> = OnceLock::new();
         *CURRENT.get_or_init(|| {
             let limit = match std::env::var("DELTACONV_INSTRUCTION_SET").as_deref() {
@@ -89,4 +89,4 @@ macro_rules! multiversion {
         }
     };
 }
-pub(super) use multiversion;
+pub(crate) use multiversion;

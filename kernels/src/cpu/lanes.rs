@@ -4,20 +4,20 @@
 use std::arch::x86_64::*;
 
 /// Channels that lie side by side in the grouped layout: one 64-byte cache line.
-pub(super) const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// Sixteen neighbouring channels of one position of a map.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Group(pub(super) [f32; LANES]);
+pub(crate) struct Group(pub(crate) [f32; LANES]);
 
 impl Group {
     /// Sixteen zeros.
-    pub(super) const ZERO: Self = Self([0.0; LANES]);
+    pub(crate) const ZERO: Self = Self([0.0; LANES]);
 }
 
 /// One register of f32.
-pub(super) trait Lanes: Copy {
+pub(crate) trait Lanes: Copy {
     /// Values in a register; divides [`LANES`].
     const WIDTH: usize;
     /// The widest register tile, in positions, whose two rows of sums stay in registers.
@@ -107,7 +107,7 @@ impl Lanes for __m256 {
 
 /// Four values: what SSE2 and NEON, part of every x86-64 and aarch64, hold in a register.
 #[derive(Clone, Copy)]
-pub(super) struct Portable([f32; 4]);
+pub(crate) struct Portable([f32; 4]);
 
 impl Lanes for Portable {
     const WIDTH: usize = 4;

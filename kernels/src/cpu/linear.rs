@@ -17,12 +17,7 @@ pub(super) fn apply(input: &[f32], inputs: usize, weight: &[f32], output: &mut [
 }
 
 /// `input_gradient [rows, inputs] = gradient [rows, outputs] · weight`.
-pub(super) fn input_gradient(
-    gradient: &[f32],
-    inputs: usize,
-    weight: &[f32],
-    input_gradient: &mut [f32],
-) {
+pub(super) fn input_gradient(gradient: &[f32], inputs: usize, weight: &[f32], input_gradient: &mut [f32]) {
     let outputs = weight.len() / inputs;
     let rows = gradient.len() / outputs;
     let lhs = Matrix { values: gradient, row: outputs, column: 1 };
@@ -46,16 +41,9 @@ pub(super) fn weight_gradient(
 }
 
 /// Row-major `target [m, n] = lhs [m, k] · rhs [k, n]`, plus what it held if `accumulate`.
-fn multiply(
-    [m, n, k]: [usize; 3],
-    lhs: Matrix<'_>,
-    rhs: Matrix<'_>,
-    accumulate: bool,
-    target: &mut [f32],
-) {
-    let last = |matrix: &Matrix<'_>, rows: usize, columns: usize| {
-        (rows - 1) * matrix.row + (columns - 1) * matrix.column
-    };
+fn multiply([m, n, k]: [usize; 3], lhs: Matrix<'_>, rhs: Matrix<'_>, accumulate: bool, target: &mut [f32]) {
+    let last =
+        |matrix: &Matrix<'_>, rows: usize, columns: usize| (rows - 1) * matrix.row + (columns - 1) * matrix.column;
     assert!(m > 0 && n > 0 && k > 0, "shapes without values are refused before");
     assert!(last(&lhs, m, k) < lhs.values.len());
     assert!(last(&rhs, k, n) < rhs.values.len());

@@ -124,10 +124,7 @@ mod tests {
     #[test]
     fn samples_repeat_at_the_edges() {
         let sample = |low, high, weight| Sample { low, high, weight };
-        assert_eq!(
-            samples(2, 4),
-            [sample(0, 1, 0.0), sample(0, 1, 0.25), sample(0, 1, 0.75), sample(1, 1, 0.25)]
-        );
+        assert_eq!(samples(2, 4), [sample(0, 1, 0.0), sample(0, 1, 0.25), sample(0, 1, 0.75), sample(1, 1, 0.25)]);
         assert!(samples(1, 3).iter().all(|sample| sample.low == 0 && sample.high == 0));
     }
 }

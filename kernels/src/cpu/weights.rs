@@ -37,11 +37,7 @@ pub(super) struct Weights<'a> {
 
 impl<'a> Weights<'a> {
     /// Splits the arena, in the order of [`BlockShape::tensors`], and groups the depthwise weights.
-    pub(super) fn new(
-        shape: &BlockShape,
-        parameters: &'a Parameters,
-        kernels: &'a mut [GroupedKernel],
-    ) -> Self {
+    pub(super) fn new(shape: &BlockShape, parameters: &'a Parameters, kernels: &'a mut [GroupedKernel]) -> Self {
         let (c, d, k) = (shape.channels(), shape.inner(), shape.kernel_size());
         let mut rest = parameters.values();
         let mut take = |len: usize| {

@@ -91,16 +91,9 @@ pub(super) struct ScaleScratch {
 impl Workspace {
     /// Gets the buffers ready for maps of `height`×`width`; with those of the backward pass if
     /// `backward`.
-    pub(super) fn prepare(
-        &mut self,
-        shape: &BlockShape,
-        height: usize,
-        width: usize,
-        backward: bool,
-    ) -> Result<()> {
-        let same = self.plan.as_ref().is_some_and(|plan| {
-            plan.shape == *shape && plan.height == height && plan.width == width
-        });
+    pub(super) fn prepare(&mut self, shape: &BlockShape, height: usize, width: usize, backward: bool) -> Result<()> {
+        let same =
+            self.plan.as_ref().is_some_and(|plan| plan.shape == *shape && plan.height == height && plan.width == width);
         if !same {
             self.plan = Some(Plan::new(shape, height, width)?);
             self.scratches.clear();

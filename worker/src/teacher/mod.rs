@@ -1,1 +1,57 @@
-//! The teacher in candle.
+//! The teacher: a diffusers model in candle, its self-attention open to be watched and replaced.
+//!
+//! [`UNet`] is built from a [`deltaconv_proto::teacher::UNetConfig`] by the same walk that named its layers. In the
+//! forward pass every layer goes through a [`SelfAttention`]: capture records what goes in and out, a student computes
+//! its block there, and [`Removed`] gives zeros.
+
+mod ops;
+mod sampler;
+mod self_attention;
+mod unet;
+mod weights;
+
+pub use sampler::{Guidance, Sampler};
+pub use self_attention::{Call, Original, Removed, SelfAttention};
+pub use unet::{LoadOptions, UNet};
+pub use weights::Weights;
+
+use deltaconv_proto::{safetensors, teacher};
+
+/// Why a teacher cannot be loaded or run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A tensor operation failed: shapes that do not fit, most of all.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+    /// The weights are no safetensors file.
+    #[error("cannot read the weights: {0}")]
+    Safetensors(#[from] safetensors::Error),
+    /// The weights do not fit the configuration, or latents do not fit the model.
+    #[error(transparent)]
+    Teacher(#[from] teacher::Error),
+    /// Reading the weights failed.
+    #[error("cannot read the weights: {0}")]
+    Io(#[from] std::io::Error),
+    /// A layer's own attention was asked for in a model that was loaded without.
+    #[error("layer `{layer}` has no attention: the model was loaded without `attn1` weights")]
+    NoAttention {
+        /// The layer.
+        layer: String,
+    },
+    /// A [`SelfAttention`] failed.
+    #[error("layer `{layer}`: {source}")]
+    Layer {
+        /// The layer.
+        layer: String,
+        /// What it says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// An argument of the forward pass or of sampling is not what the model takes.
+    #[error("`{argument}`: {problem}")]
+    Argument {
+        /// Which.
+        argument: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+}

@@ -50,7 +50,8 @@ fn samples(range: &SampleRange) -> usize {
 }
 
 fn check(part: &Part, asked: &evaluate_task::Part, plan: &JobPlan, key: &str) -> Result<(), Error> {
-    let value = |what: &str, found: String, expected: String| Error::Value { what: format!("{key}: {what}"), found, expected };
+    let value =
+        |what: &str, found: String, expected: String| Error::Value { what: format!("{key}: {what}"), found, expected };
     match (part, asked) {
         (Part::Noise(noise), evaluate_task::Part::Noise(range)) => {
             if noise.timestep.len() != samples(range) {

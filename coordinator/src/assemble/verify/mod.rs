@@ -6,10 +6,12 @@
 pub(super) mod block;
 mod evaluation;
 mod shards;
+#[cfg(test)]
+mod tests;
 
 use deltaconv_proto::ids::{AttemptId, TaskId};
 use deltaconv_proto::v1::{JobPlan, ObjectRef, done::Output, task_spec::Kind};
-use deltaconv_proto::{digest, objects, objects::Objects};
+use deltaconv_proto::{digest, objects, objects::Objects, shard};
 
 use super::tensors;
 use crate::observe::report::PartError;
@@ -97,6 +99,14 @@ pub enum Error {
         expected: Vec<String>,
         /// Those that were reported.
         found: Vec<String>,
+    },
+    /// A shard of another form than its layer and range have.
+    #[error("{key}: {source}")]
+    Shard {
+        /// The object.
+        key: String,
+        /// What is wrong.
+        source: shard::Error,
     },
     /// The tensors are not the expected ones.
     #[error("{key}: {source}")]

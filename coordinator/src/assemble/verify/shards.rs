@@ -1,12 +1,10 @@
 //! The shards of a capture task, by their sizes and headers. They may be gigabytes, and every reader checks the digest.
 
-use deltaconv_proto::keys;
 use deltaconv_proto::objects::Objects;
-use deltaconv_proto::safetensors::Dtype;
 use deltaconv_proto::v1::{CaptureOutput, CaptureTask, LayerPlan, ObjectRef, SampleRange};
+use deltaconv_proto::{keys, shard};
 use futures::{StreamExt, TryStreamExt};
 
-use super::super::tensors::{self, Expected};
 use super::{Error, Expectation, check_ref};
 use crate::plan::header;
 
@@ -22,13 +20,12 @@ pub(super) async fn check(
 ) -> Result<(), Error> {
     let range = task.range.as_ref().ok_or(Error::Task("range"))?;
     let shards = each_layer_once(output, &task.layers)?;
-    let checks = shards.into_iter().map(|(layer, object)| {
+    let mut checks = Vec::with_capacity(shards.len());
+    for (layer, object) in shards {
         let planned = expectation.plan.layers.iter().find(|planned| planned.name == layer);
-        async move {
-            let planned = planned.ok_or(Error::Task("layer of that name in its plan"))?;
-            check_shard(objects, object, planned, task.round, range).await
-        }
-    });
+        let planned = planned.ok_or(Error::Task("layer of that name in its plan"))?;
+        checks.push(check_shard(objects, object, planned, task.round, range));
+    }
     futures::stream::iter(checks).buffer_unordered(IN_FLIGHT).try_collect::<()>().await
 }
 
@@ -55,18 +52,18 @@ async fn check_shard(
     round: u32,
     range: &SampleRange,
 ) -> Result<(), Error> {
-    let n = range.end.saturating_sub(range.start) as usize;
-    let map = vec![n, layer.height as usize, layer.width as usize, layer.channels as usize];
-    let expected = [
-        Expected::new("input", Dtype::F16, map.clone()),
-        Expected::new("output", Dtype::F16, map),
-        Expected::new("timestep", Dtype::I64, [n]),
-    ];
+    let shape = shard::Shape {
+        samples: range.end.saturating_sub(range.start) as usize,
+        height: layer.height as usize,
+        width: layer.width as usize,
+        channels: layer.channels as usize,
+    };
     let key = keys::shard(round, &layer.name, range);
-    check_ref(object, &key, tensors::bytes(&expected), MAX_HEADER_BYTES)?;
+    let at = |source| Error::Shard { key: key.clone(), source };
+    check_ref(object, &key, shape.object_len().map_err(at)?, 0)?;
     let file = header::read(objects, &key, MAX_HEADER_BYTES).await?;
     if file.file_len != object.size {
         return Err(Error::OtherSize { key, expected: object.size, found: file.file_len });
     }
-    tensors::exactly(&file.header, &expected).map_err(|source| Error::Tensors { key, source })
+    shard::check_header(&file.header, shape).map_err(at)
 }

@@ -1,7 +1,7 @@
 //! One sample back through the block, from the gradient of its output.
 
-use crate::cpu::workspace::{Plan, Scratch};
 use crate::cpu::weights::{PartialGradient, Weights};
+use crate::cpu::workspace::{Plan, Scratch};
 use crate::cpu::{depthwise, gate, grouped, linear, pool, resize, sums};
 
 /// What one sample's way back reads and writes besides its scratch.
@@ -66,13 +66,7 @@ pub(in crate::cpu) fn gradients(
 
 /// Takes the features' gradient back through every scale's gate and convolution: the gradient of
 /// h_s replaces g_s, and that of the weights goes to `kernels` `[S, K, K, d]`.
-fn convolutions(
-    plan: &Plan,
-    weights: Weights<'_>,
-    scratch: &mut Scratch,
-    kernels: &mut [f32],
-    accumulate: bool,
-) {
+fn convolutions(plan: &Plan, weights: Weights<'_>, scratch: &mut Scratch, kernels: &mut [f32], accumulate: bool) {
     let shape = &plan.shape;
     let kernel_size = shape.kernel_size();
     let Scratch { scales, gated, row, features, taps, .. } = scratch;
@@ -87,19 +81,10 @@ fn convolutions(
         } else {
             resize::enlarge_gradient(plan.resizing(index), features, row, gated);
         }
-        let (a, b) = scale.convolved.split_at(half);
+        let halves = scale.convolved.split_at(half);
         let padded_half = plan.grouping.per_half() * map.padded.len();
-        let (a_gradient, b_gradient) = scale.gradient.split_at_mut(padded_half);
-        gate::gradient(
-            shape.gate(),
-            shape.half(),
-            map.padded,
-            a,
-            b,
-            gated,
-            a_gradient,
-            b_gradient,
-        );
+        let gradients = scale.gradient.split_at_mut(padded_half);
+        gate::gradient(shape.gate(), shape.half(), map.padded, halves.into(), gated, gradients.into());
         depthwise::weight_gradient(
             &scale.input,
             &scale.gradient,

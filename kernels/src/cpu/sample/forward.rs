@@ -1,7 +1,7 @@
 //! One sample forward through the block.
 
-use crate::cpu::workspace::{Plan, Scratch};
 use crate::cpu::weights::Weights;
+use crate::cpu::workspace::{Plan, Scratch};
 use crate::cpu::{depthwise, gate, grouped, linear, pool, resize, sums};
 
 /// The mean `[C]` over the positions of `x` `[HW, C]`.

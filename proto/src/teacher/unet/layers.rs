@@ -31,7 +31,7 @@ impl UNetConfig {
                 skips.push(size);
             }
         }
-        for stage in &plan.mid {
+        if let Some(stage) = &plan.mid {
             stage.push_layers(size, &mut layers);
         }
         for stage in &plan.up {

@@ -113,8 +113,21 @@ impl<'a> Rows<'a> {
         Self { elements, width: usize::MAX, line: 0, pixel: stride, taps: &[0], run: k }
     }
 
-    fn start(&self, row: usize) -> usize {
-        row / self.width * self.line + row % self.width * self.pixel
+    /// Where the rows of a tile start. A tile that is not full has its last row several times over.
+    #[inline(always)]
+    fn starts(&self, first: usize, used: usize) -> [*const f32; TILE_ROWS] {
+        let (mut line, mut column) = (first / self.width, first % self.width);
+        let mut row = 0;
+        std::array::from_fn(|i| {
+            if i > row && i < used {
+                row = i;
+                column += 1;
+                if column == self.width {
+                    (line, column) = (line + 1, 0);
+                }
+            }
+            self.elements.as_ptr().wrapping_add(line * self.line + column * self.pixel)
+        })
     }
 }
 
@@ -219,11 +232,7 @@ unsafe fn tiles<T: Tile>(
         panels = after;
         for first_row in (0..count).step_by(TILE_ROWS) {
             let used = (count - first_row).min(TILE_ROWS);
-            // A tile that is not full computes its last row several times over.
-            let starts = std::array::from_fn(|i| {
-                // SAFETY: the row's start is within the elements.
-                unsafe { rows.elements.as_ptr().add(rows.start(first_row + i.min(used - 1))) }
-            });
+            let starts = rows.starts(first_row, used);
             // SAFETY: starts and panel are as `sum` wants them.
             unsafe {
                 if columns > HALF_PANEL {
@@ -343,17 +352,19 @@ mod x86 {
                 let mut weights = panel;
                 for tap in taps {
                     let x = starts.map(|start| start.add(*tap));
-                    for i in 0..run {
+                    let mut i = 0;
+                    while i < run {
                         let w0 = _mm512_loadu_ps(weights);
                         let w1 = if COLUMNS == PANEL { _mm512_loadu_ps(weights.add(16)) } else { w0 };
                         for r in 0..TILE_ROWS {
-                            let x = _mm512_set1_ps(*x[r].add(i));
+                            let x = _mm512_set1_ps(x[r].add(i).read_unaligned());
                             left[r] = _mm512_fmadd_ps(x, w0, left[r]);
                             if COLUMNS == PANEL {
                                 right[r] = _mm512_fmadd_ps(x, w1, right[r]);
                             }
                         }
                         weights = weights.add(COLUMNS);
+                        i += 1;
                     }
                 }
                 for r in 0..TILE_ROWS {
@@ -388,15 +399,17 @@ mod x86 {
                         let mut weights = panel.add(first_column);
                         for tap in taps {
                             let x: [*const f32; ROWS] = std::array::from_fn(|r| starts[first_row + r].add(*tap));
-                            for i in 0..run {
+                            let mut i = 0;
+                            while i < run {
                                 let w0 = _mm256_loadu_ps(weights);
                                 let w1 = _mm256_loadu_ps(weights.add(8));
                                 for r in 0..ROWS {
-                                    let x = _mm256_set1_ps(*x[r].add(i));
+                                    let x = _mm256_set1_ps(x[r].add(i).read_unaligned());
                                     left[r] = _mm256_fmadd_ps(x, w0, left[r]);
                                     right[r] = _mm256_fmadd_ps(x, w1, right[r]);
                                 }
                                 weights = weights.add(COLUMNS);
+                                i += 1;
                             }
                         }
                         for r in 0..ROWS {

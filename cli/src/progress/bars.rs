@@ -1,0 +1,106 @@
+//! Progress as bars: one a stage, one a layer.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use deltaconv_proto::v1;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use super::describe;
+use super::remaining::Remaining;
+
+/// Bars have no units of their own: a full one is this long.
+const LENGTH: u64 = 1000;
+/// Of more layers only those that run have a bar, so that the stages stay in sight.
+const MOST_LAYERS: usize = 16;
+
+/// The bars on the terminal.
+pub(super) struct Bars {
+    area: MultiProgress,
+    stages: BTreeMap<String, Bar>,
+    layers: BTreeMap<String, Bar>,
+    waiting: Option<ProgressBar>,
+}
+
+struct Bar {
+    bar: ProgressBar,
+    remaining: Remaining,
+}
+
+impl Bar {
+    fn add(area: &MultiProgress, name: String, indent: &str) -> Self {
+        let bar = area.add(ProgressBar::new(LENGTH));
+        bar.set_style(style("{prefix} {bar:20} {wide_msg}"));
+        bar.set_prefix(format!("{indent}{name}"));
+        Self { bar, remaining: Remaining::default() }
+    }
+
+    fn set(&self, fraction: f64, text: String) {
+        self.bar.set_position((fraction * LENGTH as f64) as u64);
+        self.bar.set_message(text);
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    // The templates are constants of this file; the default style is what remains of a mistake in one.
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    style.progress_chars("━╸ ")
+}
+
+impl Bars {
+    pub(super) fn new(area: MultiProgress) -> Self {
+        Self { area, stages: BTreeMap::new(), layers: BTreeMap::new(), waiting: None }
+    }
+
+    pub(super) fn show(&mut self, status: &v1::JobStatus) {
+        let now = Instant::now();
+        let names = describe::short_names(&status.layers);
+        let width = names.iter().map(String::len).max().unwrap_or(0).max("evaluate".len());
+
+        for stage in &status.stages {
+            let add = || Bar::add(&self.area, format!("{:<width$}", stage.stage, width = width + 2), "");
+            let bar = self.stages.entry(stage.stage.clone()).or_insert_with(add);
+            let left = bar.remaining.update(now, stage.done, f64::from(stage.tasks));
+            bar.set(describe::stage_fraction(stage), describe::stage(stage, left));
+        }
+        let has_room = status.layers.len() <= MOST_LAYERS;
+        for (layer, name) in status.layers.iter().zip(names) {
+            if !has_room && layer.state != "running" {
+                if let Some(over) = self.layers.remove(&layer.name) {
+                    over.bar.finish_and_clear();
+                }
+                continue;
+            }
+            let add = || Bar::add(&self.area, format!("{name:<width$}"), "  ");
+            let bar = self.layers.entry(layer.name.clone()).or_insert_with(add);
+            let left = bar.remaining.update(now, layer.step as f64, layer.steps as f64);
+            let share = if layer.steps > 0 { layer.step as f64 / layer.steps as f64 } else { 0.0 };
+            let fraction = if layer.state == "done" { 1.0 } else { share.clamp(0.0, 1.0) };
+            bar.set(fraction, describe::layer(layer, left));
+        }
+        self.show_waiting(&status.waiting_for);
+    }
+
+    fn show_waiting(&mut self, waiting_for: &str) {
+        if waiting_for.is_empty() {
+            if let Some(line) = self.waiting.take() {
+                line.finish_and_clear();
+            }
+            return;
+        }
+        let add = || {
+            let line = self.area.add(ProgressBar::new(LENGTH));
+            line.set_style(style("waiting: {wide_msg}"));
+            line
+        };
+        self.waiting.get_or_insert_with(add).set_message(waiting_for.to_owned());
+    }
+
+    /// Leaves the bars as they are on the terminal.
+    pub(super) fn finish(&mut self) {
+        self.show_waiting("");
+        for bar in self.stages.values().chain(self.layers.values()) {
+            bar.bar.abandon();
+        }
+    }
+}

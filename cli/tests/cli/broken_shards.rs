@@ -1,0 +1,54 @@
+//! Shards that were damaged after they were written.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::process::until;
+use crate::scaled;
+use crate::service::{Coordinator, digest, freeze, tasks, tasks_in, thaw};
+
+/// Every shard of the range that a capture task is for.
+fn shards_of(output: &Path, task: &serde_json::Value) -> Vec<PathBuf> {
+    let range = task["task_id"].as_str().expect("an id").rsplit('/').next().expect("a range").to_owned();
+    let layers = fs::read_dir(output.join("rounds/0/activations")).expect("activations");
+    let mut shards: Vec<PathBuf> =
+        layers.map(|layer| layer.expect("a layer").path().join(format!("{range}.safetensors"))).collect();
+    shards.sort();
+    shards.retain(|shard| shard.exists());
+    shards
+}
+
+#[test]
+fn a_damaged_shard_is_noticed_and_captured_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let coordinator = Coordinator::start(folder.path());
+    let output = folder.path().join("out");
+    let job = coordinator.submit(&scaled::job_file(folder.path(), &scaled::teacher(), &output));
+    let worker = coordinator.worker("worker");
+
+    // While other ranges are still captured nobody has read this one. With the worker frozen that stays so.
+    let (flipped, truncated) = until("one range to be captured, and not all", || {
+        let status = coordinator.status(&job);
+        tasks_in(&status, "capture", "committed").first()?;
+        freeze(&[&worker]);
+        let status = coordinator.status(&job);
+        let captured = tasks_in(&status, "capture", "committed");
+        assert!(captured.len() < tasks(&status, "capture").len(), "captured before the first look at it: {status:#}");
+        let shards = shards_of(&output, captured.first()?);
+        Some((shards.first()?.clone(), shards.last()?.clone()))
+    });
+    assert_ne!(flipped, truncated);
+    let originals = [&flipped, &truncated].map(|path| fs::read(path).expect("a shard"));
+    let mut bytes = originals[0].clone();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 0x10;
+    fs::write(&flipped, bytes).expect("damaged");
+    fs::write(&truncated, &originals[1][..originals[1].len() / 2]).expect("damaged");
+    thaw(&[&worker]);
+
+    let done = coordinator.done(&job);
+    assert_eq!(digest(&done), scaled::quiet().digest);
+    for (path, original) in [&flipped, &truncated].into_iter().zip(originals) {
+        assert!(fs::read(path).expect("a shard") == original, "{} was not captured again", path.display());
+    }
+}

@@ -1,0 +1,92 @@
+//! Processes killed in the middle of their work.
+
+use serde_json::Value;
+
+use crate::process::until;
+use crate::scaled;
+use crate::service::{self, Coordinator, digest, freeze, tasks_in, thaw};
+
+/// The worker of this name, as the coordinator knows it.
+fn worker_id(coordinator: &Coordinator, name: &str) -> String {
+    let workers = coordinator.json(&["workers"]);
+    let workers = workers["workers"].as_array().expect("workers").clone();
+    let found = workers.into_iter().find(|worker| worker["name"] == name);
+    found.expect("the worker has joined")["worker_id"].as_str().expect("an id").to_owned()
+}
+
+fn attempts(status: &Value, task: &str) -> u64 {
+    let tasks = status["tasks"].as_array().expect("tasks");
+    let task = tasks.iter().find(|other| other["task_id"] == task).expect("the task");
+    task["attempts"].as_u64().expect("a number")
+}
+
+#[test]
+fn a_worker_killed_in_the_middle_of_a_task_costs_nothing_but_time() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let coordinator = Coordinator::start(folder.path());
+    let job = scaled::job_file(folder.path(), &scaled::teacher(), &folder.path().join("out"));
+    let job = coordinator.submit(&job);
+    let mut victim = coordinator.worker("victim");
+    let _survivor = coordinator.worker("survivor");
+
+    let task = until("the victim to train a block", || {
+        let status = coordinator.status(&job);
+        tasks_in(&status, "distill", "running").first()?;
+        let victim_id = worker_id(&coordinator, "victim");
+        // Frozen, it can't finish between the look and the kill.
+        freeze(&[&victim]);
+        let status = coordinator.status(&job);
+        let running = tasks_in(&status, "distill", "running");
+        let hit = running.iter().find(|task| task["worker_id"] == victim_id.as_str());
+        let hit = hit.map(|task| task["task_id"].as_str().expect("an id").to_owned());
+        if hit.is_none() {
+            thaw(&[&victim]);
+        }
+        hit
+    });
+    victim.kill();
+
+    let done = coordinator.done(&job);
+    assert!(attempts(&done, &task) >= 2, "{task} was not in the middle: {done:#}");
+    assert_eq!(digest(&done), scaled::quiet().digest);
+}
+
+#[test]
+fn a_coordinator_killed_in_the_middle_of_a_job_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut coordinator = Coordinator::start(folder.path());
+    let job = scaled::job_file(folder.path(), &scaled::teacher(), &folder.path().join("out"));
+    let job = coordinator.submit(&job);
+    let workers = ["a", "b"].map(|name| coordinator.worker(name));
+    let frozen: Vec<_> = workers.iter().collect();
+
+    let before = until("some blocks to be done and others in work", || {
+        let is_between = |status: &Value| {
+            !tasks_in(status, "distill", "committed").is_empty() && !tasks_in(status, "distill", "running").is_empty()
+        };
+        if !is_between(&coordinator.status(&job)) {
+            return None;
+        }
+        freeze(&frozen);
+        let status = coordinator.status(&job);
+        if is_between(&status) {
+            return Some(status);
+        }
+        thaw(&frozen);
+        None
+    });
+    coordinator.process.kill();
+    let coordinator = coordinator.start_again();
+    let after = coordinator.status(&job);
+    let committed = |status: &Value| {
+        let names = |task: &&Value| task["task_id"].as_str().expect("an id").to_owned();
+        tasks_in(status, "distill", "committed").iter().map(names).collect::<Vec<_>>()
+    };
+    assert_eq!(committed(&after), committed(&before), "accepted work was lost, or more appeared");
+    thaw(&frozen);
+
+    assert_eq!(digest(&coordinator.done(&job)), scaled::quiet().digest);
+    for worker in &workers {
+        assert!(service::state(folder.path()).exists() && !worker.stderr().contains("panicked"), "{}", worker.stderr());
+    }
+}

@@ -1,0 +1,11 @@
+//! The executable as people run it: real processes, on jobs that are small but go all the way.
+
+mod bad_input;
+mod bad_teachers;
+mod broken_shards;
+mod by_hand;
+mod demo;
+mod kills;
+mod process;
+mod scaled;
+mod service;

@@ -1,0 +1,139 @@
+//! A coordinator and workers, started as on a cluster, and what the coordinator says of its jobs.
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::process::{Running, deltaconv, said, until};
+
+/// Short, so that a killed worker's tasks are given away soon; long beside the time between two calls.
+pub(crate) const LEASE_TTL: &str = "3s";
+pub(crate) const CHECKPOINT_INTERVAL: &str = "1s";
+
+/// A coordinator process.
+pub(crate) struct Coordinator {
+    pub(crate) url: String,
+    pub(crate) process: Running,
+    folder: PathBuf,
+}
+
+impl Coordinator {
+    /// Starts one with its state, logs and address in `folder`.
+    pub(crate) fn start(folder: &Path) -> Self {
+        Self::listen(folder, "127.0.0.1:0")
+    }
+
+    /// Starts one again where the last one in this folder listened.
+    pub(crate) fn start_again(self) -> Self {
+        let address = self.url.trim_start_matches("http://").to_owned();
+        let folder = self.folder.clone();
+        drop(self);
+        Self::listen(&folder, &address)
+    }
+
+    /// Starts one that listens there.
+    pub(crate) fn listen(folder: &Path, address: &str) -> Self {
+        let address_file = folder.join("address");
+        if address_file.exists() {
+            std::fs::remove_file(&address_file).expect("removed");
+        }
+        let mut command = deltaconv();
+        command.args(["coordinator", "--exit-with-parent", "--listen", address]);
+        command.args(["--lease-ttl", LEASE_TTL, "--checkpoint-interval", CHECKPOINT_INTERVAL]);
+        command.arg("--state").arg(state(folder)).arg("--address-file").arg(&address_file);
+        let mut process = Running::start(&mut command, folder, "coordinator");
+        let url = until("the coordinator to listen", || {
+            assert!(!process.has_ended(), "{}", process.stderr());
+            std::fs::read_to_string(&address_file).ok().filter(|url| !url.is_empty())
+        });
+        Self { url: url.trim().into(), process, folder: folder.into() }
+    }
+
+    /// Starts a worker that joins this coordinator.
+    pub(crate) fn worker(&self, name: &str) -> Running {
+        worker(&self.folder, &self.url, name)
+    }
+
+    pub(crate) fn token_file(&self) -> PathBuf {
+        state(&self.folder).join("worker.token")
+    }
+
+    /// Runs a command against this coordinator.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
+        deltaconv().args(arguments).args(["--coordinator", &self.url]).output().expect("runs")
+    }
+
+    /// What a command answers as JSON.
+    pub(crate) fn json(&self, arguments: &[&str]) -> Value {
+        json(&self.url, arguments)
+    }
+
+    /// Submits a job and answers with its id.
+    pub(crate) fn submit(&self, job: &Path) -> String {
+        let job = job.to_str().expect("UTF-8");
+        self.json(&["submit", job])["job_id"].as_str().expect("an id").to_owned()
+    }
+
+    /// Where a job stands.
+    pub(crate) fn status(&self, job: &str) -> Value {
+        self.json(&["status", job])
+    }
+
+    /// Waits until a job is done, and answers with its last status.
+    pub(crate) fn done(&self, job: &str) -> Value {
+        until("the job to end", || {
+            let status = self.status(job);
+            let state = status["summary"]["state"].as_str().expect("a state").to_owned();
+            assert!(["running", "done"].contains(&state.as_str()), "{status:#}");
+            (state == "done").then_some(status)
+        })
+    }
+}
+
+pub(crate) fn state(folder: &Path) -> PathBuf {
+    folder.join("state")
+}
+
+/// Starts a worker for a coordinator that may not be there yet.
+pub(crate) fn worker(folder: &Path, url: &str, name: &str) -> Running {
+    let mut command = deltaconv();
+    command.args(["worker", "--exit-with-parent", "--coordinator", url, "--name", name, "--threads", "1"]);
+    command.arg("--token-file").arg(state(folder).join("worker.token"));
+    Running::start(&mut command, folder, name)
+}
+
+/// What a command of the coordinator at `url` answers as JSON.
+pub(crate) fn json(url: &str, arguments: &[&str]) -> Value {
+    let output = deltaconv().args(arguments).args(["-o", "json", "--coordinator", url]).output().expect("runs");
+    assert!(output.status.success(), "{arguments:?}: {}", said(&output));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+/// The tasks of a stage, from a job's status.
+pub(crate) fn tasks<'a>(status: &'a Value, stage: &str) -> Vec<&'a Value> {
+    let part = format!("/{stage}/");
+    let of_stage = |task: &&Value| task["task_id"].as_str().is_some_and(|id| id.contains(&part));
+    status["tasks"].as_array().expect("tasks").iter().filter(of_stage).collect()
+}
+
+/// The tasks of a stage that are in this state.
+pub(crate) fn tasks_in<'a>(status: &'a Value, stage: &str, state: &str) -> Vec<&'a Value> {
+    tasks(status, stage).into_iter().filter(|task| task["state"] == state).collect()
+}
+
+/// The digest of a job that is done.
+pub(crate) fn digest(status: &Value) -> String {
+    status["figures"]["blocks_digest"].as_str().expect("a digest").to_owned()
+}
+
+/// Stops processes, so that what is seen next stays true until they go on.
+pub(crate) fn freeze(processes: &[&Running]) {
+    processes.iter().for_each(|process| process.signal(Signal::STOP));
+}
+
+/// Lets frozen processes go on.
+pub(crate) fn thaw(processes: &[&Running]) {
+    processes.iter().for_each(|process| process.signal(Signal::CONT));
+}

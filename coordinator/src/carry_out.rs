@@ -1,0 +1,141 @@
+//! Carries out what the state machine commands, and tells it what came of it.
+
+use deltaconv_proto::ids::{JobId, TaskId};
+use deltaconv_proto::objects::Objects;
+use deltaconv_proto::v1;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::Wakers;
+use crate::assemble;
+use crate::assemble::verify::{self, Expectation};
+use crate::core::Handle as CoreHandle;
+use crate::observe::report::{self, ReportInput, StageFigures};
+use crate::schedule::{Command, Now, Stage};
+
+/// Runs until `stop`. What is interrupted then is commanded again by the coordinator's next start.
+pub(crate) async fn run(
+    mut commands: mpsc::UnboundedReceiver<Command>,
+    core: CoreHandle,
+    wakers: Wakers,
+    stop: CancellationToken,
+) {
+    let mut running = JoinSet::new();
+    loop {
+        let command = tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = running.join_next(), if !running.is_empty() => continue,
+            command = commands.recv() => command,
+        };
+        match command {
+            None => break,
+            Some(Command::Wake(worker)) => wakers.ring(&worker),
+            Some(command) => {
+                let (core, stop, runtime) = (core.clone(), stop.clone(), Handle::current());
+                // Hashing and drawing take longer than an async thread may be kept.
+                running.spawn_blocking(move || runtime.block_on(stop.run_until_cancelled(carry_out(core, command))));
+            }
+        }
+    }
+    while running.join_next().await.is_some() {}
+}
+
+async fn carry_out(core: CoreHandle, command: Command) {
+    match command {
+        Command::Wake(_) => {}
+        Command::Verify { task, lease, done } => verify(core, task, lease, done).await,
+        Command::Assemble(job) => assemble(core, job).await,
+        Command::Report(job) => report(core, job).await,
+    }
+}
+
+async fn verify(core: CoreHandle, task: TaskId, lease: v1::Lease, done: v1::Done) {
+    let id = task.clone();
+    let Ok(Some((spec, attempt))) = core.call(move |state, _, _| state.expectation(&id)).await else { return };
+    let result = check(&task, &spec, &attempt, &done).await;
+    if let Err(reason) = &result {
+        tracing::warn!(%task, attempt = lease.attempt_id, reason = reason.as_deref(), "output not accepted");
+    }
+    let told = core.call(move |state, now, effects| state.verified(&task, &lease, done, result, now, effects));
+    // A core that stops has its worker report again to the next one.
+    let _ = told.await;
+}
+
+/// `Err(None)` when the check could not be made.
+async fn check(
+    task: &TaskId,
+    spec: &v1::TaskSpec,
+    attempt: &deltaconv_proto::ids::AttemptId,
+    done: &v1::Done,
+) -> Result<(), Option<String>> {
+    let (Some(job), Some(plan), Some(kind)) = (&spec.job, &spec.plan, &spec.kind) else { return Err(None) };
+    let Some(output) = &done.output else { return Err(Some("the report names no output".into())) };
+    let objects = Objects::open(&job.output_url).map_err(|_| None)?;
+    let expectation = Expectation { plan, task, attempt, kind };
+    verify::verify(&objects, output, &expectation).await.map_err(|error| {
+        let of_output = error.is_of_output();
+        if !of_output {
+            tracing::warn!(%task, %error, "an output could not be checked; it will be tried again");
+        }
+        of_output.then(|| error.to_string())
+    })
+}
+
+async fn assemble(core: CoreHandle, job: JobId) {
+    let id = job.clone();
+    let inputs = core.call(move |state, _, _| {
+        let blocks = state.blocks(&id);
+        state.job(&id).map(|job| (job.spec.clone(), job.plan.clone(), blocks))
+    });
+    let Ok(Some((spec, plan, blocks))) = inputs.await else { return };
+    let blocks: Vec<assemble::LayerBlock> =
+        blocks.into_iter().filter_map(|(layer, distilled)| Some((layer, distilled.block?))).collect();
+    let result = assemble::assemble(&spec, &plan, &blocks).await;
+    let result = result.map(|assembled| (assembled.teacher_digest, assembled.objects)).map_err(|e| e.to_string());
+    match &result {
+        Ok((_, objects)) => tracing::info!(%job, objects = objects.len(), "model assembled"),
+        Err(reason) => tracing::error!(%job, reason, "assembling failed"),
+    }
+    let _ = core.call(move |state, now, effects| state.assembled(&job, result, now, effects)).await;
+}
+
+async fn report(core: CoreHandle, job: JobId) {
+    let id = job.clone();
+    let inputs = core.call(move |state, now, _| {
+        let (blocks, parts) = (state.blocks(&id), state.evaluation_parts(&id));
+        state.job(&id).map(|job| {
+            let stages: Vec<StageFigures> =
+                Stage::ALL.iter().map(|stage| figures(state.stage_status(job, *stage, now), now)).collect();
+            (job.spec.clone(), job.plan.clone(), job.output.clone(), blocks, parts, stages)
+        })
+    });
+    let Ok(Some((spec, plan, output, blocks, evaluation, stages))) = inputs.await else { return };
+    let input = ReportInput {
+        spec: &spec,
+        plan: &plan,
+        output: &output,
+        blocks: &blocks,
+        evaluation: &evaluation,
+        stages: &stages,
+    };
+    let result = report::write(input).await.map_err(|error| error.to_string());
+    match &result {
+        Ok(figures) => tracing::info!(%job, epsilon = figures.epsilon_relative_mse, "report written"),
+        Err(reason) => tracing::error!(%job, reason, "the report failed"),
+    }
+    let _ = core.call(move |state, now, effects| state.reported(&job, result, now, effects)).await;
+}
+
+fn figures(status: v1::StageStatus, now: Now) -> StageFigures {
+    // The evaluation has not ended: its report is being written.
+    let until = if status.finished_unix_ms > 0 { status.finished_unix_ms } else { now.unix_ms };
+    StageFigures {
+        seconds: until.saturating_sub(status.started_unix_ms) as f64 / 1000.0,
+        stage: status.stage,
+        busy_seconds: status.busy_seconds,
+        samples: status.samples,
+        tasks: status.tasks,
+    }
+}

@@ -1,0 +1,98 @@
+//! The figures, from the parts of the evaluation.
+
+use super::part::{Noise, Pictures};
+use super::{Error, psnr};
+
+/// Student (or teacher without attention) against the teacher.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Comparison {
+    /// Σ error / Σ energy of the predicted noise.
+    pub(super) epsilon_relative_mse: f64,
+    /// The same over the samples of each quarter of the timesteps; none where there is no sample.
+    pub(super) by_timestep_quarter: [Option<f64>; 4],
+    /// Mean over the pictures.
+    pub(super) psnr_db: f64,
+    pub(super) psnr_median_db: f64,
+    /// By picture, in order.
+    pub(super) psnr_each_db: Vec<f64>,
+}
+
+/// Both comparisons.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Compared {
+    pub(super) student: Comparison,
+    pub(super) removed: Comparison,
+    pub(super) noise_samples: u64,
+}
+
+/// Sums over the parts seen so far.
+#[derive(Debug)]
+pub(super) struct Measured {
+    timesteps: usize,
+    samples: u64,
+    energy: [f64; 4],
+    student: Sums,
+    removed: Sums,
+}
+
+#[derive(Debug, Default)]
+struct Sums {
+    error: [f64; 4],
+    psnr: Vec<f64>,
+}
+
+impl Measured {
+    /// `timesteps` are those of the noise schedule.
+    pub(super) fn new(timesteps: usize) -> Self {
+        let (student, removed) = (Sums::default(), Sums::default());
+        Self { timesteps: timesteps.max(1), samples: 0, energy: [0.0; 4], student, removed }
+    }
+
+    pub(super) fn add_noise(&mut self, noise: &Noise) {
+        for (i, &timestep) in noise.timestep.iter().enumerate() {
+            let timestep = usize::try_from(timestep).unwrap_or_default();
+            let quarter = (timestep.min(self.timesteps - 1) * 4) / self.timesteps;
+            self.energy[quarter] += noise.energy[i];
+            self.student.error[quarter] += noise.student_error[i];
+            self.removed.error[quarter] += noise.removed_error[i];
+            self.samples += 1;
+        }
+    }
+
+    pub(super) fn add_pictures(&mut self, pictures: &Pictures) {
+        for i in 0..pictures.prompt.len() {
+            let teacher = pictures.picture(&pictures.teacher, i);
+            self.student.psnr.push(psnr::of_picture(teacher, pictures.picture(&pictures.student, i)));
+            self.removed.psnr.push(psnr::of_picture(teacher, pictures.picture(&pictures.removed, i)));
+        }
+    }
+
+    /// The figures.
+    ///
+    /// # Errors
+    /// [`Error::NothingMeasured`] without samples or pictures, or when the teacher predicts nothing.
+    pub(super) fn compared(&self) -> Result<Compared, Error> {
+        if self.energy.iter().sum::<f64>() <= 0.0 {
+            return Err(Error::NothingMeasured {
+                found: "no sample on which the teacher predicts any noise",
+                missing: "epsilon_relative_mse",
+            });
+        }
+        if self.student.psnr.is_empty() {
+            return Err(Error::NothingMeasured { found: "no pictures", missing: "psnr_db" });
+        }
+        let (student, removed) = (self.comparison(&self.student), self.comparison(&self.removed));
+        Ok(Compared { student, removed, noise_samples: self.samples })
+    }
+
+    fn comparison(&self, sums: &Sums) -> Comparison {
+        let quarter = |i: usize| (self.energy[i] > 0.0).then(|| sums.error[i] / self.energy[i]);
+        Comparison {
+            epsilon_relative_mse: sums.error.iter().sum::<f64>() / self.energy.iter().sum::<f64>(),
+            by_timestep_quarter: std::array::from_fn(quarter),
+            psnr_db: psnr::mean(&sums.psnr),
+            psnr_median_db: psnr::median(&sums.psnr),
+            psnr_each_db: sums.psnr.clone(),
+        }
+    }
+}

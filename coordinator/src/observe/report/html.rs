@@ -1,0 +1,185 @@
+//! `report.html`: everything on one page that needs nothing beside it.
+
+use std::fmt::{Display, Write};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use super::escape::escape;
+use super::json::{Measures, Report};
+use super::number::{grouped, seconds, significant};
+
+/// Puts the page together. Every text from outside is escaped.
+pub(super) fn page(report: &Report, samples_png: &[u8], loss_svg: &str) -> String {
+    let samples = &report.samples;
+    let mut page = format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{0} · deltaconv</title>\n\
+         <style>\n{1}</style>\n</head>\n<body>\n<main>\n<h1>{0}</h1>\n\
+         <p class=\"faint\">{2} without attention: {3} layers replaced by blocks of {4} parameters</p>\n",
+        escape(&report.job),
+        include_str!("report.css"),
+        escape(&report.teacher_class),
+        report.layers.len(),
+        grouped(report.layers.iter().map(|layer| layer.parameters).sum()),
+    );
+    page.push_str(&figures(report));
+    let _ = write!(
+        page,
+        "<h2>Samples</h2>\n<p class=\"faint\">Teacher above student from the same noise; {} DDIM steps, guidance {}.</p>\n\
+         <div class=\"scroll picture\"><img alt=\"Pictures of the teacher above those of the student\" \
+         src=\"data:image/png;base64,{}\"></div>\n\
+         <h2>Training</h2>\n<div class=\"scroll picture\">{loss_svg}</div>\n",
+        samples.ddim_steps,
+        samples.guidance,
+        STANDARD.encode(samples_png),
+    );
+    page.push_str("<h2>Layers</h2>\n");
+    page.push_str(&layers(report));
+    page.push_str("<h2>Predicted noise by timestep</h2>\n");
+    page.push_str(&quarters(report));
+    page.push_str("<h2>Samples by prompt</h2>\n");
+    page.push_str(&prompts(report));
+    page.push_str("<h2>Stages</h2>\n");
+    page.push_str(&stages(report));
+    page.push_str("<h2>What this was</h2>\n");
+    page.push_str(&provenance(report));
+    page.push_str("</main>\n</body>\n</html>\n");
+    page
+}
+
+fn figures(report: &Report) -> String {
+    let (student, removed) = (&report.student, &report.attention_removed);
+    let figure = |value: String, what: &str, floor: String| {
+        format!("<div class=\"figure\"><b>{value}</b>{what}<br><span>attention removed: {floor}</span></div>\n")
+    };
+    format!(
+        "<div class=\"figures\">\n{}{}{}</div>\n\
+         <p class=\"faint\">Noise: squared error over the teacher's mean square, {} held-out samples, lower is better. \
+         PSNR: pixels clamped to −1…1, peak to peak 2, mean over {} pictures, higher is better.</p>\n",
+        figure(
+            significant(student.epsilon_relative_mse),
+            "error of the predicted noise",
+            significant(removed.epsilon_relative_mse)
+        ),
+        figure(decibels(student.psnr_db), "same-seed PSNR, mean", decibels(removed.psnr_db)),
+        figure(decibels(student.psnr_median_db), "same-seed PSNR, median", decibels(removed.psnr_median_db)),
+        grouped(report.noise_samples),
+        report.samples.prompts.len(),
+    )
+}
+
+fn decibels(value: f64) -> String {
+    format!("{value:.1} dB")
+}
+
+/// A table's cell: text to the left, numbers to the right.
+enum Cell {
+    Text(String),
+    Number(String),
+}
+
+fn number(value: impl Display) -> Cell {
+    Cell::Number(value.to_string())
+}
+
+fn table(head: &[Cell], rows: impl Iterator<Item = Vec<Cell>>) -> String {
+    let cells = |tag: &str, cells: &[Cell]| {
+        let cell = |cell: &Cell| match cell {
+            Cell::Text(text) => format!("<{tag}>{}</{tag}>", escape(text)),
+            Cell::Number(text) => format!("<{tag} class=\"number\">{}</{tag}>", escape(text)),
+        };
+        format!("<tr>{}</tr>\n", cells.iter().map(cell).collect::<String>())
+    };
+    let rows: String = rows.map(|row| cells("td", &row)).collect();
+    format!("<div class=\"scroll\"><table>\n{}{rows}</table></div>\n", cells("th", head))
+}
+
+fn layers(report: &Report) -> String {
+    let head = [
+        Cell::Text("layer".to_owned()),
+        number("map"),
+        number("channels"),
+        number("kernel"),
+        number("parameters"),
+        number("held-out error"),
+    ];
+    let row = |layer: &super::json::LayerEntry| {
+        vec![
+            Cell::Text(layer.name.clone()),
+            number(format_args!("{}×{}", layer.height, layer.map_width)),
+            number(layer.width),
+            number(layer.kernel_size),
+            number(grouped(layer.parameters)),
+            number(significant(layer.relative_error)),
+        ]
+    };
+    table(&head, report.layers.iter().map(row))
+}
+
+fn quarters(report: &Report) -> String {
+    let head = [Cell::Text("timesteps".to_owned()), number("student"), number("attention removed")];
+    let of = |measures: &Measures, i: usize| {
+        let value = measures.epsilon_relative_mse_by_timestep_quarter[i];
+        number(value.map_or("–".to_owned(), significant))
+    };
+    let names = ["first quarter, least noise", "second", "third", "last quarter, most noise"];
+    let row = |(i, name): (usize, &str)| {
+        vec![Cell::Text(name.to_owned()), of(&report.student, i), of(&report.attention_removed, i)]
+    };
+    table(&head, names.into_iter().enumerate().map(row))
+}
+
+fn prompts(report: &Report) -> String {
+    let head = [Cell::Text("prompt".to_owned()), number("PSNR")];
+    let pictures = report.samples.prompts.iter().zip(&report.samples.psnr_db);
+    table(&head, pictures.map(|(prompt, psnr)| vec![Cell::Text(prompt.clone()), number(decibels(*psnr))]))
+}
+
+fn stages(report: &Report) -> String {
+    let head = [
+        Cell::Text("stage".to_owned()),
+        number("tasks"),
+        number("samples"),
+        number("time"),
+        number("time of all workers"),
+    ];
+    let row = |stage: &super::StageFigures| {
+        vec![
+            Cell::Text(stage.stage.clone()),
+            number(stage.tasks),
+            number(grouped(stage.samples)),
+            number(seconds(stage.seconds)),
+            number(seconds(stage.busy_seconds)),
+        ]
+    };
+    table(&head, report.stages.iter().map(row))
+}
+
+fn provenance(report: &Report) -> String {
+    let recipe = &report.recipe;
+    let scales = recipe.scales.iter().map(f64::to_string).collect::<Vec<_>>().join(", ");
+    let entries = [
+        ("teacher", report.teacher_url.clone()),
+        ("seed", report.seed.to_string()),
+        (
+            "samples",
+            format!("{} and {} held out", grouped(recipe.samples.into()), grouped(recipe.held_out_samples.into())),
+        ),
+        ("steps", format!("{} of {} samples", grouped(recipe.steps.into()), recipe.batch)),
+        ("learning rate", format!("{} after {} steps of warm-up", recipe.learning_rate, recipe.warmup_steps)),
+        ("block", format!("inner width {} of the channels, scales {scales}", recipe.inter_ratio)),
+    ];
+    let digests = &report.digests;
+    let digests =
+        [("BLAKE3 of teacher", &digests.teacher), ("of blocks", &digests.blocks), ("of model", &digests.model)];
+    let mut list = String::from("<div class=\"scroll\"><dl>\n");
+    for (name, value) in entries {
+        let _ = writeln!(list, "<dt>{name}</dt><dd>{}</dd>", escape(&value));
+    }
+    for (name, value) in digests {
+        let _ = writeln!(list, "<dt>{name}</dt><dd><code>{}</code></dd>", escape(value));
+    }
+    list.push_str("</dl></div>\n");
+    list
+}

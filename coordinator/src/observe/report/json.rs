@@ -1,0 +1,146 @@
+//! `report.json`. Its names are a contract: scripts read them.
+
+use deltaconv_proto::v1::{Figures, ObjectRef, Recipe};
+use serde::Serialize;
+
+use super::figures::{Compared, Comparison};
+use super::samples::Pair;
+use super::{Error, Layer, ReportInput, StageFigures};
+use crate::assemble::{self, Description};
+
+/// Changes when a name or its meaning does.
+const FORMAT_VERSION: u32 = 1;
+
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    pub(super) format_version: u32,
+    pub(super) job: String,
+    pub(super) teacher_url: String,
+    pub(super) teacher_class: String,
+    pub(super) seed: u64,
+    #[serde(flatten)]
+    pub(super) student: Measures,
+    pub(super) attention_removed: Measures,
+    pub(super) noise_samples: u64,
+    pub(super) samples: Samples,
+    pub(super) layers: Vec<LayerEntry>,
+    pub(super) stages: Vec<StageFigures>,
+    pub(super) digests: Digests,
+    pub(super) recipe: Recipe,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Measures {
+    pub(super) epsilon_relative_mse: f64,
+    pub(super) epsilon_relative_mse_by_timestep_quarter: [Option<f64>; 4],
+    pub(super) psnr_db: f64,
+    pub(super) psnr_median_db: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Samples {
+    /// By picture, in the order of samples.png.
+    pub(super) prompts: Vec<String>,
+    /// By picture.
+    pub(super) psnr_db: Vec<f64>,
+    pub(super) ddim_steps: u32,
+    pub(super) guidance: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct LayerEntry {
+    pub(super) name: String,
+    pub(super) relative_error: f64,
+    pub(super) kernel_size: u32,
+    /// Channels of the layer's input and output.
+    pub(super) width: u32,
+    /// Height of its map.
+    pub(super) height: u32,
+    pub(super) map_width: u32,
+    pub(super) parameters: u64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Digests {
+    pub(super) teacher: String,
+    pub(super) blocks: String,
+    pub(super) model: String,
+}
+
+impl Report {
+    pub(super) fn new(
+        input: &ReportInput<'_>,
+        description: &Description,
+        compared: &Compared,
+        pictures: &[Pair],
+        layers: &[Layer],
+    ) -> Result<Self, Error> {
+        let spec = input.spec;
+        let evaluation = spec.evaluation.unwrap_or_default();
+        let digest = |key: String| written(input.output, &key).map(|object| object.digest.clone());
+        Ok(Self {
+            format_version: FORMAT_VERSION,
+            job: spec.name.clone(),
+            teacher_url: spec.teacher_url.clone(),
+            teacher_class: input.plan.teacher_class.clone(),
+            seed: spec.data.as_ref().map_or(0, |data| data.seed),
+            student: Measures::new(&compared.student),
+            attention_removed: Measures::new(&compared.removed),
+            noise_samples: compared.noise_samples,
+            samples: Samples {
+                prompts: pictures.iter().map(|pair| pair.prompt.clone()).collect(),
+                psnr_db: compared.student.psnr_each_db.clone(),
+                ddim_steps: evaluation.ddim_steps,
+                guidance: evaluation.guidance,
+            },
+            layers: layers.iter().map(LayerEntry::new).collect(),
+            stages: input.stages.to_vec(),
+            digests: Digests {
+                teacher: description.teacher.digest.clone(),
+                blocks: digest(assemble::blocks_key())?,
+                model: digest(assemble::model_key())?,
+            },
+            recipe: spec.recipe.clone().unwrap_or_default(),
+        })
+    }
+
+    pub(super) fn figures(&self) -> Figures {
+        Figures {
+            epsilon_relative_mse: self.student.epsilon_relative_mse,
+            psnr_db: self.student.psnr_db,
+            removed_epsilon_relative_mse: self.attention_removed.epsilon_relative_mse,
+            removed_psnr_db: self.attention_removed.psnr_db,
+            blocks_digest: self.digests.blocks.clone(),
+        }
+    }
+}
+
+/// The object of the output with this key.
+pub(super) fn written<'a>(output: &'a [ObjectRef], key: &str) -> Result<&'a ObjectRef, Error> {
+    output.iter().find(|object| object.key == key).ok_or_else(|| Error::NotWritten { key: key.to_owned() })
+}
+
+impl Measures {
+    fn new(comparison: &Comparison) -> Self {
+        Self {
+            epsilon_relative_mse: comparison.epsilon_relative_mse,
+            epsilon_relative_mse_by_timestep_quarter: comparison.by_timestep_quarter,
+            psnr_db: comparison.psnr_db,
+            psnr_median_db: comparison.psnr_median_db,
+        }
+    }
+}
+
+impl LayerEntry {
+    fn new(layer: &Layer) -> Self {
+        Self {
+            name: layer.plan.name.clone(),
+            relative_error: layer.relative_error,
+            kernel_size: layer.plan.kernel_size,
+            width: layer.plan.channels,
+            height: layer.plan.height,
+            map_width: layer.plan.width,
+            parameters: layer.plan.parameters,
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! What a conversion achieved: `report.json` for scripts; `samples.png`, `loss.svg` and `report.html` for people.
+
+mod canvas;
+mod error;
+mod escape;
+mod figures;
+mod html;
+mod json;
+mod loss;
+mod number;
+mod part;
+mod psnr;
+mod samples;
+#[cfg(test)]
+mod tests;
+mod ticks;
+mod training;
+
+use deltaconv_proto::keys;
+use deltaconv_proto::objects::Objects;
+use deltaconv_proto::teacher::Scheduler;
+use deltaconv_proto::v1::{DistillOutput, Figures, JobPlan, JobSpec, LayerPlan, ObjectRef};
+use serde::Serialize;
+
+pub use error::Error;
+pub use part::{Noise, Part, PartError, Pictures};
+pub use training::{Point, Training};
+
+use crate::assemble::{self, Description};
+use crate::plan::data::{PROMPTS, Prompts};
+use crate::plan::teacher::{MAX_CONFIG_BYTES, SCHEDULER};
+
+/// One step of the job, as it went.
+#[derive(Clone, Debug, Serialize)]
+pub struct StageFigures {
+    /// "capture", "distill", "assemble" or "evaluate".
+    pub stage: String,
+    /// From its first lease to its last commit.
+    pub seconds: f64,
+    /// Sum over the attempts that were committed.
+    pub busy_seconds: f64,
+    /// Samples that went through it.
+    pub samples: u64,
+    /// Its tasks.
+    pub tasks: u32,
+}
+
+/// What a report is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct ReportInput<'a> {
+    /// The job as submitted.
+    pub spec: &'a JobSpec,
+    /// Its plan.
+    pub plan: &'a JobPlan,
+    /// What assembly wrote, with keys under the job's prefix.
+    pub output: &'a [ObjectRef],
+    /// The committed block of every layer.
+    pub blocks: &'a [(LayerPlan, DistillOutput)],
+    /// The committed parts of the evaluation, in the order of [`crate::plan::evaluation_parts`].
+    pub evaluation: &'a [ObjectRef],
+    /// The job's stages in order.
+    pub stages: &'a [StageFigures],
+}
+
+/// Most bytes of a block's header and of the data's prompts.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// Writes the report under the job's prefix, `report.json` last, and returns its main figures.
+///
+/// # Errors
+/// An object that is missing or broken, or figures that can't be computed from the parts.
+pub async fn write(input: ReportInput<'_>) -> Result<Figures, Error> {
+    let objects = Objects::open(&input.spec.output_url)?;
+    let description = read_description(&objects, &input).await?;
+    let prompts = read_prompts(input.spec).await?;
+    let timesteps = read_timesteps(&objects).await?;
+
+    let mut measured = figures::Measured::new(timesteps);
+    let mut pictures = Vec::new();
+    for object in input.evaluation {
+        let bytes = objects.get_verified(object).await?;
+        let part = Part::parse(&bytes).map_err(|source| Error::Part { key: object.key.clone(), source })?;
+        match &part {
+            Part::Noise(noise) => measured.add_noise(noise),
+            Part::Pictures(part) => {
+                measured.add_pictures(part);
+                pictures.extend(samples::pairs(part, &prompts));
+            }
+        }
+    }
+    let compared = measured.compared()?;
+    let layers = read_layers(&objects, &input).await?;
+    let report = json::Report::new(&input, &description, &compared, &pictures, &layers)?;
+
+    let rendered = tokio::task::spawn_blocking(move || render(&report, &pictures, &layers)).await;
+    let rendered = rendered.map_err(|e| Error::Interrupted(e.to_string()))??;
+    for (name, bytes) in rendered.files {
+        objects.put(&format!("{}/{name}", keys::REPORT), bytes).await?;
+    }
+    Ok(rendered.figures)
+}
+
+/// One layer's plan with how its block's training went.
+#[derive(Debug)]
+struct Layer {
+    plan: LayerPlan,
+    relative_error: f64,
+    training: Training,
+}
+
+struct Rendered {
+    files: [(&'static str, Vec<u8>); 4],
+    figures: Figures,
+}
+
+/// Draws the pictures and writes the pages. Takes long enough to need a thread of its own.
+fn render(report: &json::Report, pictures: &[samples::Pair], layers: &[Layer]) -> Result<Rendered, Error> {
+    let png = samples::png(pictures)?;
+    let svg = loss::svg(layers);
+    let html = html::page(report, &png, &svg);
+    let mut json = serde_json::to_vec_pretty(report).map_err(Error::Json)?;
+    json.push(b'\n');
+    let files = [
+        ("samples.png", png),
+        ("loss.svg", svg.into_bytes()),
+        ("report.html", html.into_bytes()),
+        ("report.json", json),
+    ];
+    Ok(Rendered { files, figures: report.figures() })
+}
+
+async fn read_description(objects: &Objects, input: &ReportInput<'_>) -> Result<Description, Error> {
+    let object = json::written(input.output, &assemble::description_key())?;
+    let bytes = objects.get_verified(object).await?;
+    serde_json::from_slice(&bytes).map_err(|source| Error::File { key: object.key.clone(), source })
+}
+
+async fn read_prompts(spec: &JobSpec) -> Result<Vec<String>, Error> {
+    let url = spec.data.as_ref().map_or("", |data| &data.url);
+    let bytes = Objects::open(url)?.get(PROMPTS, MAX_BYTES).await?;
+    let Prompts { prompts } =
+        serde_json::from_slice(&bytes).map_err(|source| Error::File { key: PROMPTS.to_owned(), source })?;
+    Ok(prompts)
+}
+
+/// Timesteps of the noise schedule, from the converted model's copy of its configuration.
+async fn read_timesteps(objects: &Objects) -> Result<usize, Error> {
+    let key = format!("{}/{SCHEDULER}", keys::OUTPUT);
+    let json = objects.get(&key, MAX_CONFIG_BYTES).await?;
+    let scheduler = Scheduler::parse(&json).map_err(|source| Error::Scheduler { key, source })?;
+    Ok(scheduler.num_train_timesteps)
+}
+
+async fn read_layers(objects: &Objects, input: &ReportInput<'_>) -> Result<Vec<Layer>, Error> {
+    let mut layers = Vec::with_capacity(input.blocks.len());
+    for (plan, output) in input.blocks {
+        let object = output.block.as_ref().ok_or_else(|| Error::NoBlock { layer: plan.name.clone() })?;
+        let file = crate::plan::header::read(objects, &object.key, MAX_BYTES).await?;
+        let training = Training::parse(&file.header.metadata)
+            .map_err(|source| Error::Part { key: object.key.clone(), source })?
+            .thinned();
+        layers.push(Layer { plan: plan.clone(), relative_error: output.relative_error, training });
+    }
+    layers.sort_by_key(|layer| layer.plan.index);
+    Ok(layers)
+}

@@ -1,0 +1,145 @@
+//! A part of the evaluation, as a worker writes it: a safetensors object of one of two forms.
+//!
+//! Noise: `timestep` [n] I64, `energy` [n] F64 (sum of squares of the teacher's predicted noise), `student_error` and
+//! `removed_error` [n] F64 (sums of squared differences from it, of the student and of the teacher without attention).
+//! Pictures: `teacher`, `student`, `removed` [n,3,H,W] F32, about −1 to 1, and `prompt` [n] I64.
+
+use deltaconv_proto::safetensors::Dtype;
+
+use crate::assemble::TensorError;
+use crate::assemble::tensors::{Expected, Tensors, exactly};
+
+/// The error of the predicted noise, sample by sample.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Noise {
+    /// Timestep of each sample.
+    pub timestep: Vec<i64>,
+    /// Σε² of the teacher.
+    pub energy: Vec<f64>,
+    /// Σ(ε − ε_student)².
+    pub student_error: Vec<f64>,
+    /// Σ(ε − ε_removed)²: attention removed, and nothing in its place.
+    pub removed_error: Vec<f64>,
+}
+
+/// Pictures from the same noise and prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pictures {
+    /// Row of each picture's prompt.
+    pub prompt: Vec<i64>,
+    /// H.
+    pub height: usize,
+    /// W.
+    pub width: usize,
+    /// [n,3,H,W].
+    pub teacher: Vec<f32>,
+    /// [n,3,H,W].
+    pub student: Vec<f32>,
+    /// [n,3,H,W].
+    pub removed: Vec<f32>,
+}
+
+/// One part.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Part {
+    /// The error of the predicted noise.
+    Noise(Noise),
+    /// Pictures.
+    Pictures(Pictures),
+}
+
+/// Why a part, or what a block says of its training, can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum PartError {
+    /// The tensors are not those of a part.
+    #[error(transparent)]
+    Tensors(#[from] TensorError),
+    /// A number that no such tensor has.
+    #[error("`{name}` has {value} at {index}; expected {expected}")]
+    Value {
+        /// The tensor.
+        name: &'static str,
+        /// Position.
+        index: usize,
+        /// The number.
+        value: f64,
+        /// What it could be.
+        expected: &'static str,
+    },
+    /// The metadata of a block.
+    #[error("metadata `{name}` is {found}; expected {expected}")]
+    Metadata {
+        /// The entry.
+        name: &'static str,
+        /// What it says, shortened.
+        found: String,
+        /// What it should be.
+        expected: &'static str,
+    },
+}
+
+impl Part {
+    /// Reads a part. All numbers of the result are finite, sums of squares are not negative, and lengths agree.
+    ///
+    /// # Errors
+    /// The first tensor that is missing, superfluous, of another shape or type, or has a number it can't have.
+    pub fn parse(bytes: &[u8]) -> Result<Self, PartError> {
+        let tensors = Tensors::parse(bytes)?;
+        if tensors.header.tensors.contains_key("energy") {
+            return Ok(Self::Noise(Noise::read(&tensors)?));
+        }
+        Ok(Self::Pictures(Pictures::read(&tensors)?))
+    }
+}
+
+impl Noise {
+    fn read(tensors: &Tensors<'_>) -> Result<Self, PartError> {
+        let n = tensors.header.tensors.get("energy").and_then(|info| info.shape.first().copied()).unwrap_or_default();
+        let sums = ["energy", "student_error", "removed_error"].map(|name| Expected::new(name, Dtype::F64, [n]));
+        let timestep = Expected::new("timestep", Dtype::I64, [n]);
+        exactly(&tensors.header, &[&sums[..], &[timestep]].concat())?;
+        let sum = |name: &'static str| {
+            let numbers = tensors.f64(name)?;
+            match numbers.iter().enumerate().find(|(_, value)| **value < 0.0) {
+                None => Ok(numbers),
+                Some((index, &value)) => {
+                    Err(PartError::Value { name, index, value, expected: "a sum of squares, 0 or more" })
+                }
+            }
+        };
+        Ok(Self {
+            timestep: tensors.i64("timestep"),
+            energy: sum("energy")?,
+            student_error: sum("student_error")?,
+            removed_error: sum("removed_error")?,
+        })
+    }
+}
+
+impl Pictures {
+    fn read(tensors: &Tensors<'_>) -> Result<Self, PartError> {
+        let shape = match tensors.header.tensors.get("teacher").map(|info| info.shape.as_slice()) {
+            Some(&[n, 3, height, width]) => [n, 3, height, width],
+            // Of no shape that could be right; the check below says so.
+            _ => [1, 3, 1, 1],
+        };
+        let [n, _, height, width] = shape;
+        let pictures = ["teacher", "student", "removed"].map(|name| Expected::new(name, Dtype::F32, shape));
+        let prompt = Expected::new("prompt", Dtype::I64, [n]);
+        exactly(&tensors.header, &[&pictures[..], &[prompt]].concat())?;
+        Ok(Self {
+            prompt: tensors.i64("prompt"),
+            height,
+            width,
+            teacher: tensors.f32("teacher")?,
+            student: tensors.f32("student")?,
+            removed: tensors.f32("removed")?,
+        })
+    }
+
+    /// The numbers [3,H,W] of picture `i` in `pictures`, one of this part's tensors; empty where there is none.
+    pub(super) fn picture<'a>(&self, pictures: &'a [f32], i: usize) -> &'a [f32] {
+        let len = 3 * self.height * self.width;
+        pictures.get(i * len..(i + 1) * len).unwrap_or_default()
+    }
+}

@@ -1,0 +1,160 @@
+use std::collections::BTreeMap;
+
+use deltaconv_proto::objects::Objects;
+use deltaconv_proto::safetensors::{Dtype, serialize_header};
+use deltaconv_proto::v1::{DistillOutput, JobPlan, LayerPlan, ObjectRef};
+use deltaconv_proto::{block, keys};
+
+use super::{ReportInput, StageFigures, write};
+use crate::assemble::{LayerBlock, assemble};
+use crate::plan::fixture::Job;
+
+const PROMPTS: usize = 8;
+const SIDE: usize = 32;
+
+/// A block with a curve that falls as those of real training do.
+async fn block_of(objects: &Objects, layer: &LayerPlan) -> (LayerPlan, DistillOutput) {
+    let i = f64::from(layer.index);
+    let error = |step: f64| 0.008 * (1.0 + i) + 0.9 * (-step / (60.0 + 15.0 * i)).exp();
+    let points = (1..=120).map(|n| {
+        let step = f64::from(n) * 5.0;
+        let noise = 1.0 + 0.25 * (step * 12.9898 + i).sin();
+        let held_out = if n % 8 == 0 { format!("{}", error(step) * 1.05) } else { "null".to_owned() };
+        format!("[{step}, {}, {held_out}]", error(step) * noise)
+    });
+    let curve = format!("[{}]", points.collect::<Vec<_>>().join(", "));
+    let relative_error = error(600.0);
+    let metadata = [("relative_error".to_owned(), relative_error.to_string()), ("curve".to_owned(), curve)].into();
+    let tensors = block::tensors(layer);
+    let entries = tensors.iter().map(|(name, shape)| (name.as_str(), Dtype::F32, shape.as_slice()));
+    let mut bytes = serialize_header(entries, &metadata).expect("a header");
+    bytes.resize(bytes.len() + 4 * layer.parameters as usize, 0);
+    let key = format!("rounds/0/blocks/{}/a1.safetensors", layer.name);
+    let object = objects.put(&key, bytes).await.expect("writes");
+    (layer.clone(), DistillOutput { block: Some(object), relative_error })
+}
+
+async fn noise(objects: &Objects, key: &str, rows: &[(i64, f64, f64, f64)]) -> ObjectRef {
+    let shape = [rows.len()];
+    let names = ["energy", "student_error", "removed_error"].map(|name| (name, Dtype::F64, &shape[..]));
+    let timestep = [("timestep", Dtype::I64, &shape[..])];
+    let mut bytes = serialize_header(timestep.into_iter().chain(names), &BTreeMap::new()).expect("a header");
+    bytes.extend(rows.iter().flat_map(|row| row.0.to_le_bytes()));
+    for column in 0..3 {
+        bytes.extend(rows.iter().flat_map(|row| [row.1, row.2, row.3][column].to_le_bytes()));
+    }
+    objects.put(key, bytes).await.expect("writes")
+}
+
+/// Coloured discs; the student's are off by `error` everywhere, those without attention by five times that.
+async fn pictures(objects: &Objects, key: &str, prompts: &[i64], error: f32) -> ObjectRef {
+    let shape = [prompts.len(), 3, SIDE, SIDE];
+    let names = ["teacher", "student", "removed"].map(|name| (name, Dtype::F32, &shape[..]));
+    let rows = [prompts.len()];
+    let prompt = [("prompt", Dtype::I64, &rows[..])];
+    let mut bytes = serialize_header(prompt.into_iter().chain(names), &BTreeMap::new()).expect("a header");
+    bytes.extend(prompts.iter().flat_map(|prompt| prompt.to_le_bytes()));
+    let disc = |prompt: i64, channel: usize, y: usize, x: usize| {
+        let (dy, dx) = (y as f32 - 15.5, x as f32 - 13.0 - (prompt % 6) as f32);
+        let inside = dy * dy + dx * dx < 90.0;
+        let colour = [(0.45, -0.6, -0.6), (-0.6, 0.3, -0.5), (-0.6, -0.5, 0.45)][prompt as usize / 6 % 3];
+        if inside { [colour.0, colour.1, colour.2][channel] } else { 0.1 - y as f32 * 0.02 }
+    };
+    for off in [0.0, error, 5.0 * error] {
+        for &prompt in prompts {
+            let all = (0..3).flat_map(|c| (0..SIDE).flat_map(move |y| (0..SIDE).map(move |x| (c, y, x))));
+            bytes.extend(all.flat_map(|(c, y, x)| (disc(prompt, c, y, x) + off).to_le_bytes()));
+        }
+    }
+    objects.put(key, bytes).await.expect("writes")
+}
+
+async fn written(job: &Job) -> (JobPlan, deltaconv_proto::v1::Figures) {
+    let plan = crate::plan::plan(&job.spec).await.expect("plans");
+    let objects = Objects::open(&job.spec.output_url).expect("opens");
+    let mut blocks = Vec::new();
+    for layer in &plan.layers {
+        blocks.push(block_of(&objects, layer).await);
+    }
+    let to_assemble: Vec<LayerBlock> =
+        blocks.iter().map(|(layer, output)| (layer.clone(), output.block.clone().expect("a block"))).collect();
+    let output = assemble(&job.spec, &plan, &to_assemble).await.expect("assembles").objects;
+
+    let mut evaluation = vec![
+        noise(&objects, "e/0", &[(0, 100.0, 1.0, 10.0), (249, 100.0, 3.0, 10.0), (250, 200.0, 2.0, 20.0)]).await,
+        noise(&objects, "e/1", &[(500, 50.0, 0.5, 5.0), (999, 50.0, 0.25, 5.0)]).await,
+    ];
+    for pair in 0..PROMPTS / 2 {
+        let prompts = [5 * pair as i64, 5 * pair as i64 + 19];
+        evaluation.push(pictures(&objects, &format!("e/p{pair}"), &prompts, 0.1).await);
+    }
+    let stage = |stage: &str, seconds, samples, tasks| StageFigures {
+        stage: stage.to_owned(),
+        seconds,
+        busy_seconds: seconds * 1.9,
+        samples,
+        tasks,
+    };
+    let stages = [
+        stage("capture", 36.4, 120, 5),
+        stage("distill", 96.0, 67_200, 7),
+        stage("assemble", 0.4, 0, 1),
+        stage("evaluate", 31.0, 72, 6),
+    ];
+    let input = ReportInput {
+        spec: &job.spec,
+        plan: &plan,
+        output: &output,
+        blocks: &blocks,
+        evaluation: &evaluation,
+        stages: &stages,
+    };
+    (plan.clone(), write(input).await.expect("a report"))
+}
+
+#[tokio::test]
+async fn figures_follow_their_definitions() {
+    let job = Job::new();
+    let (plan, figures) = written(&job).await;
+    let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-4 * b.abs(), "{a} instead of {b}");
+    near(figures.epsilon_relative_mse, 6.75 / 500.0);
+    near(figures.removed_epsilon_relative_mse, 0.1);
+    // Off by 0.1 everywhere, where no pixel is clamped: 10·log10(4 / 0.01).
+    near(figures.psnr_db, 26.0206);
+    near(figures.removed_psnr_db, 12.0412);
+
+    let file = |name: &str| std::fs::read(job.path("job").join(keys::REPORT).join(name)).expect("written");
+    let report: serde_json::Value = serde_json::from_slice(&file("report.json")).expect("JSON");
+    let quarters = report["epsilon_relative_mse_by_timestep_quarter"].as_array().expect("four numbers");
+    for (quarter, expected) in quarters.iter().zip([4.0 / 200.0, 0.01, 0.01, 0.005]) {
+        near(quarter.as_f64().expect("a number"), expected);
+    }
+    near(report["attention_removed"]["psnr_median_db"].as_f64().expect("a number"), 12.0412);
+    assert_eq!(report["layers"].as_array().map(Vec::len), Some(plan.layers.len()));
+    assert_eq!(report["layers"][2]["name"], plan.layers[2].name);
+    assert_eq!(report["layers"][2]["kernel_size"], 5);
+    assert_eq!(report["samples"]["prompts"][0], "a red circle");
+    assert_eq!(report["samples"]["prompts"].as_array().map(Vec::len), Some(PROMPTS));
+    assert_eq!(report["digests"]["blocks"], figures.blocks_digest);
+    assert_eq!(report["stages"][1]["samples"], 67_200);
+    assert_eq!(report["format_version"], 1);
+
+    let decoder = png::Decoder::new(std::io::Cursor::new(file("samples.png")));
+    let reader = decoder.read_info().expect("a picture");
+    assert!(reader.info().width as usize >= PROMPTS * 4 * SIDE && reader.info().height as usize >= 2 * 4 * SIDE);
+
+    let page = String::from_utf8(file("report.html")).expect("text");
+    for outside in ["src=\"http", "href=", "<script", "@import"] {
+        assert!(!page.contains(outside), "the page isn't self-contained: {outside}");
+    }
+    assert_eq!(page.matches("<svg").count(), 1);
+}
+
+#[tokio::test]
+async fn text_from_outside_cant_become_markup() {
+    let job = Job::new();
+    job.replace("prompts.json", "a red circle", "<script>alert(1)</script>");
+    written(&job).await;
+    let page = std::fs::read_to_string(job.path("job/report/report.html")).expect("written");
+    assert!(!page.contains("<script>") && page.contains("&lt;script&gt;alert(1)"));
+}

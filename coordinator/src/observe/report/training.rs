@@ -1,0 +1,112 @@
+//! How a block's training went, from the metadata of its object: `relative_error`, and `curve`, a JSON array of
+//! [step, training loss, held-out error or null], both over the output's mean square.
+
+use std::collections::BTreeMap;
+
+use super::part::PartError;
+
+/// Points of a curve that are drawn; more can't be told apart.
+const DRAWN: usize = 300;
+
+/// One point of a curve.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Point {
+    /// Steps done.
+    pub step: u64,
+    /// Training loss over the output's mean square.
+    pub loss: f64,
+    /// Held-out error over the output's mean square, where it was measured.
+    pub held_out: Option<f64>,
+}
+
+/// What a block says of its training.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Training {
+    /// Held-out error of the block over the output's mean square.
+    pub relative_error: f64,
+    /// In order of steps.
+    pub curve: Vec<Point>,
+}
+
+impl Training {
+    /// Reads the metadata of a block's object. Its numbers are finite and not negative, its steps in order.
+    ///
+    /// # Errors
+    /// [`PartError::Metadata`] for an entry that is missing or malformed.
+    pub fn parse(metadata: &BTreeMap<String, String>) -> Result<Self, PartError> {
+        let entry = |name| metadata.get(name).map(String::as_str).unwrap_or_default();
+        let error = |name, expected| {
+            let found = entry(name).chars().take(80).collect();
+            PartError::Metadata { name, found, expected }
+        };
+
+        let relative_error = entry("relative_error").parse::<f64>().ok().filter(|e| is_error(*e));
+        let relative_error = relative_error.ok_or_else(|| error("relative_error", "a finite decimal number from 0"))?;
+
+        let malformed = || error("curve", "a JSON array of [step, training loss, held-out error or null], by step");
+        let curve: Vec<(u64, f64, Option<f64>)> = serde_json::from_str(entry("curve")).map_err(|_| malformed())?;
+        let point = |(step, loss, held_out)| Point { step, loss, held_out };
+        let curve: Vec<Point> = curve.into_iter().map(point).collect();
+        let is_valid = |point: &Point| is_error(point.loss) && point.held_out.is_none_or(is_error);
+        let is_in_order = curve.windows(2).all(|pair| pair[0].step < pair[1].step);
+        if !is_in_order || !curve.iter().all(is_valid) {
+            return Err(malformed());
+        }
+        Ok(Self { relative_error, curve })
+    }
+
+    /// With at most as many points as can be drawn: of each group the mean loss, and the newest held-out error.
+    pub(super) fn thinned(mut self) -> Self {
+        let group = self.curve.len().div_ceil(DRAWN).max(1);
+        let merge = |points: &[Point]| {
+            let loss = points.iter().map(|point| point.loss).sum::<f64>() / points.len() as f64;
+            let measured = points.iter().rev().find(|point| point.held_out.is_some());
+            let at = measured.or(points.last())?;
+            Some(Point { step: at.step, loss, held_out: at.held_out })
+        };
+        self.curve = self.curve.chunks(group).filter_map(merge).collect();
+        self
+    }
+}
+
+fn is_error(value: f64) -> bool {
+    value.is_finite() && value >= 0.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metadata(relative_error: &str, curve: &str) -> BTreeMap<String, String> {
+        let entries = [("relative_error", relative_error), ("curve", curve)];
+        entries.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
+    }
+
+    #[test]
+    fn curves_are_read_and_thinned() {
+        let training = Training::parse(&metadata("0.0125", "[[10, 0.5, null], [20, 0.25, 0.3]]")).expect("valid");
+        assert_eq!(training.relative_error, 0.0125);
+        assert_eq!(training.curve[1], Point { step: 20, loss: 0.25, held_out: Some(0.3) });
+
+        let points: Vec<_> = (1..=10_000).map(|step| format!("[{step}, 1, 2]")).collect();
+        let long = Training::parse(&metadata("0", &format!("[{}]", points.join(",")))).expect("valid").thinned();
+        assert!(long.curve.len() <= DRAWN, "{} points are left", long.curve.len());
+        assert_eq!(long.curve.last(), Some(&Point { step: 10_000, loss: 1.0, held_out: Some(2.0) }));
+    }
+
+    #[test]
+    fn what_a_worker_made_up_is_refused() {
+        for (error, curve) in [
+            ("NaN", "[]"),
+            ("-1", "[]"),
+            ("", "[]"),
+            ("0.1", ""),
+            ("0.1", "[[1]]"),
+            ("0.1", "[[1, -2, null]]"),
+            ("0.1", "[[2, 1, null], [1, 1, null]]"),
+            ("0.1", "[[1, 1e999, null]]"),
+        ] {
+            assert!(Training::parse(&metadata(error, curve)).is_err(), "{error:?}, {curve:?} were accepted");
+        }
+    }
+}

@@ -1,0 +1,222 @@
+use deltaconv_proto::block;
+use deltaconv_proto::v1::JobSpec;
+
+use super::fixture::Job;
+use super::{check_output, claim_output, plan};
+
+#[tokio::test]
+async fn the_shipped_teacher_is_planned() {
+    let mut job = Job::new();
+    let planned = plan(&job.spec).await.expect("plans");
+    let layers: Vec<(&str, u32, u32, u32)> =
+        planned.layers.iter().map(|l| (l.name.as_str(), l.channels, l.height, l.kernel_size)).collect();
+    let in_block = |block: &str, i: u32| format!("{block}.attentions.{i}.transformer_blocks.0");
+    let expected = [
+        (in_block("down_blocks.0", 0), 64, 32, 7),
+        (in_block("down_blocks.1", 0), 128, 16, 11),
+        (in_block("mid_block", 0), 128, 8, 5),
+        (in_block("up_blocks.1", 0), 128, 16, 11),
+        (in_block("up_blocks.1", 1), 128, 16, 11),
+        (in_block("up_blocks.2", 0), 64, 32, 7),
+        (in_block("up_blocks.2", 1), 64, 32, 7),
+    ];
+    let expected: Vec<_> = expected.iter().map(|(name, c, h, k)| (name.as_str(), *c, *h, *k)).collect();
+    assert_eq!(layers, expected);
+    assert!(planned.layers.iter().all(|l| l.gate == block::SCALED && l.parameters == block::parameters(l)));
+    assert_eq!((planned.latents, planned.prompts, planned.latent_channels), (384, 37, 3));
+    // 100 samples and 20 held-out ones in shards of 32.
+    assert_eq!((planned.capture_tasks, planned.distill_tasks, planned.evaluate_tasks), (5, 7, 2 + 4));
+    // Input and output in f16.
+    let numbers: u64 = planned.layers.iter().map(|l| u64::from(l.channels * l.height * l.width)).sum();
+    let least = 120 * numbers * 4;
+    assert!((least..least * 11 / 10).contains(&planned.capture_bytes), "{}", planned.capture_bytes);
+
+    job.recipe().kernel_sizes.clear();
+    let planned = plan(&job.spec).await.expect("plans");
+    assert_eq!(planned.layers[2].kernel_size, 9, "the 8×8 map gets a kernel as wide as itself");
+}
+
+/// What is changed, and what the message must contain.
+type Case = (fn(&mut Job), &'static [&'static str]);
+
+async fn all_refused(cases: &[Case]) {
+    for (change, expected) in cases {
+        let mut job = Job::new();
+        change(&mut job);
+        let message = plan(&job.spec).await.expect_err(&format!("accepted: {expected:?}")).to_string();
+        for part in *expected {
+            assert!(message.contains(part), "{message:?} doesn't contain {part:?}");
+        }
+        assert!(!job.path("job").exists(), "planning wrote something");
+    }
+}
+
+#[tokio::test]
+async fn specs_that_no_job_can_have_are_refused_by_field_and_value() {
+    let cases: &[Case] = &[
+        (|j| j.spec.recipe = None, &["recipe = absent"]),
+        (|j| j.spec.name = "a/b".to_owned(), &["name = \"a/b\"", "a-z"]),
+        (|j| j.spec.name.clear(), &["name = \"\""]),
+        (|j| j.spec.teacher_url = "nowhere".to_owned(), &["teacher_url", "nowhere", "file:///"]),
+        (|j| j.spec.output_url = "ftp://host/x".to_owned(), &["output_url", "ftp://host/x"]),
+        (|j| j.spec.output_url = format!("{}/out", j.spec.teacher_url), &["output_url", "/teacher/out", "teacher_url"]),
+        (|j| j.recipe().samples = 0, &["recipe.samples = 0", "1 to"]),
+        (|j| j.recipe().samples = u32::MAX, &["recipe.samples = 4294967295"]),
+        (|j| j.recipe().held_out_samples = 0, &["recipe.held_out_samples = 0"]),
+        (|j| j.recipe().shard_samples = 0, &["recipe.shard_samples = 0"]),
+        (
+            |j| (j.recipe().samples, j.recipe().shard_samples) = (20_000, 1),
+            &["recipe.shard_samples = 1", "20020 shards", "10000"],
+        ),
+        (|j| j.recipe().batch = 101, &["recipe.batch = 101", "recipe.samples = 100"]),
+        (|j| j.recipe().steps = 0, &["recipe.steps = 0"]),
+        (|j| j.recipe().warmup_steps = 601, &["recipe.warmup_steps = 601", "recipe.steps = 600"]),
+        (|j| j.recipe().learning_rate = f64::NAN, &["recipe.learning_rate = NaN"]),
+        (|j| j.recipe().learning_rate = 0.0, &["recipe.learning_rate = 0", "above 0"]),
+        (|j| j.recipe().clip_norm = f64::INFINITY, &["recipe.clip_norm = inf"]),
+        (|j| j.recipe().ema_decay = 1.0, &["recipe.ema_decay = 1"]),
+        (|j| j.recipe().empty_prompt_fraction = 1.5, &["recipe.empty_prompt_fraction = 1.5"]),
+        (|j| j.recipe().inter_ratio = 0.51, &["recipe.inter_ratio = 0.51", "down_blocks.1", "65", "even"]),
+        (|j| j.recipe().scales = vec![0.5, 1.0], &["recipe.scales = [0.5, 1.0]", "1.0 first"]),
+        (|j| j.recipe().scales = vec![1.0, 0.1], &["recipe.scales = [1.0, 0.1]", "8×8", "mid_block"]),
+        (|j| j.recipe().scales.clear(), &["recipe.scales = []"]),
+        (
+            |j| j.recipe().kernel_sizes = [("mid_block".to_owned(), 5)].into(),
+            &["recipe.kernel_sizes.mid_block = 5", "no layer", "mid_block.attentions.0.transformer_blocks.0"],
+        ),
+        (
+            |j| j.recipe().kernel_sizes = [("mid_block.attentions.0.transformer_blocks.0".to_owned(), 6)].into(),
+            &["transformer_blocks.0 = 6", "odd", "31"],
+        ),
+        (|j| j.evaluation().samples = 3, &["evaluation.samples = 3"]),
+        (|j| j.evaluation().prompts = 37, &["evaluation.prompts = 37", "36"]),
+        (|j| j.evaluation().ddim_steps = 0, &["evaluation.ddim_steps = 0"]),
+        (|j| j.evaluation().guidance = f64::NAN, &["evaluation.guidance = NaN"]),
+        (
+            |j| j.spec.data.as_mut().expect("data").held_out_latents = 384,
+            &["data.held_out_latents = 384", "384 latents"],
+        ),
+    ];
+    all_refused(cases).await;
+}
+
+const WEIGHTS: &str = "unet/diffusion_pytorch_model.safetensors";
+
+#[tokio::test]
+async fn teachers_that_cant_be_converted_are_refused() {
+    let remove = |job: &Job, file: &str| std::fs::remove_file(job.path("teacher").join(file)).expect("removes");
+    let job = Job::new();
+    remove(&job, "unet/config.json");
+    let message = plan(&job.spec).await.expect_err("refused").to_string();
+    assert!(message.starts_with(&format!("no unet/config.json under {}: ", job.spec.teacher_url)), "{message}");
+
+    let cases: &[Case] = &[
+        (
+            |j| j.replace("unet/config.json", "UNet2DConditionModel", "UNet3DModel"),
+            &["unet/config.json", "UNet3DModel"],
+        ),
+        (|j| j.replace("unet/config.json", "\"act_fn\": \"silu\"", "\"act_fn\": \"tanh\""), &["act_fn", "tanh"]),
+        (|j| j.replace("unet/config.json", "\"act_fn\"", "\"act_function\""), &["act_function", "silu"]),
+        (
+            |j| j.replace("unet/config.json", "\"out_channels\": 3", "\"out_channels\": 6"),
+            &["[6, 64, 3, 3]", "[3, 64, 3, 3]"],
+        ),
+        (|j| j.rewrite("unet/config.json", |bytes| bytes[..100].to_vec()), &["unet/config.json", "JSON"]),
+        (
+            |j| std::fs::remove_file(j.path("teacher").join(WEIGHTS)).expect("removes"),
+            &["no unet/diffusion_pytorch_model"],
+        ),
+        (|j| j.rewrite(WEIGHTS, |bytes| bytes[..5].to_vec()), &[WEIGHTS, "5 bytes"]),
+        (|j| j.rewrite(WEIGHTS, |bytes| bytes[..1000].to_vec()), &[WEIGHTS, "1000", "cut off"]),
+        (|j| j.rewrite(WEIGHTS, |bytes| bytes[..1_000_000].to_vec()), &[WEIGHTS, "cut off"]),
+        (
+            |j| j.rewrite(WEIGHTS, |bytes| [&u64::MAX.to_le_bytes(), &bytes[8..]].concat()),
+            &[WEIGHTS, "18446744073709551615"],
+        ),
+        (
+            |j| j.replace_in_header(WEIGHTS, "\"conv_in.bias\"", "\"conv_in.bios\""),
+            &[WEIGHTS, "no tensor `conv_in.bias`"],
+        ),
+        (
+            |j| j.replace_in_header(WEIGHTS, "[64,3,3,3]", "[64,9,3,1]"),
+            &["conv_in.weight", "[64, 9, 3, 1]", "[64, 3, 3, 3]"],
+        ),
+        (
+            |j| std::fs::remove_dir_all(j.path("teacher/scheduler")).expect("removes"),
+            &["no scheduler/scheduler_config.json under"],
+        ),
+        (
+            |j| j.replace("scheduler/scheduler_config.json", "\"epsilon\"", "\"flow\""),
+            &["scheduler/scheduler_config.json", "flow"],
+        ),
+    ];
+    all_refused(cases).await;
+}
+
+#[tokio::test]
+async fn data_that_doesnt_fit_the_teacher_is_refused() {
+    let cases: &[Case] = &[
+        (
+            |j| std::fs::remove_file(j.path("teacher/latents.safetensors")).expect("removes"),
+            &["no latents.safetensors"],
+        ),
+        (|j| std::fs::remove_file(j.path("teacher/prompts.json")).expect("removes"), &["no prompts.json under"]),
+        (
+            |j| j.replace_in_header("latents.safetensors", "[384,3,32,32]", "[288,4,32,32]"),
+            &["[288, 4, 32, 32]", "latents", "3"],
+        ),
+        (
+            |j| j.replace_in_header("latents.safetensors", "\"prompt\"", "\"prompts\""),
+            &["no tensor `prompt`", "I64 [384]"],
+        ),
+        (
+            |j| j.replace_in_header("latents.safetensors", "\"I64\",\"shape\":[384]", "\"U64\",\"shape\":[384]"),
+            &["U64"],
+        ),
+        (
+            |j| j.replace_in_header("prompt_embeddings.safetensors", "[37,4,64]", "[37,8,32]"),
+            &["[37, 8, 32]", "tokens, 64"],
+        ),
+        (|j| j.replace("prompts.json", "\"a red square\", ", ""), &["36 prompts", "37 rows"]),
+        (|j| j.replace("prompts.json", "\"\"]", "\"last\"]"), &["\"last\"", "empty"]),
+        (|j| j.replace("prompts.json", "\"prompts\"", "\"texts\""), &["prompts.json", "prompts"]),
+        (
+            |j| {
+                j.rewrite("latents.safetensors", |mut bytes| {
+                    let start = 8 + u64::from_le_bytes(*bytes.first_chunk().expect("a length")) as usize;
+                    bytes[start + 8 * 5..start + 8 * 6].copy_from_slice(&37_i64.to_le_bytes());
+                    bytes
+                });
+            },
+            &["`prompt`[5] = 37", "0 to 36"],
+        ),
+    ];
+    all_refused(cases).await;
+}
+
+#[tokio::test]
+async fn an_output_belongs_to_one_job() {
+    let mut job = Job::new();
+    check_output(&job.spec).await.expect("nothing is there");
+    for beside in ["state/db", ".tmp/x", "logs/worker-1.log"] {
+        let path = job.path("job").join(beside);
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        std::fs::write(path, b"x").expect("writes");
+    }
+    claim_output(&job.spec).await.expect("what lies beside a job is not in the way");
+    claim_output(&job.spec).await.expect("the same job goes on");
+    let written = std::fs::read(job.path("job/spec.json")).expect("written");
+    assert_eq!(serde_json::from_slice::<JobSpec>(&written).expect("a spec"), job.spec);
+
+    job.recipe().steps = 601;
+    let message = check_output(&job.spec).await.expect_err("another job").to_string();
+    assert!(
+        message.contains("recipe.steps is 600 there, 601 here") && message.contains(&job.spec.output_url),
+        "{message}"
+    );
+
+    std::fs::remove_file(job.path("job/spec.json")).expect("removes");
+    std::fs::write(job.path("job/thesis.tex"), b"x").expect("writes");
+    let message = check_output(&job.spec).await.expect_err("taken").to_string();
+    assert!(message.contains("thesis.tex") && message.contains(&job.spec.output_url), "{message}");
+}

@@ -1,0 +1,224 @@
+//! Properties of the block over random shapes: against a reference in f64 written as plainly as the
+//! equations, for any number of threads, and for input that is not finite.
+
+mod reference;
+
+use deltaconv_kernels::cpu::{Workspace, features, forward, loss_and_gradient};
+use deltaconv_kernels::{BlockShape, Error, Gate, Parameters};
+use proptest::prelude::*;
+
+/// Largest ‖f32 − f64‖ / ‖f64‖ of any tensor.
+const TOLERANCE: f64 = 2e-5;
+
+/// A block, the size [B, H, W] of its input, and the seed of its values.
+#[derive(Debug, Clone)]
+struct Case {
+    shape: BlockShape,
+    size: [usize; 3],
+    seed: u64,
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    let scales = prop::sample::select(vec![vec![1.0], vec![1.0, 0.5], vec![1.0, 0.5, 1.0 / 3.0]]);
+    let gate = prop::sample::select(vec![Gate::Scaled, Gate::Sigmoid]);
+    let kernel_size = (0usize..7).prop_map(|half| 2 * half + 1);
+    let size = (1usize..4, 3usize..12, 3usize..20);
+    (2usize..12, kernel_size, scales, gate, size, any::<u64>()).prop_map(
+        |(quarter, kernel_size, scales, gate, (batch, height, width), seed)| Case {
+            shape: BlockShape::new(4 * quarter, 0.5, kernel_size, scales, gate).unwrap(),
+            size: [batch, height, width],
+            seed,
+        },
+    )
+}
+
+/// Everything that a pass over one case gives.
+struct Outcome {
+    y: Vec<f32>,
+    loss: f64,
+    gradients: Parameters,
+    x_gradient: Vec<f32>,
+}
+
+impl Case {
+    fn values(&self, stream: u64, len: usize, amplitude: f64) -> Vec<f32> {
+        (0..len as u64).map(|index| (amplitude * reference::noise(self.seed, stream, index)) as f32).collect()
+    }
+
+    fn parameters(&self) -> Parameters {
+        let mut parameters = Parameters::zeros(&self.shape);
+        let values = self.values(0, parameters.values().len(), 0.5);
+        parameters.values_mut().copy_from_slice(&values);
+        parameters
+    }
+
+    fn input(&self) -> Vec<f32> {
+        self.values(1, self.size.iter().product::<usize>() * self.shape.channels(), 1.0)
+    }
+
+    fn target(&self) -> Vec<f32> {
+        self.values(2, self.size.iter().product::<usize>() * self.shape.channels(), 1.0)
+    }
+
+    fn run(&self, x: &[f32], scale: f64, workspace: &mut Workspace) -> Outcome {
+        let parameters = self.parameters();
+        let mut y = vec![f32::NAN; x.len()];
+        let mut gradients = parameters.zeros_like();
+        gradients.values_mut().fill(f32::NAN);
+        let mut x_gradient = vec![f32::NAN; x.len()];
+        forward(&self.shape, &parameters, x, self.size, &mut y, workspace).unwrap();
+        let loss = loss_and_gradient(
+            &self.shape,
+            &parameters,
+            x,
+            &self.target(),
+            self.size,
+            scale,
+            &mut gradients,
+            Some(&mut x_gradient),
+            workspace,
+        )
+        .unwrap();
+        Outcome { y, loss, gradients, x_gradient }
+    }
+}
+
+fn assert_close(what: &str, ours: &[f32], reference: &[f64]) {
+    assert_eq!(ours.len(), reference.len(), "{what}");
+    let pairs = ours.iter().zip(reference);
+    let difference: f64 = pairs.map(|(&a, &b)| (f64::from(a) - b).powi(2)).sum();
+    let norm: f64 = reference.iter().map(|b| b * b).sum();
+    let error = (difference / norm.max(1e-30)).sqrt();
+    assert!(error <= TOLERANCE, "{what} is off by {error:.2e}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn block_and_gradients_match_the_reference(case in cases()) {
+        let (x, scale) = (case.input(), 3.0);
+        let ours = case.run(&x, scale, &mut Workspace::default());
+        let reference =
+            reference::run(&case.shape, &case.parameters(), &x, &case.target(), case.size, scale);
+        assert_close("y", &ours.y, &reference.y);
+        assert_close("loss", &[ours.loss as f32], &[reference.loss]);
+        assert_close("x's gradient", &ours.x_gradient, &reference.x_gradient);
+        for (tensor, values) in ours.gradients.iter() {
+            assert_close(&tensor.name, values, &reference.gradients[&tensor.name]);
+        }
+    }
+
+    #[test]
+    fn features_are_what_the_linears_see(case in cases()) {
+        let (x, [batch, height, width]) = (case.input(), case.size);
+        let (c, n) = (case.shape.channels(), case.shape.features());
+        let parameters = case.parameters();
+        let mut found = vec![f32::NAN; batch * height * width * n];
+        let mut means = vec![f32::NAN; batch * c];
+        let mut workspace = Workspace::default();
+        features(&case.shape, &parameters, &x, case.size, &mut found, &mut means, &mut workspace)
+            .unwrap();
+        let get = |name: &str| parameters.get(name).unwrap();
+        let dot = |row: &[f32], vector: &[f32]| -> f64 {
+            row.iter().zip(vector).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+        };
+        let y: Vec<f64> = (0..x.len())
+            .map(|index| {
+                let (position, channel) = (index / c, index % c);
+                let mean = &means[position / (height * width) * c..][..c];
+                dot(&get("conv_out.weight")[channel * n..][..n], &found[position * n..][..n])
+                    + dot(&get("conv_pool.weight")[channel * c..][..c], mean)
+                    + f64::from(get("conv_out.bias")[channel] + get("conv_pool.bias")[channel])
+            })
+            .collect();
+        assert_close("y", &case.run(&x, 1.0, &mut workspace).y, &y);
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_the_number_of_threads(case in cases()) {
+        let x = case.input();
+        let outcomes: Vec<Outcome> = [1, 2, 3]
+            .into_iter()
+            .map(|threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| case.run(&x, 1.0, &mut Workspace::default()))
+            })
+            .collect();
+        let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        for outcome in &outcomes[1..] {
+            assert_eq!(bits(&outcome.y), bits(&outcomes[0].y));
+            assert_eq!(outcome.loss.to_bits(), outcomes[0].loss.to_bits());
+            assert_eq!(bits(&outcome.x_gradient), bits(&outcomes[0].x_gradient));
+            assert_eq!(bits(outcome.gradients.values()), bits(outcomes[0].gradients.values()));
+        }
+    }
+
+    #[test]
+    fn a_workspace_carries_nothing_over(first in cases(), second in cases()) {
+        let mut used = Workspace::default();
+        let poison = vec![f32::NAN; first.input().len()];
+        first.run(&poison, 1.0, &mut used);
+        let fresh = second.run(&second.input(), 1.0, &mut Workspace::default());
+        for _ in 0..2 {
+            let again = second.run(&second.input(), 1.0, &mut used);
+            assert_eq!(again.y, fresh.y);
+            assert_eq!(again.gradients, fresh.gradients);
+        }
+        let poison = vec![f32::NAN; second.input().len()];
+        second.run(&poison, 1.0, &mut used);
+        assert_eq!(second.run(&second.input(), 1.0, &mut used).gradients, fresh.gradients);
+    }
+
+    #[test]
+    fn a_single_nan_shows(case in cases(), place in any::<prop::sample::Index>()) {
+        let mut x = case.input();
+        let index = place.index(x.len());
+        x[index] = f32::NAN;
+        let outcome = case.run(&x, 1.0, &mut Workspace::default());
+        assert!(outcome.loss.is_nan());
+        let out = outcome.gradients.get("conv_out.bias").unwrap();
+        assert!(out.iter().all(|value| value.is_nan()));
+    }
+}
+
+/// What this machine's widest instruction set computes is compared above; the narrower ones take
+/// their turn in a process of their own, because a process decides once.
+#[test]
+fn narrower_instruction_sets_match_the_reference() {
+    const VARIABLE: &str = "DELTACONV_INSTRUCTION_SET";
+    if std::env::var_os(VARIABLE).is_some() {
+        return;
+    }
+    for set in ["avx2", "portable"] {
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["block_and_gradients_match_the_reference", "--exact"])
+            .env(VARIABLE, set)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("1 passed"), "{set}: {text}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let shape = |channels| BlockShape::new(channels, 0.5, 3, vec![1.0, 0.5], Gate::Scaled).unwrap();
+    let (block, other) = (shape(8), shape(16));
+    let parameters = Parameters::zeros(&block);
+    let mut workspace = Workspace::default();
+    let mut call = |parameters: &Parameters, x: usize, y: usize, size| {
+        let (x, mut y) = (vec![0.0; x], vec![0.0; y]);
+        forward(&block, parameters, &x, size, &mut y, &mut workspace)
+    };
+    assert_eq!(call(&parameters, 32, 32, [1, 2, 2]), Ok(()));
+    assert!(matches!(call(&parameters, 31, 32, [1, 2, 2]), Err(Error::Length { .. })));
+    assert!(matches!(call(&parameters, 32, 31, [1, 2, 2]), Err(Error::Length { .. })));
+    assert!(matches!(call(&parameters, 32, 32, [1, 1, 4]), Err(Error::MapTooSmall { .. })));
+    assert!(matches!(call(&parameters, 0, 0, [1, 0, 4]), Err(Error::MapTooSmall { .. })));
+    assert_eq!(call(&parameters, 0, 0, [0, 2, 2]), Err(Error::EmptyBatch));
+    let huge = [usize::MAX, 2, 2];
+    assert_eq!(call(&parameters, 32, 32, huge), Err(Error::TooLarge(huge)));
+    let other = Parameters::zeros(&other);
+    assert!(matches!(call(&other, 32, 32, [1, 2, 2]), Err(Error::OtherShape("parameters"))));
+}

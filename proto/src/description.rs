@@ -1,0 +1,60 @@
+//! `deltaconv.json`: what a converted model is, for whoever loads it.
+
+use crate::v1::{JobPlan, LayerPlan};
+use serde::{Deserialize, Serialize};
+
+/// Changes when a reader of the former one would misread the model.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// The whole file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Description {
+    /// [`FORMAT_VERSION`].
+    pub format_version: u32,
+    /// What was converted.
+    pub teacher: Teacher,
+    /// The replaced layers in forward order.
+    pub layers: Vec<Layer>,
+}
+
+/// What was converted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Teacher {
+    /// Class of the denoiser.
+    pub class: String,
+    /// BLAKE3 of the denoiser's safetensors file, hex.
+    pub digest: String,
+}
+
+/// One layer's block.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Layer {
+    /// diffusers' module path.
+    pub name: String,
+    /// Channels C of its input and output.
+    pub width: u32,
+    /// K of its depthwise convolutions.
+    pub kernel_size: u32,
+    /// Scales of the pyramid, 1 first.
+    pub scales: Vec<f64>,
+    /// "scaled" or "sigmoid".
+    pub gate: String,
+    /// Inner width over C.
+    pub inter_ratio: f64,
+}
+
+impl Description {
+    /// The description of a job's output; `teacher_digest` is known once the teacher was read whole.
+    pub fn new(plan: &JobPlan, teacher_digest: String) -> Self {
+        let teacher = Teacher { class: plan.teacher_class.clone(), digest: teacher_digest };
+        let layer = |layer: &LayerPlan| Layer {
+            name: layer.name.clone(),
+            width: layer.channels,
+            kernel_size: layer.kernel_size,
+            scales: layer.scales.clone(),
+            gate: layer.gate.clone(),
+            inter_ratio: layer.inter_ratio,
+        };
+        Self { format_version: FORMAT_VERSION, teacher, layers: plan.layers.iter().map(layer).collect() }
+    }
+}

@@ -1,0 +1,72 @@
+//! The worker process: joins, says what it does, does what it is told.
+
+mod attempt;
+mod connect;
+mod device;
+mod sync;
+
+use std::path::PathBuf;
+
+use tokio_util::sync::CancellationToken;
+
+/// How a worker runs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// URL of the coordinator, `http://host:port`.
+    pub coordinator: String,
+    /// File with the token to join with; waited for if it isn't there yet.
+    pub token_file: PathBuf,
+    /// What people call this worker.
+    pub name: String,
+    /// Threads to compute with.
+    pub threads: usize,
+}
+
+/// What keeps a worker from running.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The coordinator's URL isn't one.
+    #[error("{url:?} is no coordinator's address ({reason}); write http://host:port")]
+    Address {
+        /// What was given.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The token file can't be read.
+    #[error("token file {path}: {source}")]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The token file holds what no header can carry.
+    #[error("token file {0} holds no token")]
+    Token(PathBuf),
+    /// The coordinator refused the worker for good.
+    #[error("the coordinator at {url} refused this worker: {reason}")]
+    Refused {
+        /// The coordinator.
+        url: String,
+        /// What it said.
+        reason: String,
+    },
+    /// The threads to compute with could not be made.
+    #[error("can't compute with {threads} threads: {reason}")]
+    Threads {
+        /// As many as were asked for.
+        threads: usize,
+        /// What went wrong.
+        reason: String,
+    },
+}
+
+/// Joins and works until `shutdown`; waits for a coordinator that isn't there (yet), and through its restarts.
+pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Error> {
+    // The whole process computes in one pool, so that this is its share of the machine.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build_global();
+    pool.map_err(|e| Error::Threads { threads: options.threads, reason: e.to_string() })?;
+    let Some(connection) = connect::join(&options, &shutdown).await? else { return Ok(()) };
+    sync::Agent::new(options, connection).run(shutdown).await
+}

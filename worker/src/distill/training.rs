@@ -1,0 +1,228 @@
+//! The training of one block: a state that a step moves on, and that a checkpoint holds whole.
+
+use deltaconv_kernels::cpu::{self, Workspace};
+use deltaconv_kernels::{AdamW, BlockShape, Parameters, adamw};
+use deltaconv_proto::draw;
+use deltaconv_proto::v1::{LayerPlan, Recipe};
+
+use super::initial;
+use crate::shards::{LayerData, Rows};
+use crate::task::Error;
+
+/// Points of a curve, the held-out error measured at each.
+const CURVE_POINTS: u64 = 20;
+/// The learning rate falls to this share of its peak.
+const FINAL_RATE: f64 = 0.01;
+/// The prototype's; 0.999 remembers too long for runs of some hundred steps.
+const BETA2: f64 = 0.99;
+
+/// One point of a layer's curve. Errors are squared errors over the output's mean square.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct CurvePoint {
+    pub(super) step: u64,
+    /// Mean over the steps since the last point.
+    pub(super) training_error: f64,
+    pub(super) held_out_error: f64,
+}
+
+/// What a checkpoint holds.
+#[derive(Clone, Debug)]
+pub(super) struct Trained {
+    pub(super) weights: Parameters,
+    pub(super) optimiser: adamw::State,
+    pub(super) curve: Vec<CurvePoint>,
+    /// Sum of the training errors since the last point of the curve.
+    pub(super) error_sum: f64,
+}
+
+/// A block in training.
+pub(super) struct Training {
+    layer: String,
+    recipe: Recipe,
+    seed: u64,
+    shape: BlockShape,
+    optimiser: AdamW,
+    pub(super) trained: Trained,
+    /// Mean squares of the outputs that errors are taken relative to.
+    training_energy: f64,
+    held_out_energy: f64,
+    gradients: Parameters,
+    workspace: Workspace,
+    batch: Rows,
+}
+
+impl Training {
+    pub(super) fn new(
+        shape: BlockShape,
+        layer: &LayerPlan,
+        recipe: &Recipe,
+        seed: u64,
+        data: &LayerData,
+    ) -> Result<Self, Error> {
+        let weights = initial::weights(&shape, seed, layer.index)?;
+        let optimiser = AdamW {
+            beta2: BETA2,
+            weight_decay: recipe.weight_decay,
+            clip_norm: (recipe.clip_norm > 0.0).then_some(recipe.clip_norm),
+            ema_decay: recipe.ema_decay,
+            ..AdamW::default()
+        };
+        let trained = Trained {
+            optimiser: adamw::State::new(&weights, recipe.ema_decay > 0.0),
+            weights,
+            curve: Vec::new(),
+            error_sum: 0.0,
+        };
+        Ok(Self {
+            layer: layer.name.clone(),
+            recipe: recipe.clone(),
+            seed,
+            gradients: Parameters::zeros(&shape),
+            shape,
+            optimiser,
+            trained,
+            training_energy: data.training_energy(),
+            held_out_energy: data.held_out_energy(),
+            workspace: Workspace::default(),
+            batch: Rows::default(),
+        })
+    }
+
+    /// Steps taken.
+    pub(super) fn step(&self) -> u64 {
+        self.trained.optimiser.step
+    }
+
+    /// The last one measured; NaN before the first.
+    pub(super) fn held_out_error(&self) -> f64 {
+        self.trained.curve.last().map_or(f64::NAN, |point| point.held_out_error)
+    }
+
+    /// The weights that become the block: their moving average, where one is kept.
+    pub(super) fn block(&self) -> &Parameters {
+        self.trained.optimiser.ema.as_ref().unwrap_or(&self.trained.weights)
+    }
+
+    /// Linear warm-up, then a half cosine.
+    fn learning_rate(&self, step: u64) -> f64 {
+        let (step, warmup) = (step as f64, f64::from(self.recipe.warmup_steps));
+        if step < warmup {
+            return self.recipe.learning_rate * (step + 1.0) / warmup;
+        }
+        let fraction = (step - warmup) / (f64::from(self.recipe.steps) - warmup).max(1.0);
+        let cosine = 0.5 * (1.0 + (std::f64::consts::PI * fraction).cos());
+        self.recipe.learning_rate * (FINAL_RATE + (1.0 - FINAL_RATE) * cosine)
+    }
+
+    /// Takes one step on the batch that is its turn.
+    pub(super) fn take_step(&mut self, data: &LayerData) -> Result<(), Error> {
+        let step = self.step();
+        let rows = draw::batch(self.seed, data.training_samples(), self.recipe.batch as usize, step);
+        data.gather(&rows, &mut self.batch);
+        let loss = cpu::loss_and_gradient(
+            &self.shape,
+            &self.trained.weights,
+            &self.batch.input,
+            &self.batch.output,
+            data.size(rows.len()),
+            1.0 / self.training_energy,
+            &mut self.gradients,
+            None,
+            &mut self.workspace,
+        )?;
+        if !loss.is_finite() {
+            return Err(Error::Diverged { layer: self.layer.clone(), step, loss });
+        }
+        self.trained.error_sum += loss / self.training_energy;
+        let rate = self.learning_rate(step);
+        let Trained { weights, optimiser, .. } = &mut self.trained;
+        self.optimiser.step(rate, weights, &self.gradients, optimiser)?;
+        self.draw_curve(data)
+    }
+
+    fn draw_curve(&mut self, data: &LayerData) -> Result<(), Error> {
+        let (step, steps) = (self.step(), u64::from(self.recipe.steps));
+        let interval = (steps / CURVE_POINTS).max(1);
+        if step % interval != 0 && step != steps {
+            return Ok(());
+        }
+        let last = self.trained.curve.last().map_or(0, |point| point.step);
+        let training_error = self.trained.error_sum / (step - last).max(1) as f64;
+        let held_out_error = self.measure(data)?;
+        self.trained.error_sum = 0.0;
+        self.trained.curve.push(CurvePoint { step, training_error, held_out_error });
+        Ok(())
+    }
+
+    /// The block's squared error on the held-out samples, over their mean square.
+    fn measure(&mut self, data: &LayerData) -> Result<f64, Error> {
+        let mut squares = 0.0;
+        let mut predicted = Vec::new();
+        let held_out: Vec<usize> = data.held_out().collect();
+        for rows in held_out.chunks(self.recipe.batch as usize) {
+            data.gather(rows, &mut self.batch);
+            predicted.resize(self.batch.input.len(), 0.0);
+            let block = self.trained.optimiser.ema.as_ref().unwrap_or(&self.trained.weights);
+            let size = data.size(rows.len());
+            cpu::forward(&self.shape, block, &self.batch.input, size, &mut predicted, &mut self.workspace)?;
+            let pairs = predicted.iter().zip(&self.batch.output);
+            squares += pairs.map(|(y, target)| f64::from(y - target).powi(2)).sum::<f64>();
+        }
+        let numbers = held_out.len() * data.sample_len();
+        Ok(squares / numbers as f64 / self.held_out_energy)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use deltaconv_proto::v1::{LayerPlan, Recipe};
+
+    use super::*;
+
+    pub(in crate::distill) fn layer() -> LayerPlan {
+        LayerPlan {
+            name: "mid_block.attentions.0.transformer_blocks.0".into(),
+            index: 3,
+            channels: 16,
+            height: 6,
+            width: 4,
+            kernel_size: 3,
+            scales: vec![1.0, 0.5],
+            gate: "scaled".into(),
+            inter_ratio: 0.5,
+            parameters: 0,
+        }
+    }
+
+    pub(in crate::distill) fn recipe() -> Recipe {
+        Recipe {
+            samples: 12,
+            held_out_samples: 4,
+            steps: 40,
+            batch: 4,
+            learning_rate: 5e-3,
+            warmup_steps: 4,
+            clip_norm: 1.0,
+            ema_decay: 0.8,
+            ..Recipe::default()
+        }
+    }
+
+    pub(in crate::distill) fn training(data: &LayerData) -> Training {
+        let shape = crate::distill::block_shape(&layer()).expect("a block");
+        Training::new(shape, &layer(), &recipe(), 1, data).expect("a start")
+    }
+
+    #[test]
+    fn training_learns_what_a_block_can_express() {
+        let data = LayerData::made_up(&layer(), 12, 4);
+        let mut training = training(&data);
+        while training.step() < 40 {
+            training.take_step(&data).expect("a step");
+        }
+        let curve = &training.trained.curve;
+        let (first, last) = (curve[0].held_out_error, training.held_out_error());
+        assert!(last < 0.5 * first && last < 0.5, "held-out error went from {first} to {last}");
+        assert_eq!(curve.last().map(|point| point.step), Some(40));
+    }
+}

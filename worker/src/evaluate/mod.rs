@@ -1,0 +1,186 @@
+//! Compares teacher and student on what training has not seen, one part at a time.
+//!
+//! The result is a safetensors object. Of noise: `timestep` [n] i64, and `energy`, `student_error`, `removed_error` [n]
+//! f64, sums of squares over one sample's predicted noise. Of pictures: `teacher`, `student`, `removed` [n, c, h, w] f32
+//! and `prompt` [n] i64.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use deltaconv_proto::draw::{self, Draw, Purpose, Sample};
+use deltaconv_proto::safetensors::{Dtype, serialize_header};
+use deltaconv_proto::{keys, v1};
+
+use crate::capture::Inputs;
+use crate::data::Data;
+use crate::models::Teacher;
+use crate::student::Student;
+use crate::task::{Context, Error};
+use crate::teacher::{Call, Guidance, Original, Removed, SelfAttention, UNet};
+
+/// Samples that go through a model at a time.
+const BATCH: usize = 8;
+
+/// Evaluates the task's part and writes what was found.
+pub(crate) fn run(context: &Context, task: &v1::EvaluateTask) -> Result<v1::Done, Error> {
+    let part = task.part.ok_or(Error::Incomplete("part"))?;
+    let models = Evaluated {
+        teacher: context.models.teacher(context)?,
+        student: context.models.student(context)?,
+        data: context.models.data(context)?,
+    };
+    let (samples, bytes) = match part {
+        v1::evaluate_task::Part::Noise(range) => (range.end - range.start, models.noise(context, &range)?),
+        v1::evaluate_task::Part::Pictures(range) => {
+            let steps = context.job.evaluation.as_ref().map_or(0, |evaluation| evaluation.ddim_steps);
+            ((range.end - range.start) * steps, models.pictures(context, &range)?)
+        }
+    };
+    context.check_stop()?;
+    let key = keys::evaluation(&context.task, &context.attempt);
+    let part = context.wait(context.objects.put(&key, bytes))?;
+    Ok(v1::Done {
+        busy_seconds: 0.0,
+        samples: u64::from(samples),
+        output: Some(v1::done::Output::Evaluate(v1::EvaluateOutput { part: Some(part) })),
+    })
+}
+
+/// What is compared, and on what.
+struct Evaluated {
+    teacher: Arc<Teacher>,
+    student: Arc<Student>,
+    data: Arc<Data>,
+}
+
+impl Evaluated {
+    fn noise(&self, context: &Context, range: &v1::SampleRange) -> Result<Vec<u8>, Error> {
+        let timesteps = self.teacher.sampler.alphas_cumprod().len();
+        let draw = Draw::new(&context.job, self.data.len(), timesteps, self.data.latent_len());
+        let numbers: Vec<usize> = (range.start as usize..range.end as usize).collect();
+        expect_passes(context, numbers.len().div_ceil(BATCH));
+        let mut found = Noise::default();
+        for batch in numbers.chunks(BATCH) {
+            let batch: Vec<Sample> = batch.iter().map(|i| draw.evaluation(*i)).collect();
+            let inputs = Inputs::new(&self.teacher, &self.data, &batch)?;
+            let predict = |unet: &UNet, attention: &mut dyn SelfAttention| -> Result<Vec<f32>, Error> {
+                let mut stoppable = Stoppable { context, attention };
+                let noise = unet.forward(&inputs.noised, &inputs.timesteps, &inputs.embeddings, &mut stoppable);
+                context.check_stop()?;
+                Ok(noise?.flatten_all()?.to_vec1()?)
+            };
+            let teacher = predict(&self.teacher.unet, &mut Original)?;
+            let student = predict(&self.student.unet, &mut self.student.attention())?;
+            let removed = predict(&self.teacher.unet, &mut Removed)?;
+            let len = teacher.len() / batch.len();
+            let difference = |a: &[f32], b: &[f32]| -> f64 {
+                a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum()
+            };
+            for (row, sample) in batch.iter().enumerate() {
+                let row = row * len..(row + 1) * len;
+                let expected = &teacher[row.clone()];
+                found.timestep.push(sample.timestep as i64);
+                found.energy.push(expected.iter().map(|e| f64::from(*e).powi(2)).sum());
+                found.student_error.push(difference(&student[row.clone()], expected));
+                found.removed_error.push(difference(&removed[row], expected));
+            }
+        }
+        found.encode()
+    }
+
+    fn pictures(&self, context: &Context, range: &v1::SampleRange) -> Result<Vec<u8>, Error> {
+        let evaluation = context.job.evaluation.ok_or(Error::Incomplete("evaluation"))?;
+        let seed = context.job.data.as_ref().ok_or(Error::Incomplete("data"))?.seed;
+        let steps = evaluation.ddim_steps as usize;
+        let numbers: Vec<usize> = (range.start as usize..range.end as usize).collect();
+        let prompts: Vec<usize> =
+            numbers.iter().map(|i| spread(*i, evaluation.prompts as usize, self.data.empty_prompt())).collect();
+        let noise = |i: &usize| {
+            let mut rng = draw::generator(seed, Purpose::EvaluatePictures, *i as u64);
+            draw::normal(&mut rng, self.data.latent_len())
+        };
+        let noise = self.data.batch(numbers.iter().map(noise).collect())?;
+        let embeddings = self.data.embeddings(&prompts)?;
+        let empty_prompt = self.data.embeddings(&[self.data.empty_prompt()])?;
+        let guidance = Guidance { scale: evaluation.guidance, empty_prompt };
+
+        expect_passes(context, steps);
+        let sample = |unet: &UNet, attention: &mut dyn SelfAttention| -> Result<Tensor, Error> {
+            let mut stoppable = Stoppable { context, attention };
+            let sampler = &self.teacher.sampler;
+            let pictures = sampler.sample(unet, &noise, &embeddings, Some(&guidance), steps, &mut stoppable);
+            context.check_stop()?;
+            Ok(pictures?)
+        };
+        let teacher = sample(&self.teacher.unet, &mut Original)?;
+        let student = sample(&self.student.unet, &mut self.student.attention())?;
+        let removed = sample(&self.teacher.unet, &mut Removed)?;
+        encode_pictures(&[("teacher", teacher), ("student", student), ("removed", removed)], &prompts)
+    }
+}
+
+/// Prompt `i` of the `wanted` ones that are spread over all `available`.
+fn spread(i: usize, wanted: usize, available: usize) -> usize {
+    i * available / wanted.max(1)
+}
+
+/// Progress is counted in layers passed, by teacher, student and the teacher without attention.
+fn expect_passes(context: &Context, of_each_model: usize) {
+    let layers = context.plan.layers.len();
+    context.report(|progress| progress.steps = (3 * of_each_model * layers) as u64);
+}
+
+/// Counts progress, and lets an attempt that has to end do so in the middle of a model's pass.
+struct Stoppable<'a> {
+    context: &'a Context,
+    attention: &'a mut dyn SelfAttention,
+}
+
+impl SelfAttention for Stoppable<'_> {
+    fn apply(&mut self, call: &Call<'_>) -> Result<Tensor, crate::teacher::Error> {
+        if self.context.stopped().is_some() {
+            let layer = call.layer.name.clone();
+            return Err(crate::teacher::Error::Layer { layer, source: "stopped".into() });
+        }
+        self.context.report(|progress| progress.step += 1);
+        self.attention.apply(call)
+    }
+}
+
+#[derive(Default)]
+struct Noise {
+    timestep: Vec<i64>,
+    energy: Vec<f64>,
+    student_error: Vec<f64>,
+    removed_error: Vec<f64>,
+}
+
+impl Noise {
+    fn encode(self) -> Result<Vec<u8>, Error> {
+        let shape = [self.timestep.len()];
+        let doubles =
+            [("energy", self.energy), ("student_error", self.student_error), ("removed_error", self.removed_error)];
+        let header = doubles.iter().map(|(name, _)| (*name, Dtype::F64, &shape[..]));
+        let tensors = std::iter::once(("timestep", Dtype::I64, &shape[..])).chain(header);
+        let mut bytes = serialize_header(tensors, &BTreeMap::new())?;
+        bytes.extend(self.timestep.iter().flat_map(|value| value.to_le_bytes()));
+        for (_, values) in &doubles {
+            bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        }
+        Ok(bytes)
+    }
+}
+
+fn encode_pictures(pictures: &[(&str, Tensor)], prompts: &[usize]) -> Result<Vec<u8>, Error> {
+    let count = [prompts.len()];
+    let shapes: Vec<&[usize]> = pictures.iter().map(|(_, tensor)| tensor.dims()).collect();
+    let floats = pictures.iter().zip(&shapes).map(|((name, _), shape)| (*name, Dtype::F32, *shape));
+    let tensors = std::iter::once(("prompt", Dtype::I64, &count[..])).chain(floats);
+    let mut bytes = serialize_header(tensors, &BTreeMap::new())?;
+    bytes.extend(prompts.iter().flat_map(|prompt| (*prompt as i64).to_le_bytes()));
+    for (_, tensor) in pictures {
+        bytes.extend(tensor.flatten_all()?.to_vec1::<f32>()?.iter().flat_map(|value| value.to_le_bytes()));
+    }
+    Ok(bytes)
+}

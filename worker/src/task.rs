@@ -1,0 +1,178 @@
+//! What every task has to work with: its job, its objects, and whoever watches over it.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use deltaconv_proto::ids::{AttemptId, InvalidId, TaskId};
+use deltaconv_proto::objects::{self, Objects};
+use deltaconv_proto::{safetensors, shard, v1};
+
+use crate::models::Models;
+use crate::{data, teacher};
+
+/// Why an attempt has to end early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// The worker leaves: store what was reached, so that another can go on from there.
+    Release,
+    /// The lease is gone: touch nothing any more.
+    Fenced,
+}
+
+/// Why an attempt did not end with an output.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// It was told to stop.
+    #[error("stopped")]
+    Stopped(Stop),
+    /// The coordinator's message lacks a part.
+    #[error("the task came without its {0}; coordinator and worker may be of different versions")]
+    Incomplete(&'static str),
+    /// An id that isn't one.
+    #[error(transparent)]
+    Id(#[from] InvalidId),
+    /// An object can't be read or written.
+    #[error(transparent)]
+    Objects(#[from] objects::Error),
+    /// A shard that isn't what its digest promised, or can't be learned from.
+    #[error("shard {key} can't be used: {source}")]
+    Shard {
+        /// Its key.
+        key: String,
+        /// From the manifest.
+        digest: String,
+        /// What is wrong.
+        source: shard::Error,
+    },
+    /// Activations that can't be recorded.
+    #[error("layer {layer}, samples {start} to {end}: {source}")]
+    Activations {
+        /// The layer.
+        layer: String,
+        /// First sample.
+        start: u32,
+        /// One past the last.
+        end: u32,
+        /// What is wrong.
+        source: shard::Error,
+    },
+    /// The teacher can't be loaded or computed.
+    #[error(transparent)]
+    Teacher(#[from] teacher::Error),
+    /// The data set can't be used.
+    #[error(transparent)]
+    Data(#[from] data::Error),
+    /// The block can't be computed.
+    #[error(transparent)]
+    Block(#[from] deltaconv_kernels::Error),
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+    /// A safetensors object can't be read or made.
+    #[error(transparent)]
+    Safetensors(#[from] safetensors::Error),
+    /// A file that another process wrote isn't what it should be.
+    #[error("{what} is not as expected: {reason}")]
+    Unexpected {
+        /// The file, by key.
+        what: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Training left the numbers that mean something.
+    #[error("training of {layer} diverged at step {step}: the loss is {loss}; lower the recipe's learning_rate")]
+    Diverged {
+        /// The layer.
+        layer: String,
+        /// The step.
+        step: u64,
+        /// Its loss.
+        loss: f64,
+    },
+}
+
+impl Error {
+    /// The error as the coordinator is told. A shard that can't be trusted is named, so that it is captured again.
+    pub(crate) fn failure(&self) -> v1::Failure {
+        let broken_shard = match self {
+            Self::Objects(objects::Error::Broken { key, expected, found }) => Some((key, expected, found.clone())),
+            Self::Shard { key, digest, source } => Some((key, digest, source.to_string())),
+            _ => None,
+        };
+        v1::Failure {
+            message: self.to_string(),
+            broken_shard: broken_shard.map(|(key, expected, found)| v1::BrokenShard {
+                key: key.clone(),
+                expected_digest: expected.clone(),
+                found,
+            }),
+        }
+    }
+}
+
+/// What passes between an attempt's thread and the agent.
+#[derive(Debug, Default)]
+pub(crate) struct Supervision {
+    stop: AtomicU8,
+    progress: Mutex<v1::Progress>,
+}
+
+impl Supervision {
+    pub(crate) fn stop(&self, stop: Stop) {
+        let code = match stop {
+            Stop::Release => 1,
+            Stop::Fenced => 2,
+        };
+        self.stop.fetch_max(code, Ordering::Relaxed);
+    }
+
+    pub(crate) fn progress(&self) -> v1::Progress {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn stopped(&self) -> Option<Stop> {
+        match self.stop.load(Ordering::Relaxed) {
+            0 => None,
+            1 => Some(Stop::Release),
+            _ => Some(Stop::Fenced),
+        }
+    }
+}
+
+/// What an attempt works with. It runs on a thread of its own and may block.
+pub(crate) struct Context {
+    pub(crate) job: v1::JobSpec,
+    pub(crate) plan: v1::JobPlan,
+    pub(crate) task: TaskId,
+    pub(crate) attempt: AttemptId,
+    /// Under the job's prefix.
+    pub(crate) objects: Objects,
+    pub(crate) checkpoint_interval: Duration,
+    pub(crate) models: Arc<Models>,
+    pub(crate) supervision: Arc<Supervision>,
+    pub(crate) runtime: tokio::runtime::Handle,
+}
+
+impl Context {
+    /// Waits for IO.
+    pub(crate) fn wait<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.block_on(future)
+    }
+
+    /// Whether the attempt has to end, and how.
+    pub(crate) fn stopped(&self) -> Option<Stop> {
+        self.supervision.stopped()
+    }
+
+    /// Ends the attempt if it has to.
+    pub(crate) fn check_stop(&self) -> Result<(), Error> {
+        self.stopped().map_or(Ok(()), |stop| Err(Error::Stopped(stop)))
+    }
+
+    /// Changes what is reported next.
+    pub(crate) fn report(&self, change: impl FnOnce(&mut v1::Progress)) {
+        change(&mut self.supervision.progress.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}

@@ -1,0 +1,56 @@
+//! Where a layer's input becomes its output.
+
+use candle_core::Tensor;
+use deltaconv_proto::teacher::Layer;
+
+use super::Error;
+
+/// One layer's turn in a forward pass.
+pub struct Call<'a> {
+    /// The layer, its map size that of the latents that go through.
+    pub layer: &'a Layer,
+    /// What the layer attends over, after norm1: [B, H, W, C] f32, contiguous.
+    pub input: &'a Tensor,
+    /// The residual stream before the layer, to which its output will be added: [B, H, W, C] f32.
+    pub residual: &'a Tensor,
+    pub(super) attention: &'a dyn Fn() -> Result<Tensor, Error>,
+}
+
+impl Call<'_> {
+    /// The output of the teacher's own attention: [B, H, W, C] f32.
+    ///
+    /// # Errors
+    /// [`Error::NoAttention`] in a model that was loaded without.
+    pub fn attention(&self) -> Result<Tensor, Error> {
+        (self.attention)()
+    }
+}
+
+/// What computes the layers' outputs in a forward pass.
+pub trait SelfAttention {
+    /// The layer's output, [B, H, W, C] f32, the shape of its input.
+    ///
+    /// # Errors
+    /// Whatever stops the forward pass; [`Error::Layer`] is for an implementation's own errors.
+    fn apply(&mut self, call: &Call<'_>) -> Result<Tensor, Error>;
+}
+
+/// The teacher as it is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Original;
+
+impl SelfAttention for Original {
+    fn apply(&mut self, call: &Call<'_>) -> Result<Tensor, Error> {
+        call.attention()
+    }
+}
+
+/// The teacher with every layer's output set to zero: the floor that a student is measured from.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Removed;
+
+impl SelfAttention for Removed {
+    fn apply(&mut self, call: &Call<'_>) -> Result<Tensor, Error> {
+        Ok(call.input.zeros_like()?)
+    }
+}

@@ -1,0 +1,176 @@
+//! diffusers' `UNet2DConditionModel`. Source: `models/unets/unet_2d_condition.py`.
+
+mod builder;
+mod resnet;
+mod stage;
+mod transformer;
+
+use candle_core::{Device, Tensor};
+use deltaconv_proto::teacher::{Activation, Layer, Plan, UNetConfig};
+
+use self::builder::Builder;
+use self::stage::Stage;
+use super::ops::{Conv, GroupNorm, Linear, activate, sinusoids};
+use super::{Error, SelfAttention, Weights};
+
+/// How a model is loaded.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LoadOptions {
+    /// Whether the layers' own attention is left out: a converted student has no `attn1` weights, and a
+    /// [`SelfAttention`] that asks for the original gets an error.
+    pub without_self_attention: bool,
+}
+
+/// A UNet in host memory, f32.
+pub struct UNet {
+    config: UNetConfig,
+    plan: Plan,
+    conv_in: Conv,
+    time_1: Linear,
+    time_2: Linear,
+    down: Vec<Stage>,
+    mid: Option<Stage>,
+    up: Vec<Stage>,
+    norm_out: GroupNorm,
+    conv_out: Conv,
+}
+
+/// What the modules of one forward pass share.
+struct Pass<'a> {
+    activation: Activation,
+    /// The time embedding after the resnets' activation: [B, dim].
+    time: Tensor,
+    /// [B, T, D].
+    encoder_hidden_states: &'a Tensor,
+    /// The layers of this map size, in order; those still to come.
+    layers: std::slice::Iter<'a, Layer>,
+    attention: &'a mut dyn SelfAttention,
+}
+
+impl UNet {
+    /// Loads a model.
+    ///
+    /// # Errors
+    /// Weights that cannot be read, or that are not those of the configuration; a device that is not the CPU.
+    pub fn load(config: &UNetConfig, weights: &mut Weights, device: &Device, options: LoadOptions) -> Result<Self, Error> {
+        if !device.is_cpu() {
+            let problem = "the teacher runs on the CPU in this build".to_owned();
+            return Err(Error::Argument { argument: "device", problem });
+        }
+        let plan = config.plan();
+        let mut builder = Builder { config, weights, options };
+        let first = config.time.channels;
+        let stages = |builder: &mut Builder<'_>, stages: &[deltaconv_proto::teacher::Stage], down| {
+            stages.iter().map(|stage| Stage::load(builder, stage, down)).collect::<Result<Vec<_>, Error>>()
+        };
+        Ok(Self {
+            conv_in: builder.conv("conv_in", (config.in_channels, first), config.conv_in_kernel)?,
+            time_1: builder.linear("time_embedding.linear_1", first, config.time.dim)?,
+            time_2: builder.linear("time_embedding.linear_2", config.time.dim, config.time.dim)?,
+            down: stages(&mut builder, &plan.down, true)?,
+            mid: plan.mid.as_ref().map(|stage| Stage::load(&mut builder, stage, false)).transpose()?,
+            up: stages(&mut builder, &plan.up, false)?,
+            norm_out: builder.group_norm("conv_norm_out", first, config.norm_eps)?,
+            conv_out: builder.conv("conv_out", (first, config.out_channels), config.conv_out_kernel)?,
+            config: config.clone(),
+            plan,
+        })
+    }
+
+    /// The configuration that the model was built from.
+    pub fn config(&self) -> &UNetConfig {
+        &self.config
+    }
+
+    /// The modules of the model.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// What the model predicts: [B, out_channels, H, W] f32.
+    ///
+    /// `sample` [B, in_channels, H, W], `timestep` [B] (or one element, for the whole batch; integers or floats),
+    /// `encoder_hidden_states` [B, T, D]; any float dtype. A sample's result has the same bits whatever batch it is in
+    /// and however many threads compute it.
+    ///
+    /// # Errors
+    /// Arguments of other shapes, and whatever `attention` returns.
+    pub fn forward(
+        &self,
+        sample: &Tensor,
+        timestep: &Tensor,
+        encoder_hidden_states: &Tensor,
+        attention: &mut dyn SelfAttention,
+    ) -> Result<Tensor, Error> {
+        let (batch, height, width) = self.check_sample(sample)?;
+        let encoder_hidden_states = host_f32(encoder_hidden_states)?;
+        if !matches!(encoder_hidden_states.dims(), [b, tokens, _] if *b == batch && *tokens > 0) {
+            let problem = format!("expected [{batch}, T, D], found {:?}", encoder_hidden_states.dims());
+            return Err(Error::Argument { argument: "encoder_hidden_states", problem });
+        }
+        let layers = self.config.layers(height, width)?;
+        let mut pass = Pass {
+            activation: self.config.activation,
+            time: activate(&self.embed_time(timestep, batch)?, self.config.activation)?,
+            encoder_hidden_states: &encoder_hidden_states,
+            layers: layers.iter(),
+            attention,
+        };
+
+        let mut x = host_f32(&sample.permute((0, 2, 3, 1))?)?;
+        if self.config.center_input_sample {
+            x = x.affine(2.0, -1.0)?;
+        }
+        x = self.conv_in.forward(&x)?;
+        let mut skips = vec![x.clone()];
+        for stage in &self.down {
+            x = stage.down(x, &mut skips, &mut pass)?;
+        }
+        if let Some(stage) = &self.mid {
+            x = stage.mid(x, &mut pass)?;
+        }
+        let follows_skips = self.config.follows_skips(height, width);
+        for stage in &self.up {
+            x = stage.up(x, &mut skips, follows_skips, &mut pass)?;
+        }
+        let x = self.norm_out.forward(&x, Some(self.config.activation))?;
+        let x = self.conv_out.forward(&x)?;
+        Ok(x.permute((0, 3, 1, 2))?.contiguous()?)
+    }
+
+    fn check_sample(&self, sample: &Tensor) -> Result<(usize, usize, usize), Error> {
+        match *sample.dims() {
+            [batch, channels, height, width] if channels == self.config.in_channels && batch > 0 => {
+                Ok((batch, height, width))
+            }
+            ref found => {
+                let problem = format!("expected [B, {}, H, W], found {found:?}", self.config.in_channels);
+                Err(Error::Argument { argument: "sample", problem })
+            }
+        }
+    }
+
+    /// [B, dim].
+    fn embed_time(&self, timestep: &Tensor, batch: usize) -> Result<Tensor, Error> {
+        let mut timesteps = host_f32(&timestep.flatten_all()?)?.to_vec1::<f32>()?;
+        if timesteps.len() == 1 {
+            timesteps.resize(batch, timesteps[0]);
+        }
+        if timesteps.len() != batch {
+            let problem = format!("expected {batch} elements or 1, found {}", timesteps.len());
+            return Err(Error::Argument { argument: "timestep", problem });
+        }
+        let time = &self.config.time;
+        let embedding = self.time_1.forward(&sinusoids(&timesteps, time)?)?;
+        let mut embedding = self.time_2.forward(&activate(&embedding, self.config.activation)?)?;
+        for activation in [time.post_activation, time.final_activation].into_iter().flatten() {
+            embedding = activate(&embedding, activation)?;
+        }
+        Ok(embedding)
+    }
+}
+
+/// f32, contiguous, in host memory.
+fn host_f32(tensor: &Tensor) -> Result<Tensor, Error> {
+    Ok(tensor.to_device(&Device::Cpu)?.to_dtype(candle_core::DType::F32)?.contiguous()?)
+}

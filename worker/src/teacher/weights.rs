@@ -1,0 +1,90 @@
+//! A model's weights, read one tensor at a time.
+
+use std::fs::File;
+use std::io::{Cursor, Read, Seek, SeekFrom};
+use std::path::Path;
+
+use deltaconv_proto::safetensors::{Dtype, Header, LENGTH_BYTES, parse_header, parse_length};
+use deltaconv_proto::teacher;
+use half::{bf16, f16};
+
+use super::Error;
+
+/// Something to read weights from.
+trait Source: Read + Seek + Send {}
+impl<T: Read + Seek + Send> Source for T {}
+
+/// The tensors of one or more safetensors files, as f32.
+pub struct Weights {
+    files: Vec<(Header, Box<dyn Source>)>,
+}
+
+impl Weights {
+    /// The tensors of files; where two have one name, the first file's.
+    ///
+    /// # Errors
+    /// A file that cannot be opened, or that is no safetensors file.
+    pub fn open<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Result<Self, Error> {
+        let mut files = Vec::new();
+        for path in paths {
+            let path = path.as_ref();
+            let file = File::open(path)
+                .map_err(|e| std::io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
+            files.push(with_header(Box::new(file))?);
+        }
+        Ok(Self { files })
+    }
+
+    /// The tensors of a file that is in memory.
+    ///
+    /// # Errors
+    /// Bytes that are no safetensors file.
+    pub fn from_bytes(bytes: impl AsRef<[u8]> + Send + 'static) -> Result<Self, Error> {
+        Ok(Self { files: vec![with_header(Box::new(Cursor::new(bytes)))?] })
+    }
+
+    /// The elements of a tensor, row-major.
+    ///
+    /// # Errors
+    /// A tensor that is missing, of another shape, or not of floats.
+    pub(crate) fn read(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
+        let missing = || teacher::Error::MissingTensor { name: name.to_owned() };
+        let (header, source) =
+            self.files.iter_mut().find(|(header, _)| header.tensors.contains_key(name)).ok_or_else(missing)?;
+        let tensor = header.tensors.get(name).ok_or_else(missing)?;
+        if tensor.shape != shape {
+            let (name, found) = (name.to_owned(), tensor.shape.clone());
+            return Err(teacher::Error::WrongShape { name, expected: shape.to_vec(), found }.into());
+        }
+        // The header was checked: so many bytes are in the file, and as many as the shape needs.
+        let mut bytes = vec![0; (tensor.end - tensor.start) as usize];
+        source.seek(SeekFrom::Start(header.data_start() + tensor.start))?;
+        source.read_exact(&mut bytes)?;
+        to_f32(tensor.dtype, &bytes)
+            .ok_or_else(|| teacher::Error::WrongDtype { name: name.to_owned(), found: tensor.dtype }.into())
+    }
+}
+
+fn with_header(mut source: Box<dyn Source>) -> Result<(Header, Box<dyn Source>), Error> {
+    let file_len = source.seek(SeekFrom::End(0))?;
+    source.rewind()?;
+    let mut length = [0; 8];
+    if file_len >= LENGTH_BYTES {
+        source.read_exact(&mut length)?;
+    }
+    let mut json = vec![0; parse_length(&length, file_len)? as usize];
+    source.read_exact(&mut json)?;
+    Ok((parse_header(&json, file_len)?, source))
+}
+
+/// `None` for a dtype that is not of weights.
+fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+    let pairs = || bytes.as_chunks::<2>().0.iter();
+    Some(match dtype {
+        Dtype::F16 => pairs().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+        Dtype::BF16 => pairs().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+        Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        Dtype::F64 => bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
+        _ => return None,
+    })
+}
