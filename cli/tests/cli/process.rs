@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 /// Far longer than anything takes on a busy machine; only a test that would fail waits for it.
-const DEADLINE: Duration = Duration::from_secs(240);
+const DEADLINE: Duration = Duration::from_secs(180);
 const LOOK_AGAIN: Duration = Duration::from_millis(30);
 
 /// The executable under test, away from the settings of who runs the tests.

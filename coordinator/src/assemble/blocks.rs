@@ -60,7 +60,13 @@ async fn read(objects: &Objects, layer: &LayerPlan, object: &ObjectRef) -> Resul
         return Err(deltaconv_proto::objects::Error::TooLarge { url, key, size: object.size, limit }.into());
     }
     let bytes = objects.get_verified(object).await?;
-    expectation::check(&bytes, layer).map_err(|source| Error::Block { key: object.key.clone(), source })?;
+    let (whole, planned) = (bytes.clone(), layer.clone());
+    // Looking at every number takes longer than an async thread may be held.
+    let checked = tokio::task::spawn_blocking(move || expectation::check(&whole, &planned)).await;
+    let key = || object.key.clone();
+    checked
+        .map_err(|e| Error::Interrupted { key: key(), reason: e.to_string() })?
+        .map_err(|source| Error::Block { key: key(), source })?;
     Ok(bytes)
 }
 

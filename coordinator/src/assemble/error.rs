@@ -96,6 +96,14 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
+    /// The process is ending.
+    #[error("checking {key} was interrupted: {reason}")]
+    Interrupted {
+        /// The object.
+        key: String,
+        /// What the runtime says.
+        reason: String,
+    },
     /// A description can't be written or read.
     #[error("{key}: {source}")]
     Json {

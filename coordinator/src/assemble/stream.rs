@@ -6,7 +6,7 @@ use deltaconv_proto::v1::ObjectRef;
 use futures::{Stream, StreamExt};
 use object_store::{ObjectStoreExt, WriteMultipart};
 
-use super::Error;
+use super::{Error, abandoned};
 
 /// Objects are read and written in pieces of this many bytes. All parts of an upload but the last are of one size,
 /// which some stores insist on.
@@ -20,7 +20,8 @@ const HASHED_AT_ONCE: usize = 256 << 10;
 pub(super) fn read(objects: &Objects, key: &str, size: u64) -> impl Stream<Item = Result<Bytes, Error>> + use<> {
     let (objects, key) = (objects.clone(), key.to_owned());
     let starts = (0..size.div_ceil(PIECE_BYTES)).map(|i| i * PIECE_BYTES);
-    let pieces = starts.map(move |start| read_piece(objects.clone(), key.clone(), start, size.min(start + PIECE_BYTES)));
+    let pieces =
+        starts.map(move |start| read_piece(objects.clone(), key.clone(), start, size.min(start + PIECE_BYTES)));
     futures::stream::iter(pieces).buffered(IN_FLIGHT)
 }
 
@@ -61,6 +62,7 @@ pub(super) struct Upload<'a> {
 
 impl<'a> Upload<'a> {
     pub(super) async fn begin(objects: &'a Objects, key: &'a str) -> Result<Self, Error> {
+        abandoned::remove(objects, key).await;
         let upload = objects.store().put_multipart(&objects.path(key)?).await.map_err(|e| failed(objects, key, e))?;
         let parts = WriteMultipart::new_with_chunk_size(upload, PIECE_BYTES as usize);
         Ok(Self { objects, key, parts, digest: Digest::default(), size: 0 })

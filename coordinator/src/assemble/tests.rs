@@ -119,9 +119,12 @@ async fn the_student_is_the_teacher_with_blocks_in_place_of_attention() {
 async fn the_same_blocks_make_the_same_bytes() {
     let job = Job::new();
     let (plan, first) = assembled(&job, "a1").await;
+    let left = job.path("job/output/blocks.safetensors#1");
+    std::fs::write(&left, b"half").expect("writes");
     // Other attempts found the same weights, and wrote other metadata.
     let (_, again) = assembled(&job, "b7").await;
     assert_eq!(first, again);
+    assert!(!left.exists(), "what a killed upload left is still there");
 
     let objects = Objects::open(&job.spec.output_url).expect("opens");
     let mut blocks = write_blocks(&objects, &plan, "c1").await;

@@ -334,6 +334,7 @@ impl State {
             Ok(figures) => {
                 let Some(job) = self.jobs.get_mut(id) else { return };
                 job.figures = Some(figures);
+                job.finish(Stage::Evaluate, now);
                 self.end(id, JobState::Done, now, effects);
             }
         }

@@ -1,0 +1,477 @@
+//! The state machine under made-up events: single transitions, and whole jobs under random faults.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use deltaconv_proto::ids::{JobId, TaskId, WorkerId};
+use deltaconv_proto::v1::{self, attempt_report::State as Report};
+use proptest::prelude::*;
+
+use super::*;
+use crate::store::{MemoryStore, Store};
+
+const TTL: Duration = Duration::from_secs(10);
+
+fn settings() -> Settings {
+    Settings {
+        lease_ttl: TTL,
+        max_failures: 3,
+        max_recaptures: 3,
+        forget_workers: Duration::from_secs(600),
+        identity: "test".into(),
+    }
+}
+
+fn spec() -> v1::JobSpec {
+    v1::JobSpec {
+        name: "tiny".into(),
+        output_url: "file:///out".into(),
+        recipe: Some(v1::Recipe {
+            samples: 4,
+            held_out_samples: 2,
+            shard_samples: 2,
+            steps: 10,
+            batch: 2,
+            ..v1::Recipe::default()
+        }),
+        evaluation: Some(v1::Evaluation { samples: 2, prompts: 2, ddim_steps: 2, guidance: 2.0 }),
+        ..v1::JobSpec::default()
+    }
+}
+
+fn job_plan() -> v1::JobPlan {
+    let layer = |index: u32, name: &str| v1::LayerPlan { index, name: name.into(), ..v1::LayerPlan::default() };
+    v1::JobPlan { layers: vec![layer(0, "down"), layer(1, "mid")], ..v1::JobPlan::default() }
+}
+
+/// A coordinator whose disk and clock the test holds.
+struct Coordinator {
+    state: State,
+    store: MemoryStore,
+    now: Now,
+    commands: Vec<Command>,
+    /// How often each task's output was accepted.
+    commits: BTreeMap<TaskId, u32>,
+}
+
+impl Coordinator {
+    fn new() -> Self {
+        let mut store = MemoryStore::default();
+        let now = Now { monotonic: Duration::ZERO, unix_ms: 1_000 };
+        let records = store.load().expect("memory");
+        let (state, _) = State::restore(settings(), records, now).expect("empty");
+        Self { state, store, now, commands: Vec::new(), commits: BTreeMap::new() }
+    }
+
+    fn run<R>(&mut self, transition: impl FnOnce(&mut State, Now, &mut Effects) -> R) -> R {
+        let before = self.committed();
+        let mut effects = Effects::default();
+        let result = transition(&mut self.state, self.now, &mut effects);
+        self.store.apply(&effects.writes).expect("memory");
+        self.commands.extend(effects.commands);
+        for (id, committed) in self.committed() {
+            if committed && !before.get(&id).copied().unwrap_or(false) {
+                *self.commits.entry(id).or_default() += 1;
+            }
+        }
+        result
+    }
+
+    fn committed(&self) -> BTreeMap<TaskId, bool> {
+        self.state.tasks.iter().map(|(id, task)| (id.clone(), task.is_committed())).collect()
+    }
+
+    /// The process is gone and another begins on what was durable.
+    fn crash(&mut self) {
+        self.commands.clear();
+        let records = self.store.load().expect("memory");
+        let committed = self.committed();
+        let (state, effects) = State::restore(settings(), records, self.now).expect("restores");
+        self.state = state;
+        self.commands.extend(effects.commands);
+        assert_eq!(committed, self.committed(), "what was accepted stays accepted");
+    }
+
+    fn submit(&mut self) -> JobId {
+        self.run(|state, now, effects| state.submit(spec(), job_plan(), now, effects)).expect("accepted").0
+    }
+
+    fn join(&mut self) -> WorkerId {
+        self.run(|state, now, effects| state.join(v1::JoinRequest::default(), now, effects)).expect("joins")
+    }
+
+    fn sync(&mut self, worker: &WorkerId, attempts: Vec<v1::AttemptReport>) -> v1::SyncResponse {
+        let request =
+            v1::SyncRequest { worker_id: worker.to_string(), attempts, ..v1::SyncRequest::default() };
+        self.run(|state, now, effects| state.sync(&request, now, effects)).expect("known")
+    }
+
+    fn wait(&mut self, time: Duration) {
+        self.now.monotonic += time;
+        self.now.unix_ms += time.as_millis() as u64;
+        self.run(|state, now, effects| state.tick(now, effects));
+    }
+
+    /// Answers the commands as a healthy store would.
+    fn carry_out(&mut self) {
+        for command in std::mem::take(&mut self.commands) {
+            match command {
+                Command::Wake(_) => {}
+                Command::Verify { task, lease, done } => {
+                    self.run(|state, now, effects| state.verified(&task, &lease, done, Ok(()), now, effects));
+                }
+                Command::Assemble(job) => {
+                    let output = vec![object("output/model.safetensors")];
+                    let result = Ok(("digest".to_owned(), output));
+                    self.run(|state, now, effects| state.assembled(&job, result, now, effects));
+                }
+                Command::Report(job) => {
+                    let result = Ok(v1::Figures::default());
+                    self.run(|state, now, effects| state.reported(&job, result, now, effects));
+                }
+            }
+        }
+    }
+
+    fn job_state(&self, job: &JobId) -> &JobState {
+        &self.state.job(job).expect("known").state
+    }
+}
+
+fn object(key: &str) -> v1::ObjectRef {
+    v1::ObjectRef { key: key.into(), size: 1, digest: "0".repeat(64) }
+}
+
+/// What a worker would report for the task that it was given.
+fn done(start: &v1::Start) -> v1::Done {
+    let task = start.task.clone().expect("a task");
+    let output = match task.kind.expect("a kind") {
+        v1::task_spec::Kind::Capture(capture) => {
+            let shard = |layer: &String| v1::ShardRef {
+                layer: layer.clone(),
+                object: Some(object(&format!("{layer}/{}", capture.range.expect("a range").start))),
+            };
+            v1::done::Output::Capture(v1::CaptureOutput { shards: capture.layers.iter().map(shard).collect() })
+        }
+        v1::task_spec::Kind::Distill(_) => {
+            v1::done::Output::Distill(v1::DistillOutput { block: Some(object("block")), relative_error: 0.1 })
+        }
+        v1::task_spec::Kind::Evaluate(_) => {
+            v1::done::Output::Evaluate(v1::EvaluateOutput { part: Some(object("part")) })
+        }
+    };
+    v1::Done { output: Some(output), ..v1::Done::default() }
+}
+
+fn report(lease: &Option<v1::Lease>, state: Report) -> v1::AttemptReport {
+    v1::AttemptReport { lease: lease.clone(), state: Some(state) }
+}
+
+#[test]
+fn a_job_goes_through_its_stages_and_ends() {
+    let mut c = Coordinator::new();
+    let (job, worker) = (c.submit(), c.join());
+    let mut stages = Vec::new();
+    let mut reports = Vec::new();
+    for _ in 0..40 {
+        let response = c.sync(&worker, std::mem::take(&mut reports));
+        reports.extend(response.start.iter().map(|start| report(&start.lease, Report::Done(done(start)))));
+        c.carry_out();
+        let stage = c.state.job(&job).expect("known").stage();
+        if stages.last() != Some(&stage) {
+            stages.push(stage);
+        }
+    }
+    assert_eq!(c.job_state(&job), &JobState::Done);
+    // Assembling was carried out at once, so no report came in between.
+    assert_eq!(stages, [Stage::Capture, Stage::Distill, Stage::Evaluate]);
+    assert!(c.commits.values().all(|commits| *commits == 1), "{:?}", c.commits);
+}
+
+#[test]
+fn a_lease_that_is_not_renewed_ends_and_its_worker_is_fenced() {
+    let mut c = Coordinator::new();
+    c.submit();
+    let (slow, other) = (c.join(), c.join());
+    let first = c.sync(&slow, Vec::new()).start.remove(0);
+    c.wait(TTL - Duration::from_secs(1));
+    c.sync(&slow, vec![report(&first.lease, Report::Running(v1::Progress::default()))]);
+    c.wait(TTL - Duration::from_secs(1));
+    let task = TaskId::new(first.lease.clone().expect("a lease").task_id).expect("an id");
+    assert!(c.state.tasks[&task].leased().is_some(), "a renewed lease stands");
+
+    c.wait(TTL);
+    let second = c.sync(&other, Vec::new()).start.remove(0);
+    let (old, new) = (first.lease.clone().expect("a lease"), second.lease.clone().expect("a lease"));
+    assert_eq!(old.task_id, new.task_id);
+    assert!(new.epoch > old.epoch);
+    let answer = c.sync(&slow, vec![report(&first.lease, Report::Done(done(&first)))]);
+    assert_eq!(answer.cancel.len(), 1, "the late report is refused");
+    c.carry_out();
+    assert!(!c.state.tasks[&task].is_committed(), "and changes nothing");
+}
+
+#[test]
+fn a_lost_answer_is_given_again() {
+    let mut c = Coordinator::new();
+    c.submit();
+    let worker = c.join();
+    let lost = c.sync(&worker, Vec::new());
+    let again = c.sync(&worker, Vec::new());
+    assert_eq!(lost.start, again.start);
+}
+
+#[test]
+fn a_restart_keeps_leases_and_checkpoints() {
+    let mut c = Coordinator::new();
+    c.submit();
+    let worker = c.join();
+    let start = c.sync(&worker, Vec::new()).start.remove(0);
+    let checkpoint = v1::Checkpoint { object: Some(object("checkpoints/x")), step: 5 };
+    let progress = v1::Progress { checkpoint: Some(checkpoint.clone()), ..v1::Progress::default() };
+    c.sync(&worker, vec![report(&start.lease, Report::Running(progress.clone()))]);
+    c.crash();
+    let answer = c.sync(&worker, vec![report(&start.lease, Report::Running(progress))]);
+    assert!(answer.cancel.is_empty() && answer.start.is_empty(), "the worker goes on: {answer:?}");
+    let task = TaskId::new(start.lease.expect("a lease").task_id).expect("an id");
+    assert_eq!(c.state.tasks[&task].checkpoint, Some(checkpoint));
+}
+
+#[test]
+fn a_checkpoint_outside_its_place_is_not_handed_on() {
+    let mut c = Coordinator::new();
+    c.submit();
+    let worker = c.join();
+    let start = c.sync(&worker, Vec::new()).start.remove(0);
+    let checkpoint = v1::Checkpoint { object: Some(object("output/model.safetensors")), step: 5 };
+    let progress = v1::Progress { checkpoint: Some(checkpoint), ..v1::Progress::default() };
+    c.sync(&worker, vec![report(&start.lease, Report::Running(progress))]);
+    assert!(c.state.tasks.values().all(|task| task.checkpoint.is_none()));
+}
+
+#[test]
+fn a_task_that_keeps_failing_ends_its_job_with_the_reason() {
+    let mut c = Coordinator::new();
+    let (job, worker) = (c.submit(), c.join());
+    let failure = v1::Failure { message: "no disk".into(), broken_shard: None };
+    for _ in 0..3 {
+        let start = c.sync(&worker, Vec::new()).start.remove(0);
+        c.sync(&worker, vec![report(&start.lease, Report::Failed(failure.clone()))]);
+        // The answer leased the task again; let that lease end.
+        c.wait(TTL);
+    }
+    let JobState::Failed(reason) = c.job_state(&job) else { panic!("{:?}", c.job_state(&job)) };
+    assert!(reason.contains("no disk"), "{reason}");
+}
+
+#[test]
+fn a_worker_that_hands_back_is_not_blamed() {
+    let mut c = Coordinator::new();
+    c.submit();
+    let worker = c.join();
+    let start = c.sync(&worker, Vec::new()).start.remove(0);
+    c.sync(&worker, vec![report(&start.lease, Report::Released(v1::Progress::default()))]);
+    assert!(c.state.tasks.values().all(|task| task.failures == 0));
+}
+
+/// Works until a distill task is leased, and returns its start.
+fn first_distill(c: &mut Coordinator, worker: &WorkerId) -> v1::Start {
+    let mut reports = Vec::new();
+    for _ in 0..20 {
+        let response = c.sync(worker, std::mem::take(&mut reports));
+        for start in response.start {
+            let kind = start.task.as_ref().and_then(|task| task.kind.clone());
+            if matches!(kind, Some(v1::task_spec::Kind::Distill(_))) {
+                return start;
+            }
+            reports.push(report(&start.lease, Report::Done(done(&start))));
+        }
+        c.carry_out();
+    }
+    panic!("no distill task was leased");
+}
+
+#[test]
+fn a_broken_shard_is_captured_again_and_nobody_is_blamed() {
+    let mut c = Coordinator::new();
+    let (job, worker) = (c.submit(), c.join());
+    let start = first_distill(&mut c, &worker);
+    let Some(v1::task_spec::Kind::Distill(task)) = start.task.clone().and_then(|task| task.kind) else {
+        panic!("{start:?}")
+    };
+    let (layer, shard) = (task.layer.expect("a layer").name, task.shards[1].object.clone().expect("an object"));
+    let broken_shard = Some(v1::BrokenShard { key: shard.key, ..v1::BrokenShard::default() });
+    let failure = v1::Failure { message: "broken".into(), broken_shard };
+    let answer = c.sync(&worker, vec![report(&start.lease, Report::Failed(failure))]);
+    assert_eq!(answer.acknowledged.len(), 1);
+
+    let next = c.sync(&worker, Vec::new()).start.remove(0);
+    let Some(v1::task_spec::Kind::Capture(capture)) = next.task.clone().and_then(|task| task.kind) else {
+        panic!("{next:?}")
+    };
+    assert_eq!((capture.layers, capture.range.expect("a range").start), (vec![layer], 2));
+    assert!(c.state.tasks.values().all(|task| task.failures == 0));
+    assert_eq!(c.job_state(&job), &JobState::Running);
+}
+
+#[test]
+fn the_same_spec_again_is_the_same_job_and_another_is_refused() {
+    let mut c = Coordinator::new();
+    let job = c.submit();
+    let again = c.run(|state, now, effects| state.submit(spec(), job_plan(), now, effects)).expect("accepted");
+    assert_eq!(again, (job, true));
+    let other = v1::JobSpec { name: "other".into(), ..spec() };
+    let refused = c.run(|state, now, effects| state.submit(other, job_plan(), now, effects));
+    assert!(matches!(refused, Err(Error::OutputInUse { .. })), "{refused:?}");
+}
+
+#[test]
+fn cancelling_ends_the_work_and_tells_the_worker() {
+    let mut c = Coordinator::new();
+    let (job, worker) = (c.submit(), c.join());
+    let start = c.sync(&worker, Vec::new()).start.remove(0);
+    c.run(|state, now, effects| state.cancel(&job, now, effects)).expect("cancelled");
+    let answer = c.sync(&worker, vec![report(&start.lease, Report::Running(v1::Progress::default()))]);
+    assert!(answer.cancel[0].reason.contains("cancelled"), "{answer:?}");
+    assert!(answer.start.is_empty());
+    c.crash();
+    assert_eq!(c.job_state(&job), &JobState::Cancelled);
+}
+
+#[test]
+fn a_job_without_workers_says_so() {
+    let mut c = Coordinator::new();
+    let job = c.submit();
+    let waiting_for = |c: &Coordinator| c.state.status(&job, c.now).expect("known").waiting_for;
+    assert!(waiting_for(&c).contains("no worker"), "{}", waiting_for(&c));
+    let worker = c.join();
+    c.sync(&worker, Vec::new());
+    assert_eq!(waiting_for(&c), "");
+}
+
+/// What may happen to a coordinator and its two workers.
+#[derive(Clone, Debug)]
+enum Fault {
+    /// A worker's report is lost on the way, or its answer.
+    Sync { worker: usize, report_lost: bool, answer_lost: bool },
+    Wait(u64),
+    CoordinatorCrash,
+    /// The process is gone; another one joins.
+    WorkerCrash { worker: usize },
+    /// Commands are carried out, some of them wrongly.
+    CarryOut { fails: bool },
+    BreakShard { worker: usize },
+}
+
+fn fault() -> impl Strategy<Value = Fault> {
+    let worker = 0..2_usize;
+    prop_oneof![
+        6 => (worker.clone(), any::<bool>(), any::<bool>())
+            .prop_map(|(worker, a, b)| Fault::Sync { worker, report_lost: a && b, answer_lost: b }),
+        2 => (0..15_u64).prop_map(Fault::Wait),
+        1 => Just(Fault::CoordinatorCrash),
+        1 => worker.clone().prop_map(|worker| Fault::WorkerCrash { worker }),
+        4 => (0..12_u32).prop_map(|n| Fault::CarryOut { fails: n == 0 }),
+        1 => worker.prop_map(|worker| Fault::BreakShard { worker }),
+    ]
+}
+
+/// A worker process that finishes each task by its next report.
+struct Worker {
+    id: WorkerId,
+    attempts: Vec<v1::Start>,
+}
+
+impl Worker {
+    fn reports(&self) -> Vec<v1::AttemptReport> {
+        self.attempts.iter().map(|start| report(&start.lease, Report::Done(done(start)))).collect()
+    }
+
+    fn take(&mut self, response: v1::SyncResponse) {
+        let over: Vec<Option<v1::Lease>> =
+            response.acknowledged.into_iter().map(Some).chain(response.cancel.into_iter().map(|c| c.lease)).collect();
+        self.attempts.retain(|start| !over.contains(&start.lease));
+        for start in response.start {
+            if !self.attempts.iter().any(|held| held.lease == start.lease) {
+                self.attempts.push(start);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_faults_leave_a_job_that_ends_with_each_output_accepted_once(
+        faults in proptest::collection::vec(fault(), 0..80),
+    ) {
+        let mut c = Coordinator::new();
+        let job = c.submit();
+        let mut workers: Vec<Worker> =
+            (0..2).map(|_| Worker { id: c.join(), attempts: Vec::new() }).collect();
+        let mut recaptured = 0;
+        for fault in faults {
+            match fault {
+                Fault::Sync { report_lost: true, .. } => {}
+                Fault::Sync { worker, answer_lost, .. } => {
+                    let worker = &mut workers[worker];
+                    let response = c.sync(&worker.id, worker.reports());
+                    if !answer_lost {
+                        worker.take(response);
+                    }
+                }
+                Fault::Wait(seconds) => c.wait(Duration::from_secs(seconds)),
+                Fault::CoordinatorCrash => c.crash(),
+                Fault::WorkerCrash { worker } => workers[worker] = Worker { id: c.join(), attempts: Vec::new() },
+                Fault::CarryOut { fails: false } => c.carry_out(),
+                Fault::CarryOut { fails: true } => {
+                    // The check could not be made: nobody's fault, and it is made again.
+                    for command in std::mem::take(&mut c.commands) {
+                        match command {
+                            Command::Verify { task, lease, done } => c.run(|state, now, effects| {
+                                state.verified(&task, &lease, done, Err(None), now, effects);
+                            }),
+                            other => c.commands.push(other),
+                        }
+                    }
+                }
+                Fault::BreakShard { worker } => {
+                    let worker = &mut workers[worker];
+                    let distill = worker.attempts.iter().find_map(|start| match start.task.as_ref()?.kind.as_ref()? {
+                        v1::task_spec::Kind::Distill(task) => Some((start.lease.clone(), task.shards[0].clone())),
+                        _ => None,
+                    });
+                    let Some((lease, shard)) = distill.filter(|_| recaptured < 2) else { continue };
+                    recaptured += 1;
+                    let key = shard.object.expect("an object").key;
+                    let broken_shard = Some(v1::BrokenShard { key, ..v1::BrokenShard::default() });
+                    let failure = v1::Failure { message: "broken".into(), broken_shard };
+                    let response = c.sync(&worker.id, vec![report(&lease, Report::Failed(failure))]);
+                    worker.take(response);
+                }
+            }
+            let mut epochs: Vec<u64> =
+                c.state.tasks.values().filter_map(|task| Some(task.leased()?.epoch)).collect();
+            epochs.sort_unstable();
+            epochs.dedup();
+            let leased = c.state.tasks.values().filter(|task| task.leased().is_some()).count();
+            prop_assert_eq!(epochs.len(), leased, "no two leases share an epoch");
+        }
+
+        // Faults stop; the job must end by itself.
+        for _ in 0..60 {
+            for worker in &mut workers {
+                let response = c.sync(&worker.id, worker.reports());
+                worker.take(response);
+            }
+            c.carry_out();
+            c.wait(Duration::from_secs(2));
+        }
+        prop_assert_eq!(c.job_state(&job), &JobState::Done);
+        for (task, commits) in &c.commits {
+            let again = c.state.tasks[task].recaptures;
+            prop_assert!(*commits >= 1 && *commits <= 1 + again, "{task} was accepted {commits} times");
+        }
+    }
+}

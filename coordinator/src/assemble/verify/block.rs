@@ -6,7 +6,7 @@ use deltaconv_proto::v1::{DistillOutput, DistillTask, LayerPlan};
 use deltaconv_proto::{block, keys};
 
 use super::super::tensors::{self, Expected, Tensors};
-use super::{Error, Expectation, check_ref};
+use super::{Error, Expectation, check_ref, off_thread};
 use crate::observe::report::Training;
 
 /// Room for the curve of a long training.
@@ -27,7 +27,9 @@ pub(super) async fn verify(
         return Err(Error::Value { what, found, expected: "a finite number from 0".to_owned() });
     }
     let bytes = objects.get_verified(object).await?;
-    let header = check(&bytes, layer).map_err(|source| Error::Tensors { key: key.clone(), source })?;
+    let planned = layer.clone();
+    let header = off_thread(&key, move || check(&bytes, &planned)).await?;
+    let header = header.map_err(|source| Error::Tensors { key: key.clone(), source })?;
     Training::parse(&header.metadata).map_err(|source| Error::Part { key, source })?;
     Ok(())
 }

@@ -4,7 +4,7 @@ use deltaconv_proto::keys;
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::v1::{EvaluateOutput, EvaluateTask, JobPlan, SampleRange, evaluate_task};
 
-use super::{Error, Expectation, check_ref};
+use super::{Error, Expectation, check_ref, off_thread};
 use crate::observe::report::Part;
 
 const MAX_HEADER_BYTES: u64 = 64 << 10;
@@ -25,7 +25,9 @@ pub(super) async fn verify(
     let (least, most) = tensor_bytes(asked, expectation.plan);
     check_ref(object, &key, least, (most - least).saturating_add(MAX_HEADER_BYTES))?;
     let bytes = objects.get_verified(object).await?;
-    let part = Part::parse(&bytes).map_err(|source| Error::Part { key: key.clone(), source })?;
+    let part = off_thread(&key, move || Part::parse(&bytes))
+        .await?
+        .map_err(|source| Error::Part { key: key.clone(), source })?;
     check(&part, asked, expectation.plan, &key)
 }
 

@@ -134,6 +134,14 @@ pub enum Error {
         /// What it could be.
         expected: String,
     },
+    /// The process is ending.
+    #[error("checking {key} was interrupted: {reason}")]
+    Interrupted {
+        /// The object.
+        key: String,
+        /// What the runtime says.
+        reason: String,
+    },
     /// The task itself lacks a part; the worker is not to blame.
     #[error("the task has no {0}")]
     Task(&'static str),
@@ -147,7 +155,7 @@ impl Error {
             |error: &objects::Error| matches!(error, objects::Error::Store { .. } | objects::Error::Unsupported { .. });
         match self {
             Self::Objects(error) | Self::Header(header::Error::Objects(error)) => !of_store(error),
-            Self::Task(_) => false,
+            Self::Task(_) | Self::Interrupted { .. } => false,
             _ => true,
         }
     }
@@ -166,6 +174,12 @@ pub async fn verify(objects: &Objects, output: &Output, expectation: &Expectatio
         }
         (output, kind) => Err(Error::Kind { expected: name_of_kind(kind), found: name_of_output(output) }),
     }
+}
+
+/// Looks at every number of an object, which takes longer than an async thread may be held.
+async fn off_thread<T: Send + 'static>(key: &str, look: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    let looked = tokio::task::spawn_blocking(look).await;
+    looked.map_err(|e| Error::Interrupted { key: key.to_owned(), reason: e.to_string() })
 }
 
 fn name_of_kind(kind: &Kind) -> &'static str {

@@ -89,7 +89,7 @@ async fn a_block_is_exactly_the_published_tensors() {
     };
     for (bytes, parts) in [
         (nan(good.clone()), ["conv_pool.bias", "NaN"]),
-        (good[..good.len() - 4].to_vec(), ["bytes", "expected"]),
+        (good[..good.len() - 4].to_vec(), ["the tensors end at byte", "cut off"]),
         (renamed("conv_up.bias", "conv_up.byas"), ["conv_up.bias", "[64]"]),
         (renamed("[128,128]", "[64,256]\u{20}"), ["[64, 256]", "[128, 128]"]),
         (renamed("\"0.2\"", "\"inf\""), ["relative_error", "inf"]),

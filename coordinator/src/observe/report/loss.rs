@@ -14,11 +14,12 @@ const DASHES: [&str; 4] = ["", "7 3", "2 3", "9 3 2 3"];
 
 const WIDTH: f64 = 960.0;
 const LEFT: f64 = 78.0;
-const RIGHT: f64 = 24.0;
+const RIGHT: f64 = 32.0;
 const TOP: f64 = 66.0;
 const PLOT_HEIGHT: f64 = 380.0;
 const BOTTOM: f64 = 62.0;
 const LEGEND_COLUMNS: usize = 3;
+const LEGEND_LEFT: f64 = 30.0;
 const LEGEND_ROW: f64 = 22.0;
 
 /// Draws the curves of all layers.
@@ -146,7 +147,7 @@ impl Plot {
 /// Columns from top to bottom, then to the right.
 fn legend(svg: &mut String, i: usize, layer: &Layer, rows: usize) {
     let (column, row) = (i / rows.max(1), i % rows.max(1));
-    let x = LEFT + column as f64 * (WIDTH - LEFT - RIGHT) / LEGEND_COLUMNS as f64;
+    let x = LEGEND_LEFT + column as f64 * (WIDTH - 2.0 * LEGEND_LEFT) / LEGEND_COLUMNS as f64;
     let y = TOP + PLOT_HEIGHT + BOTTOM + 8.0 + row as f64 * LEGEND_ROW;
     let plan = &layer.plan;
     let _ = writeln!(

@@ -72,21 +72,18 @@ const MAX_BYTES: u64 = 16 << 20;
 pub async fn write(input: ReportInput<'_>) -> Result<Figures, Error> {
     let objects = Objects::open(&input.spec.output_url)?;
     let description = read_description(&objects, &input).await?;
-    let prompts = read_prompts(input.spec).await?;
+    let mut prompts = read_prompts(input.spec).await?;
     let timesteps = read_timesteps(&objects).await?;
 
     let mut measured = figures::Measured::new(timesteps);
     let mut pictures = Vec::new();
     for object in input.evaluation {
         let bytes = objects.get_verified(object).await?;
-        let part = Part::parse(&bytes).map_err(|source| Error::Part { key: object.key.clone(), source })?;
-        match &part {
-            Part::Noise(noise) => measured.add_noise(noise),
-            Part::Pictures(part) => {
-                measured.add_pictures(part);
-                pictures.extend(samples::pairs(part, &prompts));
-            }
-        }
+        // Numbers are read, compared and drawn off the async threads, which that would hold too long.
+        let read =
+            tokio::task::spawn_blocking(move || read_part(&bytes, measured, pictures, &prompts).map(|r| (r, prompts)));
+        let read = read.await.map_err(|e| Error::Interrupted(e.to_string()))?;
+        ((measured, pictures), prompts) = read.map_err(|source| Error::Part { key: object.key.clone(), source })?;
     }
     let compared = measured.compared()?;
     let layers = read_layers(&objects, &input).await?;
@@ -98,6 +95,23 @@ pub async fn write(input: ReportInput<'_>) -> Result<Figures, Error> {
         objects.put(&format!("{}/{name}", keys::REPORT), bytes).await?;
     }
     Ok(rendered.figures)
+}
+
+/// Adds a part to what was measured and to the pictures so far.
+fn read_part(
+    bytes: &[u8],
+    mut measured: figures::Measured,
+    mut pictures: Vec<samples::Pair>,
+    prompts: &[String],
+) -> Result<(figures::Measured, Vec<samples::Pair>), PartError> {
+    match Part::parse(bytes)? {
+        Part::Noise(noise) => measured.add_noise(&noise),
+        Part::Pictures(part) => {
+            measured.add_pictures(&part);
+            pictures.extend(samples::pairs(&part, prompts));
+        }
+    }
+    Ok((measured, pictures))
 }
 
 /// One layer's plan with how its block's training went.

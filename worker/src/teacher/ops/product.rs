@@ -115,19 +115,19 @@ impl<'a> Rows<'a> {
 
     /// Where the rows of a tile start. A tile that is not full has its last row several times over.
     #[inline(always)]
-    fn starts(&self, first: usize, used: usize) -> [*const f32; TILE_ROWS] {
+    fn starts(&self, first: usize, used: usize) -> [usize; TILE_ROWS] {
         let (mut line, mut column) = (first / self.width, first % self.width);
-        let mut row = 0;
-        std::array::from_fn(|i| {
-            if i > row && i < used {
-                row = i;
+        let mut starts = [line * self.line + column * self.pixel; TILE_ROWS];
+        for i in 1..TILE_ROWS {
+            if i < used {
                 column += 1;
                 if column == self.width {
                     (line, column) = (line + 1, 0);
                 }
             }
-            self.elements.as_ptr().wrapping_add(line * self.line + column * self.pixel)
-        })
+            starts[i] = line * self.line + column * self.pixel;
+        }
+        starts
     }
 }
 
@@ -168,12 +168,6 @@ fn multiply_at(
     if count == 0 || weights.n == 0 {
         return;
     }
-    // What the unchecked reads of the tiles rely on. Starts grow along a line and from line to line.
-    let widest = rows.width.min(count) - 1;
-    let last_line = (count - 1) / rows.width * rows.line;
-    let furthest_tap = rows.taps.iter().copied().max().unwrap_or(0);
-    let end = last_line + widest * rows.pixel + furthest_tap + rows.run;
-    assert!(end <= rows.elements.len(), "rows end at {end} of {}", rows.elements.len());
     assert_eq!(rows.taps.len() * rows.run, weights.k);
     assert_eq!(weights.panels.len(), packed_len(weights.k, weights.n));
     assert!(out_stride >= weights.n && out.len() >= (count - 1) * out_stride + weights.n);
@@ -185,36 +179,33 @@ fn multiply_at(
     }
 
     match level {
-        // SAFETY: `Level::detect` found the instructions; the bounds were checked above.
+        // SAFETY: only levels that this machine has are ever made.
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => unsafe { x86::multiply_avx512(rows, count, weights, epilogue, out, out_stride) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => unsafe { x86::multiply_avx2(rows, count, weights, epilogue, out, out_stride) },
-        // SAFETY: the bounds were checked above.
+        // SAFETY: it needs nothing.
         Level::Portable => unsafe { tiles::<Portable>(rows, count, weights, epilogue, out, out_stride) },
     }
 }
 
-/// A register tile: 8 rows times one panel.
+/// The sums of one register tile: 8 rows times one panel.
+type Sums = [[f32; PANEL]; TILE_ROWS];
+
+/// How a register tile is computed.
 trait Tile {
-    /// `sums[r][c] = Σ_k starts[r][tap(k)] · panel[k][c]` for the panel's `COLUMNS` columns.
+    /// `sums[r][c] = Σ_k x_r[k] · panel[k][c]` for the panel's `COLUMNS` columns.
     ///
     /// # Safety
-    /// Every `starts[r] + tap + 0..run` must be readable, and `panel` must have `taps.len() · run · COLUMNS` elements.
-    unsafe fn sum<const COLUMNS: usize>(
-        starts: [*const f32; TILE_ROWS],
-        taps: &[usize],
-        run: usize,
-        panel: *const f32,
-        sums: &mut [[f32; PANEL]; TILE_ROWS],
-    );
+    /// The caller must be compiled for the instructions that are used.
+    unsafe fn sum<const COLUMNS: usize>(rows: &Rows<'_>, starts: [usize; TILE_ROWS], panel: &[f32], sums: &mut Sums);
 }
 
 /// All tiles of a product.
 ///
 /// # Safety
-/// The bounds of `multiply_at`, and the instructions of `T`.
+/// The caller must be compiled for the instructions of `T`.
 #[inline(always)]
 unsafe fn tiles<T: Tile>(
     rows: Rows<'_>,
@@ -233,196 +224,91 @@ unsafe fn tiles<T: Tile>(
         for first_row in (0..count).step_by(TILE_ROWS) {
             let used = (count - first_row).min(TILE_ROWS);
             let starts = rows.starts(first_row, used);
-            // SAFETY: starts and panel are as `sum` wants them.
+            // SAFETY: passed on.
             unsafe {
                 if columns > HALF_PANEL {
-                    T::sum::<PANEL>(starts, rows.taps, rows.run, panel.as_ptr(), &mut sums);
+                    T::sum::<PANEL>(&rows, starts, panel, &mut sums);
                 } else {
-                    T::sum::<HALF_PANEL>(starts, rows.taps, rows.run, panel.as_ptr(), &mut sums);
+                    T::sum::<HALF_PANEL>(&rows, starts, panel, &mut sums);
                 }
             }
             for (i, sums) in sums.iter_mut().enumerate().take(used) {
-                let row = first_row + i;
-                let sums = &mut sums[..columns];
-                for per_column in [epilogue.bias, epilogue.shift].into_iter().flatten() {
-                    for (sum, value) in sums.iter_mut().zip(&per_column[first_column..]) {
-                        *sum += value;
-                    }
+                let at = (first_row + i, first_column);
+                let y = &mut out[at.0 * out_stride + first_column..][..columns];
+                // A whole panel has a length that the compiler knows.
+                if columns == PANEL {
+                    finish(sums, at, weights.n, &epilogue, y);
+                } else {
+                    finish(&mut sums[..columns], at, weights.n, &epilogue, y);
                 }
-                if let Some(residual) = epilogue.residual {
-                    for (sum, value) in sums.iter_mut().zip(&residual[row * weights.n + first_column..]) {
-                        *sum += value;
-                    }
-                }
-                if let Some(divisor) = epilogue.divisor {
-                    for sum in sums.iter_mut() {
-                        *sum /= divisor;
-                    }
-                }
-                out[row * out_stride + first_column..][..columns].copy_from_slice(sums);
             }
         }
     }
+}
+
+/// Adds the epilogue to some columns of a row, from element `at`, and stores them.
+#[inline(always)]
+fn finish(sums: &mut [f32], at: (usize, usize), n: usize, epilogue: &Epilogue<'_>, y: &mut [f32]) {
+    let (row, column) = at;
+    for per_column in [epilogue.bias, epilogue.shift].into_iter().flatten() {
+        for (sum, value) in sums.iter_mut().zip(&per_column[column..]) {
+            *sum += value;
+        }
+    }
+    if let Some(residual) = epilogue.residual {
+        for (sum, value) in sums.iter_mut().zip(&residual[row * n + column..]) {
+            *sum += value;
+        }
+    }
+    if let Some(divisor) = epilogue.divisor {
+        for sum in sums.iter_mut() {
+            *sum /= divisor;
+        }
+    }
+    y.copy_from_slice(sums);
+}
+
+/// One run of every row of a tile, and the panel's rows that belong to it.
+#[inline(always)]
+fn run_at<'a, const COLUMNS: usize>(
+    rows: &Rows<'a>,
+    starts: [usize; TILE_ROWS],
+    tap: usize,
+    panel: &'a [f32],
+) -> ([&'a [f32]; TILE_ROWS], &'a [[f32; COLUMNS]]) {
+    // A plain loop: the compiler must see that all have one length, or it checks every access of the innermost loop.
+    let mut x = [&[][..]; TILE_ROWS];
+    for r in 0..TILE_ROWS {
+        x[r] = &rows.elements[starts[r] + rows.taps[tap]..][..rows.run];
+    }
+    let weights = &panel.as_chunks::<COLUMNS>().0[tap * rows.run..][..rows.run];
+    (x, weights)
 }
 
 /// Without vector instructions that are certain to be there.
 struct Portable;
 
 impl Tile for Portable {
-    unsafe fn sum<const COLUMNS: usize>(
-        starts: [*const f32; TILE_ROWS],
-        taps: &[usize],
-        run: usize,
-        panel: *const f32,
-        sums: &mut [[f32; PANEL]; TILE_ROWS],
-    ) {
-        for (start, sums) in starts.into_iter().zip(sums) {
-            let mut chains = [0.0_f32; COLUMNS];
-            let mut k = 0;
-            for tap in taps {
-                for i in 0..run {
-                    // SAFETY: `sum`'s contract.
-                    let (x, weights) = unsafe { (*start.add(tap + i), &*panel.add(k * COLUMNS).cast::<[f32; COLUMNS]>()) };
+    unsafe fn sum<const COLUMNS: usize>(rows: &Rows<'_>, starts: [usize; TILE_ROWS], panel: &[f32], sums: &mut Sums) {
+        let mut chains = [[0.0_f32; COLUMNS]; TILE_ROWS];
+        for tap in 0..rows.taps.len() {
+            let (x, weights) = run_at::<COLUMNS>(rows, starts, tap, panel);
+            for (i, weights) in weights.iter().enumerate() {
+                for (chains, x) in chains.iter_mut().zip(x) {
                     for (chain, w) in chains.iter_mut().zip(weights) {
-                        *chain = x.mul_add(*w, *chain);
+                        *chain = x[i].mul_add(*w, *chain);
                     }
-                    k += 1;
                 }
             }
+        }
+        for (sums, chains) in sums.iter_mut().zip(chains) {
             sums[..COLUMNS].copy_from_slice(&chains);
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::{
-        _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps, _mm512_fmadd_ps,
-        _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
-    };
-
-    use super::{Epilogue, PANEL, PackedView, Rows, TILE_ROWS, Tile, tiles};
-
-    /// # Safety
-    /// The bounds of `multiply_at`.
-    #[target_feature(enable = "avx512f,avx2,fma")]
-    pub(super) unsafe fn multiply_avx512(
-        rows: Rows<'_>,
-        count: usize,
-        weights: PackedView<'_>,
-        epilogue: Epilogue<'_>,
-        out: &mut [f32],
-        out_stride: usize,
-    ) {
-        // SAFETY: passed on.
-        unsafe { tiles::<Avx512>(rows, count, weights, epilogue, out, out_stride) }
-    }
-
-    /// # Safety
-    /// The bounds of `multiply_at`.
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn multiply_avx2(
-        rows: Rows<'_>,
-        count: usize,
-        weights: PackedView<'_>,
-        epilogue: Epilogue<'_>,
-        out: &mut [f32],
-        out_stride: usize,
-    ) {
-        // SAFETY: passed on.
-        unsafe { tiles::<Avx2>(rows, count, weights, epilogue, out, out_stride) }
-    }
-
-    /// Sixteen accumulators: two vectors a row, which covers the latency of a multiply-add.
-    struct Avx512;
-
-    impl Tile for Avx512 {
-        #[inline(always)]
-        unsafe fn sum<const COLUMNS: usize>(
-            starts: [*const f32; TILE_ROWS],
-            taps: &[usize],
-            run: usize,
-            panel: *const f32,
-            sums: &mut [[f32; PANEL]; TILE_ROWS],
-        ) {
-            // SAFETY: `sum`'s contract; the caller is compiled for AVX-512F.
-            unsafe {
-                let mut left = [_mm512_setzero_ps(); TILE_ROWS];
-                let mut right = [_mm512_setzero_ps(); TILE_ROWS];
-                let mut weights = panel;
-                for tap in taps {
-                    let x = starts.map(|start| start.add(*tap));
-                    let mut i = 0;
-                    while i < run {
-                        let w0 = _mm512_loadu_ps(weights);
-                        let w1 = if COLUMNS == PANEL { _mm512_loadu_ps(weights.add(16)) } else { w0 };
-                        for r in 0..TILE_ROWS {
-                            let x = _mm512_set1_ps(x[r].add(i).read_unaligned());
-                            left[r] = _mm512_fmadd_ps(x, w0, left[r]);
-                            if COLUMNS == PANEL {
-                                right[r] = _mm512_fmadd_ps(x, w1, right[r]);
-                            }
-                        }
-                        weights = weights.add(COLUMNS);
-                        i += 1;
-                    }
-                }
-                for r in 0..TILE_ROWS {
-                    _mm512_storeu_ps(sums[r].as_mut_ptr(), left[r]);
-                    if COLUMNS == PANEL {
-                        _mm512_storeu_ps(sums[r].as_mut_ptr().add(16), right[r]);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Four rows by sixteen columns at a time: eight accumulators.
-    struct Avx2;
-
-    impl Tile for Avx2 {
-        #[inline(always)]
-        unsafe fn sum<const COLUMNS: usize>(
-            starts: [*const f32; TILE_ROWS],
-            taps: &[usize],
-            run: usize,
-            panel: *const f32,
-            sums: &mut [[f32; PANEL]; TILE_ROWS],
-        ) {
-            const ROWS: usize = 4;
-            for first_row in (0..TILE_ROWS).step_by(ROWS) {
-                for first_column in (0..COLUMNS).step_by(16) {
-                    // SAFETY: `sum`'s contract; the caller is compiled for AVX2 and FMA.
-                    unsafe {
-                        let mut left = [_mm256_setzero_ps(); ROWS];
-                        let mut right = [_mm256_setzero_ps(); ROWS];
-                        let mut weights = panel.add(first_column);
-                        for tap in taps {
-                            let x: [*const f32; ROWS] = std::array::from_fn(|r| starts[first_row + r].add(*tap));
-                            let mut i = 0;
-                            while i < run {
-                                let w0 = _mm256_loadu_ps(weights);
-                                let w1 = _mm256_loadu_ps(weights.add(8));
-                                for r in 0..ROWS {
-                                    let x = _mm256_set1_ps(x[r].add(i).read_unaligned());
-                                    left[r] = _mm256_fmadd_ps(x, w0, left[r]);
-                                    right[r] = _mm256_fmadd_ps(x, w1, right[r]);
-                                }
-                                weights = weights.add(COLUMNS);
-                                i += 1;
-                            }
-                        }
-                        for r in 0..ROWS {
-                            let sums = sums[first_row + r].as_mut_ptr().add(first_column);
-                            _mm256_storeu_ps(sums, left[r]);
-                            _mm256_storeu_ps(sums.add(8), right[r]);
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
+mod x86;
 
 #[cfg(test)]
 mod tests {
