@@ -17,7 +17,7 @@ const GROUP: usize = 512;
 /// The thread has ended, because the store failed or the coordinator stops.
 #[derive(Debug, thiserror::Error)]
 #[error("the coordinator is stopping; try again in a moment")]
-pub struct Stopped;
+pub(crate) struct Stopped;
 
 type Answer = Box<dyn FnOnce() + Send>;
 type Transition = Box<dyn FnOnce(&mut State, Now, &mut Effects) -> Answer + Send>;
@@ -29,13 +29,13 @@ enum Message {
 
 /// Reaches the core from any thread. Cheap to clone.
 #[derive(Clone)]
-pub struct Handle {
+pub(crate) struct Handle {
     queue: Sender<Message>,
 }
 
 impl Handle {
     /// Runs `transition` on the state; answers when its writes are durable.
-    pub async fn call<R: Send + 'static>(
+    pub(crate) async fn call<R: Send + 'static>(
         &self,
         transition: impl FnOnce(&mut State, Now, &mut Effects) -> R + Send + 'static,
     ) -> Result<R, Stopped> {
@@ -52,7 +52,7 @@ impl Handle {
     }
 
     /// Has the thread close the store and end, after what is queued.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         // If the thread has ended already there is nothing to stop.
         let _ = self.queue.send(Message::Stop);
     }
@@ -60,25 +60,25 @@ impl Handle {
 
 /// The clock that transitions see.
 #[derive(Clone, Copy)]
-pub struct Clock {
+pub(crate) struct Clock {
     start: Instant,
 }
 
 impl Clock {
     /// A clock that starts now.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self { start: Instant::now() }
     }
 
     /// The time.
-    pub fn now(&self) -> Now {
+    pub(crate) fn now(&self) -> Now {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Now { monotonic: self.start.elapsed(), unix_ms: unix.as_millis() as u64 }
     }
 }
 
 /// A core that is about to run.
-pub struct Core {
+pub(crate) struct Core {
     state: State,
     store: LocalStore,
     clock: Clock,
@@ -88,7 +88,7 @@ pub struct Core {
 
 impl Core {
     /// The core of `state`, whose commands go to `commands`.
-    pub fn new(
+    pub(crate) fn new(
         state: State,
         store: LocalStore,
         clock: Clock,
@@ -100,7 +100,7 @@ impl Core {
 
     /// Serves transitions until it is stopped. `first` are the effects of restoring the state. An error of the store
     /// ends it: from then on memory would be ahead of what is durable.
-    pub fn run(mut self, first: Effects) -> Result<(), store::Error> {
+    pub(crate) fn run(mut self, first: Effects) -> Result<(), store::Error> {
         self.settle(first, Vec::new())?;
         let mut next_tick = Instant::now();
         loop {

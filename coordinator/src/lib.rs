@@ -3,7 +3,7 @@
 //! `schedule` decides, without IO; `core` is the thread that makes its decisions durable; `api` and `carry_out` are the
 //! ways in and out.
 
-pub mod api;
+mod api;
 pub mod assemble;
 mod carry_out;
 mod core;
@@ -13,4 +13,5 @@ pub mod schedule;
 mod server;
 pub mod store;
 
+pub use api::TokenError;
 pub use server::{Error, Options, run};

@@ -1,5 +1,7 @@
 //! AdamW against the equations of the paper in f64, and what a checkpoint must keep.
 
+#![allow(clippy::unwrap_used, reason = "a test stops on errors")]
+
 use deltaconv_kernels::adamw::State;
 use deltaconv_kernels::{AdamW, BlockShape, Error, Gate, Parameters};
 

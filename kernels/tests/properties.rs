@@ -1,6 +1,8 @@
 //! Properties of the block over random shapes: against a reference in f64 written as plainly as the
 //! equations, for any number of threads, and for input that is not finite.
 
+#![allow(clippy::unwrap_used, reason = "a test stops on errors")]
+
 mod reference;
 
 use deltaconv_kernels::cpu::{Workspace, features, forward, loss_and_gradient};

@@ -31,15 +31,19 @@ fn main() -> Result<(), Box<dyn Error>> {
     model.forward(&sample, &timestep, &text, &mut Original)?;
     let start = Instant::now();
     let mut samples = 0;
+    let mut fastest = Duration::MAX;
     while start.elapsed() < Duration::from_secs(seconds as u64) {
+        let start = Instant::now();
         model.forward(&sample, &timestep, &text, &mut Original)?;
+        fastest = fastest.min(start.elapsed());
         samples += batch;
     }
     let elapsed = start.elapsed();
     println!(
-        "{samples} samples in {:.2} s: {:.1} samples/s, batch {batch}, {} threads",
+        "{samples} samples in {:.2} s: {:.1} samples/s, fastest batch {:.1} samples/s, batch {batch}, {} threads",
         elapsed.as_secs_f64(),
         samples as f64 / elapsed.as_secs_f64(),
+        batch as f64 / fastest.as_secs_f64(),
         rayon::current_num_threads(),
     );
     Ok(())

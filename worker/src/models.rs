@@ -90,11 +90,7 @@ async fn load_teacher(url: &str, plan: &v1::JobPlan) -> Result<Teacher, Error> {
 }
 
 /// A UNet and its weights file, from the folder of a model in diffusers layout.
-pub(crate) async fn load_unet(
-    objects: &Objects,
-    folder: &str,
-    options: LoadOptions,
-) -> Result<(UNet, Weights), Error> {
+pub(crate) async fn load_unet(objects: &Objects, folder: &str, options: LoadOptions) -> Result<(UNet, Weights), Error> {
     let config = unet_config(objects, folder).await?;
     let key = weights_key(folder);
     let mut weights = match local_path(objects, &key) {

@@ -75,7 +75,8 @@ fn compare(folder: &Path, name: &str) -> Result<Outcome, Failed> {
     let Some(model) = [folder.join("teachers").join(name), shipped].into_iter().find(|path| path.is_dir()) else {
         return Ok(Outcome::Skipped(format!("there is no model `teachers/{name}` beside the recording")));
     };
-    let model = ["unet", "transformer"].map(|part| model.join(part)).into_iter().find(|path| path.is_dir()).unwrap_or(model);
+    let model =
+        ["unet", "transformer"].map(|part| model.join(part)).into_iter().find(|path| path.is_dir()).unwrap_or(model);
     let config = model.join("config.json");
     let json = fs::read(&config).map_err(|e| format!("{}: {e}", config.display()))?;
     let config = match Teacher::parse(&json) {

@@ -111,8 +111,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         }
         Ended::Undone(last) => {
             output::print(&status::describe(&last));
-            let (logs, out) = (folder.path("logs"), &arguments.out);
-            output::say(&format!("{} may say why; remove {} to convert again", logs.display(), out.display()));
+            let logs = folder.path("logs");
+            output::say(&format!("{} may say why; the same command tries again", logs.display()));
             Ok(watch::exit_code(&last))
         }
         Ended::Interrupted => {

@@ -12,7 +12,7 @@ use crate::service::{CHECKPOINT_INTERVAL, LEASE_TTL};
 const SAMPLES: u32 = 64;
 const HELD_OUT_SAMPLES: u32 = 16;
 const SHARD_SAMPLES: u32 = 16;
-const STEPS: u32 = 60;
+const STEPS: u32 = 40;
 const EVALUATE_SAMPLES: u32 = 16;
 const EVALUATE_PROMPTS: u32 = 2;
 const DDIM_STEPS: u32 = 2;

@@ -28,11 +28,11 @@ pub enum TokenError {
 
 /// A digest of the token; the token itself is not kept.
 #[derive(Clone)]
-pub struct Token(blake3::Hash);
+pub(crate) struct Token(blake3::Hash);
 
 impl Token {
     /// Reads the token in `path`; makes one, readable by its owner alone, if there is no such file.
-    pub fn read_or_make(path: &Path) -> Result<Self, TokenError> {
+    pub(crate) fn read_or_make(path: &Path) -> Result<Self, TokenError> {
         let io = |source| TokenError::Io { path: path.into(), source };
         let mut text = String::new();
         match File::open(path) {

@@ -5,10 +5,11 @@ mod operator;
 mod wake;
 mod worker;
 
-pub use auth::{Token, TokenError};
-pub use operator::OperatorApi;
-pub use wake::Wakers;
-pub use worker::WorkerApi;
+pub(crate) use auth::Token;
+pub use auth::TokenError;
+pub(crate) use operator::OperatorApi;
+pub(crate) use wake::Wakers;
+pub(crate) use worker::WorkerApi;
 
 use deltaconv_proto::ids::{InvalidId, JobId};
 use tonic::Status;

@@ -16,7 +16,7 @@ const MAX_HOLD: Duration = Duration::from_secs(20);
 const MAX_ATTEMPTS: usize = 64;
 
 /// The worker service.
-pub struct WorkerApi {
+pub(crate) struct WorkerApi {
     core: Handle,
     wakers: Wakers,
     lease_ttl: Duration,
@@ -25,7 +25,7 @@ pub struct WorkerApi {
 
 impl WorkerApi {
     /// A service on `core`, telling workers the times they must keep.
-    pub fn new(core: Handle, wakers: Wakers, lease_ttl: Duration, checkpoint_interval: Duration) -> Self {
+    pub(crate) fn new(core: Handle, wakers: Wakers, lease_ttl: Duration, checkpoint_interval: Duration) -> Self {
         Self { core, wakers, lease_ttl, checkpoint_interval }
     }
 
@@ -37,8 +37,7 @@ impl WorkerApi {
 }
 
 fn says_something(response: &v1::SyncResponse) -> bool {
-    response.rejoin
-        || !(response.start.is_empty() && response.cancel.is_empty() && response.acknowledged.is_empty())
+    response.rejoin || !(response.start.is_empty() && response.cancel.is_empty() && response.acknowledged.is_empty())
 }
 
 #[tonic::async_trait]

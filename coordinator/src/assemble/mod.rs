@@ -7,7 +7,6 @@ mod abandoned;
 mod blocks;
 mod copy;
 mod denoiser;
-mod description;
 mod error;
 mod stream;
 pub(crate) mod tensors;
@@ -15,12 +14,12 @@ pub(crate) mod tensors;
 mod tests;
 pub mod verify;
 
+use deltaconv_proto::description::Description;
 use deltaconv_proto::keys;
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::v1::{JobPlan, JobSpec, ObjectRef};
 
 pub use blocks::LayerBlock;
-pub use description::{Description, FORMAT_VERSION, Layer, Teacher};
 pub use error::Error;
 pub use tensors::Error as TensorError;
 

@@ -6,9 +6,10 @@ use deltaconv_proto::v1::{JobPlan, LayerPlan, ObjectRef};
 use deltaconv_proto::{block, digest, keys};
 
 use super::tensors::Tensors;
-use super::{Assembled, Description, LayerBlock, assemble};
+use super::{Assembled, LayerBlock, assemble};
 use crate::plan::fixture::Job;
 use crate::plan::plan;
+use deltaconv_proto::description::Description;
 
 /// A block whose numbers depend on the layer and on `salt` in its metadata alone.
 pub(crate) fn made_up_block(layer: &LayerPlan, salt: &str) -> Vec<u8> {

@@ -254,7 +254,7 @@ impl State {
             if let Phase::Leased(leased) = &task.phase {
                 effects.commands.push(Command::Wake(leased.worker.clone()));
                 task.phase = Phase::Pending;
-                effects.writes.push(Write::Task(task.record()));
+                effects.writes.push(Write::Task(Box::new(task.record())));
             }
         }
         self.write_job(id, effects);
@@ -263,9 +263,8 @@ impl State {
     /// Moves the job to the stage that its tasks allow.
     pub(super) fn advance(&mut self, id: &JobId, now: Now, effects: &mut Effects) {
         let Some(job) = self.jobs.get(id).filter(|job| job.is_running()) else { return };
-        let committed = |stage: Stage| {
-            self.tasks_of(job).filter(|task| Stage::of(&task.kind) == stage).all(Task::is_committed)
-        };
+        let committed =
+            |stage: Stage| self.tasks_of(job).filter(|task| Stage::of(&task.kind) == stage).all(Task::is_committed);
         let captured = committed(Stage::Capture);
         let distilled = captured && committed(Stage::Distill);
         let assembled = distilled && !job.output.is_empty();

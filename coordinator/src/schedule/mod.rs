@@ -122,11 +122,11 @@ impl State {
     }
 
     fn write_task(&self, id: &TaskId, effects: &mut Effects) {
-        effects.writes.push(Write::Task(self.tasks[id].record()));
+        effects.writes.push(Write::Task(Box::new(self.tasks[id].record())));
     }
 
     fn write_job(&self, id: &JobId, effects: &mut Effects) {
-        effects.writes.push(Write::Job(self.jobs[id].record()));
+        effects.writes.push(Write::Job(Box::new(self.jobs[id].record())));
     }
 
     fn tasks_of<'a>(&'a self, job: &'a Job) -> impl Iterator<Item = &'a Task> {

@@ -178,7 +178,6 @@ fn fraction(task: &Task) -> f64 {
     }
 }
 
-
 /// Samples that a task goes through.
 fn samples(job: &Job, task: &Task) -> u64 {
     let of = |range: &v1::SampleRange| u64::from(range.end.saturating_sub(range.start));

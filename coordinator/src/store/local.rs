@@ -92,12 +92,8 @@ impl LocalStore {
         std::fs::create_dir_all(folder).map_err(io(folder))?;
         refuse_foreign(folder)?;
         let lock_path = folder.join("LOCK");
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .map_err(io(&lock_path))?;
+        let lock =
+            OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).map_err(io(&lock_path))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => return Err(Error::InUse(folder.into())),
@@ -291,7 +287,7 @@ mod tests {
     use super::*;
 
     fn task(id: &str, attempts: u32) -> Write {
-        Write::Task(v1::TaskRecord { task_id: id.into(), attempts, ..v1::TaskRecord::default() })
+        Write::Task(Box::new(v1::TaskRecord { task_id: id.into(), attempts, ..v1::TaskRecord::default() }))
     }
 
     #[test]

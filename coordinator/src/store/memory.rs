@@ -17,8 +17,8 @@ impl Store for MemoryStore {
         for write in writes.iter().cloned() {
             match write {
                 Write::Meta(meta) => self.records.meta = meta,
-                Write::Job(job) => put(&mut self.records.jobs, job, |j| &j.job_id),
-                Write::Task(task) => put(&mut self.records.tasks, task, |t| &t.task_id),
+                Write::Job(job) => put(&mut self.records.jobs, *job, |j| &j.job_id),
+                Write::Task(task) => put(&mut self.records.tasks, *task, |t| &t.task_id),
                 Write::Worker(worker) => put(&mut self.records.workers, worker, |w| &w.worker_id),
                 Write::ForgetWorker(id) => self.records.workers.retain(|w| w.worker_id != id.as_str()),
             }

@@ -15,9 +15,9 @@ pub enum Write {
     /// Counters.
     Meta(v1::MetaRecord),
     /// A job, whole.
-    Job(v1::JobRecord),
+    Job(Box<v1::JobRecord>),
     /// A task, whole.
-    Task(v1::TaskRecord),
+    Task(Box<v1::TaskRecord>),
     /// A worker, whole.
     Worker(v1::WorkerRecord),
     /// A worker that will not come back.

@@ -63,7 +63,13 @@ impl Fields {
     }
 
     /// A whole number of `min..=max`.
-    pub(super) fn count(&mut self, field: &'static str, default: usize, min: usize, max: usize) -> Result<usize, Error> {
+    pub(super) fn count(
+        &mut self,
+        field: &'static str,
+        default: usize,
+        min: usize,
+        max: usize,
+    ) -> Result<usize, Error> {
         match self.take(field) {
             None => Ok(default),
             Some(value) => count(field, &value, min, max),

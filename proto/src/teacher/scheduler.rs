@@ -105,13 +105,9 @@ impl Defaults {
         Some(match class {
             "DDIMScheduler" | "DDPMScheduler" => ddim,
             "PNDMScheduler" => Self { set_alpha_to_one: false, clip_sample: false, ..ddim },
-            "LCMScheduler" => Self {
-                beta_start: 0.00085,
-                beta_end: 0.012,
-                schedule: "scaled_linear",
-                clip_sample: false,
-                ..ddim
-            },
+            "LCMScheduler" => {
+                Self { beta_start: 0.00085, beta_end: 0.012, schedule: "scaled_linear", clip_sample: false, ..ddim }
+            }
             "HeunDiscreteScheduler" | "KDPM2DiscreteScheduler" | "KDPM2AncestralDiscreteScheduler" => {
                 Self { beta_start: 0.00085, beta_end: 0.012, spacing: "linspace", clip_sample: false, ..ddim }
             }
@@ -227,7 +223,9 @@ impl Scheduler {
         };
         let betas: Vec<f64> = match &self.betas {
             BetaSchedule::Linear { start, end } => even(*start, *end).collect(),
-            BetaSchedule::ScaledLinear { start, end } => even(start.sqrt(), end.sqrt()).map(|root| root * root).collect(),
+            BetaSchedule::ScaledLinear { start, end } => {
+                even(start.sqrt(), end.sqrt()).map(|root| root * root).collect()
+            }
             BetaSchedule::SquaredCosine => {
                 let alpha_bar = |t: f64| ((t + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2);
                 let at = |t: usize| alpha_bar(t as f64 / steps as f64);
@@ -313,7 +311,8 @@ mod tests {
 
     #[test]
     fn a_solver_of_other_defaults_and_python_infinities() {
-        let json = br#"{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -Infinity, "solver_order": 2}"#;
+        let json =
+            br#"{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -Infinity, "solver_order": 2}"#;
         let scheduler = Scheduler::parse(json).unwrap();
         assert_eq!(scheduler.timestep_spacing, TimestepSpacing::Linspace);
         assert_eq!(scheduler.betas, BetaSchedule::Linear { start: 0.0001, end: 0.02 });
@@ -321,7 +320,8 @@ mod tests {
 
     #[test]
     fn zero_terminal_snr_keeps_the_first_and_ends_at_zero() {
-        let json = br#"{"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": true, "prediction_type": "v_prediction"}"#;
+        let json =
+            br#"{"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": true, "prediction_type": "v_prediction"}"#;
         let alphas = Scheduler::parse(json).unwrap().alphas_cumprod();
         assert!((alphas[0] - 0.9999).abs() < 1e-9);
         assert_eq!(alphas[999], 0.0);
@@ -334,7 +334,12 @@ mod tests {
         assert!(refused(r#"{"_class_name": "DDPMScheduler", "beta_schedule": "sigmoid"}"#).contains("\"sigmoid\""));
         assert!(refused(r#"{"_class_name": "DDIMScheduler", "thresholding": true}"#).contains("thresholding"));
         assert!(refused(r#"{"_class_name": "DDIMScheduler", "shift": 3.0}"#).contains("`shift` = 3.0"));
-        assert!(refused(r#"{"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}"#).contains("timestep_type"));
-        assert!(refused(r#"{"_class_name": "DDIMScheduler", "num_train_timesteps": 1e9}"#).contains("num_train_timesteps"));
+        assert!(
+            refused(r#"{"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}"#)
+                .contains("timestep_type")
+        );
+        assert!(
+            refused(r#"{"_class_name": "DDIMScheduler", "num_train_timesteps": 1e9}"#).contains("num_train_timesteps")
+        );
     }
 }

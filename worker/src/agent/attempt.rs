@@ -48,9 +48,8 @@ impl Attempt {
             move || {
                 let began = Instant::now();
                 // A fault in one attempt must not take the others with it.
-                let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
-                    run(&lease, spec, supervision, &shared, runtime)
-                }));
+                let result =
+                    std::panic::catch_unwind(AssertUnwindSafe(|| run(&lease, spec, supervision, &shared, runtime)));
                 let outcome = outcome(result, began.elapsed());
                 // The agent is gone only when the process ends.
                 let _ = shared.ended.send((lease, outcome));

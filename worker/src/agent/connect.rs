@@ -98,9 +98,8 @@ async fn try_join(options: &Options, endpoint: &Endpoint) -> Result<Connection, 
         }
         Err(source) => return Err(Attempted::Failed(Error::TokenFile { path: path.clone(), source })),
     };
-    let bearer: MetadataValue<Ascii> = format!("Bearer {}", text.trim())
-        .parse()
-        .map_err(|_| Attempted::Failed(Error::Token(path.clone())))?;
+    let bearer: MetadataValue<Ascii> =
+        format!("Bearer {}", text.trim()).parse().map_err(|_| Attempted::Failed(Error::Token(path.clone())))?;
     let channel = endpoint.connect().await.map_err(|e| Attempted::Wait(root_cause(&e)))?;
     let mut client = WorkerServiceClient::with_interceptor(channel, Bearer(bearer));
     let request = v1::JoinRequest {

@@ -80,11 +80,7 @@ impl Inputs {
         let prompts: Vec<usize> = batch.iter().map(prompt).collect();
         let noised = teacher.sampler.add_noise(&latents, &noise, &timesteps)?;
         let timesteps: Vec<f32> = timesteps.iter().map(|timestep| *timestep as f32).collect();
-        Ok(Self {
-            noised,
-            timesteps: Tensor::new(timesteps, &Device::Cpu)?,
-            embeddings: data.embeddings(&prompts)?,
-        })
+        Ok(Self { noised, timesteps: Tensor::new(timesteps, &Device::Cpu)?, embeddings: data.embeddings(&prompts)? })
     }
 }
 

@@ -74,9 +74,8 @@ impl Evaluated {
             let student = predict(&self.student.unet, &mut self.student.attention())?;
             let removed = predict(&self.teacher.unet, &mut Removed)?;
             let len = teacher.len() / batch.len();
-            let difference = |a: &[f32], b: &[f32]| -> f64 {
-                a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum()
-            };
+            let difference =
+                |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum() };
             for (row, sample) in batch.iter().enumerate() {
                 let row = row * len..(row + 1) * len;
                 let expected = &teacher[row.clone()];

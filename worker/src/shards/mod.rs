@@ -127,12 +127,7 @@ impl LayerData {
 }
 
 fn shape(layer: &v1::LayerPlan, samples: usize) -> Shape {
-    Shape {
-        samples,
-        height: layer.height as usize,
-        width: layer.width as usize,
-        channels: layer.channels as usize,
-    }
+    Shape { samples, height: layer.height as usize, width: layer.width as usize, channels: layer.channels as usize }
 }
 
 async fn read(context: &Context, layer: &v1::LayerPlan, shard: &v1::ShardOfRange) -> Result<Shard, Error> {

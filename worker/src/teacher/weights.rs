@@ -28,8 +28,8 @@ impl Weights {
         let mut files = Vec::new();
         for path in paths {
             let path = path.as_ref();
-            let file = File::open(path)
-                .map_err(|e| std::io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
+            let file =
+                File::open(path).map_err(|e| std::io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
             files.push(with_header(Box::new(file))?);
         }
         Ok(Self { files })

@@ -6,7 +6,8 @@ use serde::Serialize;
 use super::figures::{Compared, Comparison};
 use super::samples::Pair;
 use super::{Error, Layer, ReportInput, StageFigures};
-use crate::assemble::{self, Description};
+use crate::assemble;
+use deltaconv_proto::description::Description;
 
 /// Changes when a name or its meaning does.
 const FORMAT_VERSION: u32 = 1;

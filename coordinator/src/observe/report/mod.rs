@@ -26,9 +26,10 @@ pub use error::Error;
 pub use part::{Noise, Part, PartError, Pictures};
 pub use training::{Point, Training};
 
-use crate::assemble::{self, Description};
+use crate::assemble;
 use crate::plan::data::{PROMPTS, Prompts};
 use crate::plan::teacher::{MAX_CONFIG_BYTES, SCHEDULER};
+use deltaconv_proto::description::Description;
 
 /// One step of the job, as it went.
 #[derive(Clone, Debug, Serialize)]

@@ -121,7 +121,13 @@ const WITHOUT_EFFECT: &[&str] = &[
     "resnet_out_scale_factor",
     "resnet_skip_time_act",
     "upcast_attention",
-    "decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup",
+    "decay",
+    "inv_gamma",
+    "min_decay",
+    "optimization_step",
+    "power",
+    "update_after_step",
+    "use_ema_warmup",
 ];
 
 impl UNetConfig {
@@ -220,9 +226,8 @@ fn levels_of(fields: &mut Fields, channels: &[usize]) -> Result<Levels, Error> {
     let down_types = block_types(fields, "down_block_types", n, ["CrossAttnDownBlock2D", "DownBlock2D"], false)?;
     let up_types = block_types(fields, "up_block_types", n, ["CrossAttnUpBlock2D", "UpBlock2D"], true)?;
     let mid_type = fields.string("mid_block_type", Some("UNetMidBlock2DCrossAttn"))?;
-    let resnets = per_level(fields, "layers_per_block", &Value::from(2), n, |v| {
-        count("layers_per_block", v, 1, MAX_RESNETS)
-    })?;
+    let resnets =
+        per_level(fields, "layers_per_block", &Value::from(2), n, |v| count("layers_per_block", v, 1, MAX_RESNETS))?;
     let only_cross = per_level(fields, "only_cross_attention", &Value::Bool(false), n, |v| {
         v.as_bool().ok_or_else(|| invalid("only_cross_attention", v, "true or false"))
     })?;
@@ -324,7 +329,9 @@ fn per_level<T>(
     let value = fields.take(field).unwrap_or_else(|| default.clone());
     match &value {
         Value::Array(list) if list.len() == levels => list.iter().map(parse).collect(),
-        Value::Array(_) => Err(invalid(field, &value, &format!("one value, or a list of {levels}, one for each level"))),
+        Value::Array(_) => {
+            Err(invalid(field, &value, &format!("one value, or a list of {levels}, one for each level")))
+        }
         one => (0..levels).map(|_| parse(one)).collect(),
     }
 }

@@ -13,8 +13,7 @@ impl UNetConfig {
     /// [`Error::MapSize`] where the latents are too small for a convolution, or the way up does not meet the sizes of
     /// the way down.
     pub fn layers(&self, height: usize, width: usize) -> Result<Vec<Layer>, Error> {
-        let at_fault =
-            |at: &str, reason: String| Error::MapSize { height, width, at: at.to_owned(), reason };
+        let at_fault = |at: &str, reason: String| Error::MapSize { height, width, at: at.to_owned(), reason };
         let plan = self.plan();
         let mut layers = Vec::new();
         let same = |kernel: usize| (kernel - 1) / 2;

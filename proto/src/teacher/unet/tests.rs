@@ -30,7 +30,8 @@ fn stable_diffusion_1_5_has_its_16_layers_and_860_million_parameters() {
 
 #[test]
 fn stable_diffusion_2_1_has_heads_by_level_and_linear_projections() {
-    let fields = json!({"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": true});
+    let fields =
+        json!({"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": true});
     let teacher = parse(fields).unwrap();
     assert_eq!(parameters(&teacher), 865_910_724);
     let heads: Vec<usize> = teacher.layers(96, 96).unwrap().iter().map(|layer| layer.heads).collect();

@@ -97,7 +97,9 @@ mod tests {
             assert!((f64::from(mish(x)) - mish_wide).abs() < 2e-6 * wide.abs().max(1.0), "mish({x})");
         }
         // Φ from tables.
-        for (x, phi) in [(0.0, 0.5), (1.0, 0.841_344_746), (-1.0, 0.158_655_254), (2.5, 0.993_790_335), (-3.0, 0.001_349_898)] {
+        for (x, phi) in
+            [(0.0, 0.5), (1.0, 0.841_344_746), (-1.0, 0.158_655_254), (2.5, 0.993_790_335), (-3.0, 0.001_349_898)]
+        {
             assert!((f64::from(gelu(x)) - f64::from(x) * phi).abs() < 1e-6, "gelu({x})");
         }
         assert!(silu(f32::NAN).is_nan() && gelu(f32::NAN).is_nan());

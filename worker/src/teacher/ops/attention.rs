@@ -2,7 +2,7 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::activation::exp;
-use super::product::{Epilogue, PackedView, Rows, multiply, pack_rows, pack_transposed, packed_len};
+use super::product::{Aligned, Epilogue, PackedView, Rows, multiply, pack_rows, pack_transposed, packed_len};
 use super::simd::for_each_level;
 use super::slices::{tensor, with_slices};
 
@@ -59,13 +59,14 @@ pub(in super::super) fn attention(
     }
 
     let (key_len, value_len) = (packed_len(heads.dim, keys), packed_len(keys, heads.dim));
-    let mut packed_keys = vec![0.0; batch * heads.count * key_len];
-    let mut packed_values = vec![0.0; batch * heads.count * value_len];
+    let mut packed_keys = Aligned::zeros(batch * heads.count * key_len);
+    let mut packed_values = Aligned::zeros(batch * heads.count * value_len);
     let mut out = vec![0.0; batch * queries * inner];
     let scale = 1.0 / (heads.dim as f32).sqrt();
     with_slices([query.tensor, key.tensor, value.tensor], |[q, k, v]| {
-        let packing = packed_keys.par_chunks_mut(key_len).zip(packed_values.par_chunks_mut(value_len)).enumerate();
-        packing.for_each(|(i, (packed_keys, packed_values))| {
+        let keys_of_heads = packed_keys.as_mut().par_chunks_mut(key_len);
+        let values_of_heads = packed_values.as_mut().par_chunks_mut(value_len);
+        keys_of_heads.zip(values_of_heads).enumerate().for_each(|(i, (packed_keys, packed_values))| {
             let (sample, head) = (i / heads.count, i % heads.count * heads.dim);
             let k = &k[sample * keys * key_stride + key.offset + head..];
             let v = &v[sample * keys * value_stride + value.offset + head..];
@@ -76,23 +77,26 @@ pub(in super::super) fn attention(
             out.par_chunks_mut(QUERIES * inner).enumerate().map(move |(unit, out)| (sample, unit * QUERIES, out))
         });
         units.for_each_init(
-            || vec![0.0; QUERIES * keys],
-            |scores, (sample, first, out)| {
+            || (Aligned::zeros(QUERIES * keys), [0.0; QUERIES]),
+            |(scores, inverses), (sample, first, out)| {
                 let count = out.len() / inner;
-                let scores = &mut scores[..count * keys];
+                let scores = &mut scores.as_mut()[..count * keys];
                 for head in 0..heads.count {
                     let at = sample * heads.count + head;
                     let channel = head * heads.dim;
-                    let panels = &packed_keys[at * key_len..][..key_len];
+                    let panels = &packed_keys.as_ref()[at * key_len..][..key_len];
                     let packed_keys = PackedView { k: heads.dim, n: keys, panels };
                     let q = &q[(sample * queries + first) * query_stride + query.offset + channel..];
                     let rows = Rows::plain(q, query_stride, heads.dim);
                     multiply(rows, count, packed_keys, Epilogue::default(), scores, keys);
-                    softmax(scores, keys, scale);
-                    let panels = &packed_values[at * value_len..][..value_len];
+                    exponentiate(scores, keys, scale, inverses);
+                    let panels = &packed_values.as_ref()[at * value_len..][..value_len];
                     let packed_values = PackedView { k: keys, n: heads.dim, panels };
                     let rows = Rows::plain(scores, keys, keys);
                     multiply(rows, count, packed_values, Epilogue::default(), &mut out[channel..], inner);
+                    for (row, inverse) in out.chunks_exact_mut(inner).zip(&*inverses) {
+                        row[channel..][..heads.dim].iter_mut().for_each(|y| *y *= inverse);
+                    }
                 }
             },
         );
@@ -102,9 +106,10 @@ pub(in super::super) fn attention(
 }
 
 for_each_level! {
-    /// softmax(scale · row) of every row of `keys` scores, in place.
-    fn softmax(scores: &mut [f32], keys: usize, scale: f32) {
-        for row in scores.chunks_exact_mut(keys) {
+    /// softmax(scale · row) of every row of `keys` scores, but for the division by a row's sum: `inverses` holds one
+    /// over it, for the products with the values, which are fewer.
+    fn exponentiate(scores: &mut [f32], keys: usize, scale: f32, inverses: &mut [f32]) {
+        for (row, inverse) in scores.chunks_exact_mut(keys).zip(inverses) {
             let (chunks, rest) = row.as_chunks_mut::<LANES>();
             let mut highest = [f32::NEG_INFINITY; LANES];
             for chunk in &*chunks {
@@ -124,10 +129,7 @@ for_each_level! {
                 *score = exp((*score - highest) * scale);
                 *sum += *score;
             }
-            let inverse = 1.0 / sums.iter().sum::<f32>();
-            for score in row {
-                *score *= inverse;
-            }
+            *inverse = 1.0 / sums.iter().sum::<f32>();
         }
     }
 }

@@ -38,11 +38,8 @@ impl FeedForward {
                     let up = Epilogue { bias: self.up.bias.as_deref(), ..Epilogue::default() };
                     multiply(Rows::plain(x, channels, channels), count, self.up.weights.view(), up, both, doubled);
                     gate(&both[..count * doubled], hidden, gated);
-                    let down = Epilogue {
-                        bias: self.down.bias.as_deref(),
-                        residual: Some(residual),
-                        ..Epilogue::default()
-                    };
+                    let down =
+                        Epilogue { bias: self.down.bias.as_deref(), residual: Some(residual), ..Epilogue::default() };
                     multiply(Rows::plain(gated, hidden, hidden), count, self.down.weights.view(), down, y, channels);
                 },
             );

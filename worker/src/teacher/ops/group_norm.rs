@@ -56,7 +56,8 @@ impl GroupNorm {
                 let x = &x[sample * len..][..len];
                 let (mut scale, mut shift) = self.affine(x);
                 if scale_shift.is_some() {
-                    let (scales, shifts) = scale_shift_elements[sample * 2 * channels..][..2 * channels].split_at(channels);
+                    let (scales, shifts) =
+                        scale_shift_elements[sample * 2 * channels..][..2 * channels].split_at(channels);
                     for c in 0..channels {
                         scale[c] *= 1.0 + scales[c];
                         shift[c] = shift[c].mul_add(1.0 + scales[c], shifts[c]);

@@ -14,18 +14,18 @@ const HALF_PANEL: usize = 16;
 
 /// A matrix [k, n] in the order in which the product reads it: panels of 32 columns (the last of 16 where that is
 /// enough), each [k, columns], padded with zeros.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Packed {
     pub(super) k: usize,
     pub(super) n: usize,
-    panels: Vec<f32>,
+    panels: Aligned,
 }
 
 impl Packed {
     /// Packs the matrix whose element (k, n) is `element(k, n)`.
     pub(super) fn new(k: usize, n: usize, element: impl Fn(usize, usize) -> f32) -> Self {
-        let mut panels = vec![0.0; packed_len(k, n)];
-        let mut rest = panels.as_mut_slice();
+        let mut panels = Aligned::zeros(packed_len(k, n));
+        let mut rest = panels.as_mut();
         for first in (0..n).step_by(PANEL) {
             let width = panel_width(n - first);
             let (panel, after) = rest.split_at_mut(k * width);
@@ -40,7 +40,32 @@ impl Packed {
     }
 
     pub(super) fn view(&self) -> PackedView<'_> {
-        PackedView { k: self.k, n: self.n, panels: &self.panels }
+        PackedView { k: self.k, n: self.n, panels: self.panels.as_ref() }
+    }
+}
+
+/// Elements that start at a cache line: vectors that straddle two take twice as long to load.
+#[derive(Debug)]
+pub(super) struct Aligned {
+    elements: Vec<f32>,
+    start: usize,
+    len: usize,
+}
+
+impl Aligned {
+    pub(super) fn zeros(len: usize) -> Self {
+        const LINE: usize = 64;
+        let elements = vec![0.0; len + LINE / size_of::<f32>()];
+        let start = elements.as_ptr().align_offset(LINE).min(LINE / size_of::<f32>());
+        Self { elements, start, len }
+    }
+
+    pub(super) fn as_ref(&self) -> &[f32] {
+        &self.elements[self.start..][..self.len]
+    }
+
+    pub(super) fn as_mut(&mut self) -> &mut [f32] {
+        &mut self.elements[self.start..][..self.len]
     }
 }
 
@@ -327,8 +352,13 @@ mod tests {
                 multiply_at(*level, Rows::plain(&x, k, k), count, weights.view(), epilogue, &mut out, n);
                 for (i, y) in out.iter().enumerate() {
                     let (row, column) = (i / n, i % n);
-                    let chain = (0..k).fold(0.0_f32, |sum, k_| x[row * k + k_].mul_add(value(k_ * 91 + column * 7 + 3), sum));
-                    assert_eq!(y.to_bits(), (chain + bias[column]).to_bits(), "{level:?} {count}×{k}×{n} at {row},{column}");
+                    let chain =
+                        (0..k).fold(0.0_f32, |sum, k_| x[row * k + k_].mul_add(value(k_ * 91 + column * 7 + 3), sum));
+                    assert_eq!(
+                        y.to_bits(),
+                        (chain + bias[column]).to_bits(),
+                        "{level:?} {count}×{k}×{n} at {row},{column}"
+                    );
                 }
             }
         }

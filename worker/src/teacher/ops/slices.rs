@@ -3,7 +3,10 @@
 use candle_core::{CpuStorage, Device, Result, Storage, Tensor, bail};
 
 /// Calls `f` with the elements of each tensor, which must be f32, contiguous and in host memory.
-pub(super) fn with_slices<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([&[f32]; N]) -> Result<R>) -> Result<R> {
+pub(super) fn with_slices<const N: usize, R>(
+    tensors: [&Tensor; N],
+    f: impl FnOnce([&[f32]; N]) -> Result<R>,
+) -> Result<R> {
     let guards = tensors.map(Tensor::storage_and_layout);
     let mut slices = [&[][..]; N];
     for (slice, (storage, layout)) in slices.iter_mut().zip(&guards) {

@@ -52,7 +52,12 @@ impl UNet {
     ///
     /// # Errors
     /// Weights that cannot be read, or that are not those of the configuration; a device that is not the CPU.
-    pub fn load(config: &UNetConfig, weights: &mut Weights, device: &Device, options: LoadOptions) -> Result<Self, Error> {
+    pub fn load(
+        config: &UNetConfig,
+        weights: &mut Weights,
+        device: &Device,
+        options: LoadOptions,
+    ) -> Result<Self, Error> {
         if !device.is_cpu() {
             let problem = "the teacher runs on the CPU in this build".to_owned();
             return Err(Error::Argument { argument: "device", problem });

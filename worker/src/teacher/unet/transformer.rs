@@ -21,7 +21,8 @@ impl Transformer {
         let teacher::Transformer { name, channels, .. } = transformer;
         let inner = transformer.inner();
         let conv = !builder.config.use_linear_projection;
-        let blocks = transformer.blocks().map(|path| Block::load(builder, &path, transformer)).collect::<Result<_, _>>()?;
+        let blocks =
+            transformer.blocks().map(|path| Block::load(builder, &path, transformer)).collect::<Result<_, _>>()?;
         Ok(Self {
             norm: builder.group_norm(&format!("{name}.norm"), *channels, EPS)?,
             proj_in: builder.pointwise(&format!("{name}.proj_in"), *channels, inner, conv)?,
