@@ -51,6 +51,7 @@ fn recordings(folder: &Path) -> Result<BTreeSet<String>, Failed> {
     }
 }
 
+#[allow(clippy::print_stderr)] // libtest-mimic has no other place for what a trial found
 fn trial(folder: &Path, name: String) -> Trial {
     let folder = folder.to_owned();
     Trial::ignorable_test(format!("golden_{name}"), move || match compare(&folder, &name)? {

@@ -67,6 +67,8 @@ struct Scale {
     #[arg(long, hide = true)]
     steps: Option<u32>,
     #[arg(long, hide = true)]
+    warmup_steps: Option<u32>,
+    #[arg(long, hide = true)]
     evaluate_samples: Option<u32>,
     #[arg(long, hide = true)]
     evaluate_prompts: Option<u32>,
@@ -138,6 +140,7 @@ fn spec(arguments: &Arguments, folder: &Folder) -> Result<v1::JobSpec, Error> {
         (&mut recipe.held_out_samples, scale.held_out_samples),
         (&mut recipe.shard_samples, scale.shard_samples),
         (&mut recipe.steps, scale.steps),
+        (&mut recipe.warmup_steps, scale.warmup_steps),
         (&mut evaluation.samples, scale.evaluate_samples),
         (&mut evaluation.prompts, scale.evaluate_prompts),
         (&mut evaluation.ddim_steps, scale.ddim_steps),

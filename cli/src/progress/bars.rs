@@ -13,6 +13,8 @@ use super::remaining::Remaining;
 const LENGTH: u64 = 1000;
 /// Of more layers only those that run have a bar, so that the stages stay in sight.
 const MOST_LAYERS: usize = 16;
+/// The stage that follows the blocks' training.
+const STAGE_AFTER_LAYERS: &str = "assemble";
 
 /// The bars on the terminal.
 pub(super) struct Bars {
@@ -28,10 +30,15 @@ struct Bar {
 }
 
 impl Bar {
-    fn add(area: &MultiProgress, name: String, indent: &str) -> Self {
-        let bar = area.add(ProgressBar::new(LENGTH));
+    /// Adds a bar above `next`, or below all others.
+    fn add(area: &MultiProgress, name: String, next: Option<&ProgressBar>) -> Self {
+        let bar = ProgressBar::new(LENGTH);
+        let bar = match next {
+            Some(next) => area.insert_before(next, bar),
+            None => area.add(bar),
+        };
         bar.set_style(style("{prefix} {bar:20} {wide_msg}"));
-        bar.set_prefix(format!("{indent}{name}"));
+        bar.set_prefix(name);
         Self { bar, remaining: Remaining::default() }
     }
 
@@ -58,11 +65,13 @@ impl Bars {
         let width = names.iter().map(String::len).max().unwrap_or(0).max("evaluate".len());
 
         for stage in &status.stages {
-            let add = || Bar::add(&self.area, format!("{:<width$}", stage.stage, width = width + 2), "");
+            let add = || Bar::add(&self.area, format!("{:<width$}", stage.stage, width = width + 2), None);
             let bar = self.stages.entry(stage.stage.clone()).or_insert_with(add);
             let left = bar.remaining.update(now, stage.done, f64::from(stage.tasks));
             bar.set(describe::stage_fraction(stage), describe::stage(stage, left));
         }
+        // Layers stand below the stage that trains them.
+        let next = self.stages.get(STAGE_AFTER_LAYERS).map(|stage| &stage.bar);
         let has_room = status.layers.len() <= MOST_LAYERS;
         for (layer, name) in status.layers.iter().zip(names) {
             if !has_room && layer.state != "running" {
@@ -71,7 +80,7 @@ impl Bars {
                 }
                 continue;
             }
-            let add = || Bar::add(&self.area, format!("{name:<width$}"), "  ");
+            let add = || Bar::add(&self.area, format!("  {name:<width$}"), next);
             let bar = self.layers.entry(layer.name.clone()).or_insert_with(add);
             let left = bar.remaining.update(now, layer.step as f64, layer.steps as f64);
             let share = if layer.steps > 0 { layer.step as f64 / layer.steps as f64 } else { 0.0 };

@@ -13,6 +13,7 @@ const SAMPLES: u32 = 64;
 const HELD_OUT_SAMPLES: u32 = 16;
 const SHARD_SAMPLES: u32 = 16;
 const STEPS: u32 = 40;
+const WARMUP_STEPS: u32 = 5;
 const EVALUATE_SAMPLES: u32 = 16;
 const EVALUATE_PROMPTS: u32 = 2;
 const DDIM_STEPS: u32 = 2;
@@ -32,6 +33,7 @@ pub(crate) fn demo(out: &Path, workers: u32) -> Command {
         ("--held-out-samples", HELD_OUT_SAMPLES),
         ("--shard-samples", SHARD_SAMPLES),
         ("--steps", STEPS),
+        ("--warmup-steps", WARMUP_STEPS),
         ("--evaluate-samples", EVALUATE_SAMPLES),
         ("--evaluate-prompts", EVALUATE_PROMPTS),
         ("--ddim-steps", DDIM_STEPS),
@@ -47,7 +49,7 @@ pub(crate) fn job_file(folder: &Path, teacher: &Path, output: &Path) -> PathBuf 
     let text = format!(
         "name = 'tiny'\nteacher = '{}'\noutput = '{}'\n\
          [recipe]\nsamples = {SAMPLES}\nheld_out_samples = {HELD_OUT_SAMPLES}\nshard_samples = {SHARD_SAMPLES}\n\
-         steps = {STEPS}\n\
+         steps = {STEPS}\nwarmup_steps = {WARMUP_STEPS}\n\
          [evaluation]\nsamples = {EVALUATE_SAMPLES}\nprompts = {EVALUATE_PROMPTS}\nddim_steps = {DDIM_STEPS}\n",
         teacher.display(),
         output.display(),

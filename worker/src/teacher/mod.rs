@@ -7,6 +7,8 @@
 mod ops;
 mod sampler;
 mod self_attention;
+#[cfg(test)]
+mod tests;
 mod unet;
 mod weights;
 

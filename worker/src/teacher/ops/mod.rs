@@ -16,6 +16,8 @@ mod linear;
 mod product;
 mod simd;
 mod slices;
+#[cfg(test)]
+mod tests;
 
 pub(super) use activation::activate;
 pub(super) use attention::{Heads, Projected, attention};

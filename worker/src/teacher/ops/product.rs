@@ -71,7 +71,7 @@ impl Aligned {
 
 /// Elements that a packed matrix [k, n] takes.
 pub(super) fn packed_len(k: usize, n: usize) -> usize {
-    k * (n / PANEL * PANEL + if n % PANEL == 0 { 0 } else { panel_width(n % PANEL) })
+    k * (n / PANEL * PANEL + if n.is_multiple_of(PANEL) { 0 } else { panel_width(n % PANEL) })
 }
 
 fn panel_width(columns: usize) -> usize {
@@ -143,14 +143,14 @@ impl<'a> Rows<'a> {
     fn starts(&self, first: usize, used: usize) -> [usize; TILE_ROWS] {
         let (mut line, mut column) = (first / self.width, first % self.width);
         let mut starts = [line * self.line + column * self.pixel; TILE_ROWS];
-        for i in 1..TILE_ROWS {
-            if i < used {
+        for (i, start) in starts.iter_mut().enumerate() {
+            if (1..used).contains(&i) {
                 column += 1;
                 if column == self.width {
                     (line, column) = (line + 1, 0);
                 }
             }
-            starts[i] = line * self.line + column * self.pixel;
+            *start = line * self.line + column * self.pixel;
         }
         starts
     }
@@ -225,6 +225,12 @@ trait Tile {
     /// # Safety
     /// The caller must be compiled for the instructions that are used.
     unsafe fn sum<const COLUMNS: usize>(rows: &Rows<'_>, starts: [usize; TILE_ROWS], panel: &[f32], sums: &mut Sums);
+
+    /// `sums += added`.
+    ///
+    /// # Safety
+    /// As for `sum`.
+    unsafe fn add(sums: &mut [f32; HALF_PANEL], added: &[f32; HALF_PANEL]);
 }
 
 /// All tiles of a product.
@@ -258,39 +264,50 @@ unsafe fn tiles<T: Tile>(
                 }
             }
             for (i, sums) in sums.iter_mut().enumerate().take(used) {
-                let at = (first_row + i, first_column);
-                let y = &mut out[at.0 * out_stride + first_column..][..columns];
-                // A whole panel has a length that the compiler knows.
-                if columns == PANEL {
-                    finish(sums, at, weights.n, &epilogue, y);
-                } else {
-                    finish(&mut sums[..columns], at, weights.n, &epilogue, y);
+                let row = first_row + i;
+                let residual = epilogue.residual.map(|residual| &residual[row * weights.n..][..weights.n]);
+                let y = &mut out[row * out_stride + first_column..][..columns];
+                // SAFETY: passed on.
+                unsafe {
+                    for added in [epilogue.bias, epilogue.shift, residual].into_iter().flatten() {
+                        add::<T>(&mut sums[..columns], &added[first_column..][..columns]);
+                    }
                 }
+                if let Some(divisor) = epilogue.divisor {
+                    sums.iter_mut().for_each(|sum| *sum /= divisor);
+                }
+                store(&sums[..columns], y);
             }
         }
     }
 }
 
-/// Adds the epilogue to some columns of a row, from element `at`, and stores them.
+/// # Safety
+/// The caller must be compiled for the instructions of `T`.
 #[inline(always)]
-fn finish(sums: &mut [f32], at: (usize, usize), n: usize, epilogue: &Epilogue<'_>, y: &mut [f32]) {
-    let (row, column) = at;
-    for per_column in [epilogue.bias, epilogue.shift].into_iter().flatten() {
-        for (sum, value) in sums.iter_mut().zip(&per_column[column..]) {
-            *sum += value;
-        }
+unsafe fn add<T: Tile>(sums: &mut [f32], added: &[f32]) {
+    let (sums, last_sums) = sums.as_chunks_mut::<HALF_PANEL>();
+    let (added, last_added) = added.as_chunks::<HALF_PANEL>();
+    for (sums, added) in sums.iter_mut().zip(added) {
+        // SAFETY: passed on.
+        unsafe { T::add(sums, added) };
     }
-    if let Some(residual) = epilogue.residual {
-        for (sum, value) in sums.iter_mut().zip(&residual[row * n + column..]) {
-            *sum += value;
-        }
+    for (sum, added) in last_sums.iter_mut().zip(last_added) {
+        *sum += added;
     }
-    if let Some(divisor) = epilogue.divisor {
-        for sum in sums.iter_mut() {
-            *sum /= divisor;
-        }
+}
+
+/// A copy in vectors; so few elements are not worth a call.
+#[inline(always)]
+fn store(sums: &[f32], y: &mut [f32]) {
+    let (sums, last_sums) = sums.as_chunks::<HALF_PANEL>();
+    let (y, last_y) = y.as_chunks_mut::<HALF_PANEL>();
+    for (y, sums) in y.iter_mut().zip(sums) {
+        *y = *sums;
     }
-    y.copy_from_slice(sums);
+    for (y, sum) in last_y.iter_mut().zip(last_sums) {
+        *y = *sum;
+    }
 }
 
 /// One run of every row of a tile, and the panel's rows that belong to it.
@@ -328,6 +345,12 @@ impl Tile for Portable {
         }
         for (sums, chains) in sums.iter_mut().zip(chains) {
             sums[..COLUMNS].copy_from_slice(&chains);
+        }
+    }
+
+    unsafe fn add(sums: &mut [f32; HALF_PANEL], added: &[f32; HALF_PANEL]) {
+        for (sum, added) in sums.iter_mut().zip(added) {
+            *sum += added;
         }
     }
 }

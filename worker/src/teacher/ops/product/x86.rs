@@ -4,8 +4,8 @@
 //! builds with debug assertions, and a whole test run would be spent there.
 
 use std::arch::x86_64::{
-    __m256, __m512, _mm256_fmadd_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm512_fmadd_ps, _mm512_set1_ps,
-    _mm512_setzero_ps,
+    __m256, __m512, _mm256_add_ps, _mm256_fmadd_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm512_add_ps, _mm512_fmadd_ps,
+    _mm512_set1_ps, _mm512_setzero_ps,
 };
 use std::mem::transmute;
 
@@ -77,6 +77,15 @@ impl Tile for Avx512 {
             }
         }
     }
+
+    #[inline(always)]
+    unsafe fn add(sums: &mut [f32; 16], added: &[f32; 16]) {
+        // SAFETY: the caller is compiled for AVX-512F; the arrays have a vector's size.
+        unsafe {
+            let sum = _mm512_add_ps(transmute::<[f32; 16], __m512>(*sums), transmute::<[f32; 16], __m512>(*added));
+            *sums = transmute::<__m512, [f32; 16]>(sum);
+        }
+    }
 }
 
 /// Four rows by sixteen columns at a time: eight accumulators.
@@ -114,6 +123,19 @@ impl Tile for Avx2 {
                         quarters[2 * half + 1] = transmute::<__m256, [f32; 8]>(right[r]);
                     }
                 }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add(sums: &mut [f32; 16], added: &[f32; 16]) {
+        let (sums, _) = sums.as_chunks_mut::<8>();
+        let (added, _) = added.as_chunks::<8>();
+        for (sums, added) in sums.iter_mut().zip(added) {
+            // SAFETY: the caller is compiled for AVX2; the arrays have a vector's size.
+            unsafe {
+                let sum = _mm256_add_ps(transmute::<[f32; 8], __m256>(*sums), transmute::<[f32; 8], __m256>(*added));
+                *sums = transmute::<__m256, [f32; 8]>(sum);
             }
         }
     }
