@@ -44,7 +44,7 @@ pub(crate) enum Error {
         /// From the manifest.
         digest: String,
         /// What is wrong.
-        source: shard::Error,
+        source: Box<shard::Error>,
     },
     /// Activations that can't be recorded.
     #[error("layer {layer}, samples {start} to {end}: {source}")]
@@ -56,7 +56,7 @@ pub(crate) enum Error {
         /// One past the last.
         end: u32,
         /// What is wrong.
-        source: shard::Error,
+        source: Box<shard::Error>,
     },
     /// The teacher can't be loaded or computed.
     #[error(transparent)]

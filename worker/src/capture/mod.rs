@@ -128,7 +128,7 @@ impl<'a> Recorder<'a> {
                 layer: name.clone(),
                 start: range.start,
                 end: range.end,
-                source,
+                source: Box::new(source),
             })?;
             let object = context.wait(context.objects.put(&keys::shard(round, name, range), bytes))?;
             written.push(v1::ShardRef { layer: name.clone(), object: Some(object) });

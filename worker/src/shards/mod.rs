@@ -139,7 +139,7 @@ async fn read(context: &Context, layer: &v1::LayerPlan, shard: &v1::ShardOfRange
     Shard::decode(&bytes, shape(layer, samples)).map_err(|source| Error::Shard {
         key: object.key.clone(),
         digest: object.digest.clone(),
-        source,
+        source: Box::new(source),
     })
 }
 
