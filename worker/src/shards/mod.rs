@@ -145,7 +145,8 @@ async fn read(context: &Context, layer: &v1::LayerPlan, shard: &v1::ShardOfRange
 
 #[cfg(test)]
 impl LayerData {
-    /// Activations that a block can nearly reproduce: the output mixes neighbouring pixels and the map's mean.
+    /// Activations that a block can nearly reproduce: the output is the map's mean and, of each pixel, the first quarter
+    /// of its channels, as many as pass a block's gate.
     pub(crate) fn made_up(layer: &v1::LayerPlan, training: usize, held_out: usize) -> Self {
         use deltaconv_proto::draw::{Purpose, generator, normal};
         let shape = shape(layer, training + held_out);
@@ -156,7 +157,8 @@ impl LayerData {
             let pixels = shape.height * shape.width;
             let mean = |c: usize| (0..pixels).map(|p| map[p * channels + c]).sum::<f32>() / pixels as f32;
             let means: Vec<f32> = (0..channels).map(mean).collect();
-            (0..len).map(move |i| 0.5 * map[i] + means[(i + 1) % channels]).collect::<Vec<f32>>()
+            let pixel = move |i: usize| map[i / channels * channels + i % (channels / 4)];
+            (0..len).map(move |i| 0.5 * pixel(i) + means[(i + 1) % channels]).collect::<Vec<f32>>()
         });
         let shard = Shard {
             shape,
