@@ -14,7 +14,7 @@ use crate::v1::ObjectRef;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The URL is not one.
-    #[error("{url:?} is not a URL ({source}); write file:///folder or s3://bucket/folder")]
+    #[error("{url:?} is not a URL ({source}); write file:///folder")]
     InvalidUrl {
         /// What was given.
         url: String,
@@ -22,16 +22,13 @@ pub enum Error {
         source: url::ParseError,
     },
     /// No back end serves this scheme.
-    #[error(
-        "no store for {url}: this build opens {}; check the scheme, or build with the feature of that store",
-        schemes()
-    )]
+    #[error("no store for {url}: this version opens folders that all machines see, file:///…")]
     Unsupported {
         /// What was given.
         url: String,
     },
     /// A URL that carries credentials would end up in logs and state.
-    #[error("{url} carries {what}; remove it: credentials come from the environment")]
+    #[error("{url} carries {what}; remove it")]
     NotInUrl {
         /// The URL, without what it must not carry.
         url: String,
@@ -96,21 +93,6 @@ pub enum Error {
     },
 }
 
-fn schemes() -> String {
-    let mut schemes = vec!["file://"];
-    for (on, scheme) in [
-        (cfg!(feature = "s3"), "s3://"),
-        (cfg!(feature = "gs"), "gs://"),
-        (cfg!(feature = "az"), "az://"),
-        (cfg!(feature = "http"), "http://"),
-    ] {
-        if on {
-            schemes.push(scheme);
-        }
-    }
-    schemes.join(", ")
-}
-
 /// The objects under one URL: a job's prefix, a teacher's folder. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Objects {
@@ -141,18 +123,13 @@ pub fn parse_url(url: &str) -> Result<Url, Error> {
 }
 
 impl Objects {
-    /// Opens the store of `url`. Reads nothing yet; of stores with credentials, takes them from the environment.
+    /// Opens the store of `url`. Reads nothing yet.
     pub fn open(url: &str) -> Result<Self, Error> {
         let parsed = parse_url(url)?;
         let unsupported = || Error::Unsupported { url: url.into() };
         let (scheme, prefix) = ObjectStoreScheme::parse(&parsed).map_err(|_| unsupported())?;
-        let store: Arc<dyn ObjectStore> = match scheme {
-            ObjectStoreScheme::Local => Arc::new(object_store::local::LocalFileSystem::new().with_fsync(true)),
-            _ => {
-                let (store, _) = object_store::parse_url_opts(&parsed, std::env::vars()).map_err(|_| unsupported())?;
-                Arc::from(store)
-            }
-        };
+        let ObjectStoreScheme::Local = scheme else { return Err(unsupported()) };
+        let store = Arc::new(object_store::local::LocalFileSystem::new().with_fsync(true));
         Ok(Self { url: url.trim_end_matches('/').into(), store, prefix })
     }
 
