@@ -9,7 +9,7 @@ mod header;
 mod writer;
 
 pub use dtype::Dtype;
-pub use header::{Header, TensorInfo, parse_header, parse_length};
+pub use header::{Header, TensorInfo, parse, parse_header, parse_length};
 pub use writer::serialize_header;
 
 /// Bytes before the JSON: its length.

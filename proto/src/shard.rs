@@ -9,7 +9,7 @@ use bytes::Bytes;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use crate::safetensors::{self, Dtype, Header, parse_header, parse_length, serialize_header};
+use crate::safetensors::{self, Dtype, Header, serialize_header};
 
 /// Why bytes aren't the shard that was expected.
 #[derive(Debug, thiserror::Error)]
@@ -115,9 +115,8 @@ impl Shard {
 
     /// The shard in `bytes`, if it is one of this shape.
     pub fn decode(bytes: &[u8], shape: Shape) -> Result<Self, Error> {
-        let header = header(bytes)?;
+        let (header, data) = safetensors::parse(bytes)?;
         check_header(&header, shape)?;
-        let data = &bytes[header.data_start() as usize..];
         let tensor = |name: &str| {
             // The header's check covers both: the tensor is there, and its range lies in the file.
             header.tensors.get(name).map_or(&data[..0], |info| &data[info.start as usize..info.end as usize])
@@ -146,13 +145,6 @@ impl Shard {
         }
         Ok(())
     }
-}
-
-fn header(bytes: &[u8]) -> Result<Header, Error> {
-    let file_len = bytes.len() as u64;
-    let first = bytes.first_chunk::<8>().ok_or(safetensors::Error::TooShort { file_len })?;
-    let length = parse_length(first, file_len)? as usize;
-    Ok(parse_header(&bytes[8..8 + length], file_len)?)
 }
 
 /// Checks that `header` is that of a shard of this shape.

@@ -1,6 +1,6 @@
 //! A whole safetensors object in memory, read with suspicion.
 
-use deltaconv_proto::safetensors::{self, Dtype, Header, LENGTH_BYTES, TensorInfo, parse_header, parse_length};
+use deltaconv_proto::safetensors::{self, Dtype, Header, TensorInfo};
 use half::{bf16, f16};
 
 use crate::task::Error;
@@ -15,11 +15,7 @@ pub(crate) struct Container<'a> {
 impl<'a> Container<'a> {
     /// The object in `bytes`; `name` is what errors call it.
     pub(crate) fn parse(name: &str, bytes: &'a [u8]) -> Result<Self, Error> {
-        let file_len = bytes.len() as u64;
-        let first = bytes.first_chunk::<8>().ok_or(safetensors::Error::TooShort { file_len })?;
-        let json_end = (LENGTH_BYTES + parse_length(first, file_len)?) as usize;
-        let header = parse_header(&bytes[LENGTH_BYTES as usize..json_end], file_len)?;
-        let data = &bytes[header.data_start() as usize..];
+        let (header, data) = safetensors::parse(bytes)?;
         Ok(Self { name: name.into(), header, data })
     }
 

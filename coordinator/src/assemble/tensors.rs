@@ -1,6 +1,6 @@
 //! Tensors of a safetensors object that is whole in memory, and whether they are exactly the expected ones.
 
-use deltaconv_proto::safetensors::{self, Dtype, Header, parse_header, parse_length};
+use deltaconv_proto::safetensors::{self, Dtype, Header};
 
 /// How tensors differ from what an object should hold.
 #[derive(Debug, thiserror::Error)]
@@ -101,14 +101,8 @@ pub(crate) struct Tensors<'a> {
 impl<'a> Tensors<'a> {
     /// Parses `bytes`, a whole object. Copies no tensor.
     pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
-        let file_len = bytes.len() as u64;
-        let Some((first, rest)) = bytes.split_first_chunk::<8>() else {
-            return Err(safetensors::Error::TooShort { file_len }.into());
-        };
-        // The length is at most what is left of the file, so it fits and the split can't fail.
-        let length = parse_length(first, file_len)? as usize;
-        let (json, data) = rest.split_at(length);
-        Ok(Self { header: parse_header(json, file_len)?, data })
+        let (header, data) = safetensors::parse(bytes)?;
+        Ok(Self { header, data })
     }
 
     /// The bytes of a tensor that the header has; empty for any other.

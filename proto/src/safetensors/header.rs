@@ -53,6 +53,18 @@ pub fn parse_length(first: &[u8; 8], file_len: u64) -> Result<u64, Error> {
     Ok(length)
 }
 
+/// Splits a whole file into its header and its data section. Copies no tensor; every tensor's range lies in the data.
+///
+/// # Errors
+/// As [`parse_length`] and [`parse_header`].
+pub fn parse(bytes: &[u8]) -> Result<(Header, &[u8]), Error> {
+    let file_len = bytes.len() as u64;
+    let (first, rest) = bytes.split_first_chunk::<8>().ok_or(Error::TooShort { file_len })?;
+    // The length is at most what is left of the file, so it fits and the split can't fail.
+    let (json, data) = rest.split_at(parse_length(first, file_len)? as usize);
+    Ok((parse_header(json, file_len)?, data))
+}
+
 /// Parses the JSON of a header, exactly the bytes that [`parse_length`] counted, of a file of `file_len` bytes.
 ///
 /// # Errors
