@@ -35,6 +35,8 @@ pub(crate) enum Command {
     Watch(commands::watch::Arguments),
     /// List the workers
     Workers(commands::workers::Arguments),
+    /// Measure what this machine does
+    Bench(commands::bench::Arguments),
     /// End a job before it is done
     Cancel(commands::cancel::Arguments),
 }

@@ -44,6 +44,9 @@ pub(crate) enum Error {
     #[error("{message}")]
     Worker { message: String },
 
+    #[error("{message}")]
+    Bench { message: String },
+
     #[error("cannot {action} {}: {source}", path.display())]
     File { action: &'static str, path: PathBuf, source: io::Error },
 

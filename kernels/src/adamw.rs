@@ -69,6 +69,22 @@ struct Factors {
     ema_rest: f32,
 }
 
+/// The factors of one step but for the clipping, as kernels on a device take them.
+#[cfg(feature = "cuda")]
+#[derive(Clone, Copy)]
+pub(crate) struct StepFactors {
+    pub(crate) keep: f32,
+    pub(crate) beta1: f32,
+    pub(crate) rest1: f32,
+    pub(crate) beta2: f32,
+    pub(crate) rest2: f32,
+    pub(crate) rate: f32,
+    pub(crate) root: f32,
+    pub(crate) eps: f32,
+    pub(crate) ema: f32,
+    pub(crate) ema_rest: f32,
+}
+
 /// One piece of every arena.
 struct Piece<'a> {
     weights: &'a mut [f32],
@@ -108,6 +124,14 @@ impl AdamW {
             update(factors, Piece { weights, gradients, m, v, ema });
         });
         Ok(norm)
+    }
+
+    /// The factors of the step with that number, the first being 1.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn step_factors(&self, lr: f64, step: u64) -> StepFactors {
+        let Factors { keep, beta1, rest1, beta2, rest2, rate, root, eps, ema, ema_rest, .. } =
+            self.factors(lr, 0.0, step);
+        StepFactors { keep, beta1, rest1, beta2, rest2, rate, root, eps, ema, ema_rest }
     }
 
     fn factors(&self, lr: f64, norm: f64, step: u64) -> Factors {

@@ -50,6 +50,40 @@ pub enum Error {
     /// Parameters, gradients or moments that belong to a block of another shape.
     #[error("`{0}` was laid out for a block of another shape")]
     OtherShape(&'static str),
+    /// There is no CUDA device that the kernels can run on.
+    #[error("no usable CUDA device: {0}; run on the CPU, or check `nvidia-smi` and CUDA_VISIBLE_DEVICES")]
+    NoDevice(String),
+    /// The driver can't run what the kernels were compiled to.
+    #[error("the CUDA driver is too old for this build ({0}); update it to one of CUDA 13.0 (580) or newer")]
+    OldDriver(String),
+    /// The device has too little free memory.
+    #[error(
+        "the device has no {bytes} bytes of memory left ({free} are free); take smaller batches or a larger device"
+    )]
+    OutOfMemory {
+        /// Bytes asked for.
+        bytes: usize,
+        /// Bytes free.
+        free: usize,
+    },
+    /// The device or one of CUDA's libraries failed. What ran on the device is lost; other devices can go on with it.
+    #[error("the device failed while {what}: {reason}")]
+    Gpu {
+        /// What was being done.
+        what: &'static str,
+        /// What the driver or library says.
+        reason: String,
+    },
+    /// A tensor of another dtype, device or layout than the call takes.
+    #[error("`{what}` is {found}, the block takes {expected}")]
+    Tensor {
+        /// The argument.
+        what: &'static str,
+        /// What it is.
+        found: String,
+        /// What it must be.
+        expected: String,
+    },
     /// A tensor name that the block does not have.
     #[error("the block has no tensor named `{0}`")]
     UnknownTensor(String),

@@ -18,7 +18,10 @@
 //! candle model. Results are the same bits for any number of threads.
 
 pub mod adamw;
+pub mod bench;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod error;
 mod op;
 mod parameters;

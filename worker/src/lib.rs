@@ -4,6 +4,7 @@
 //! the model that they work on.
 
 mod agent;
+pub mod bench;
 mod capture;
 mod container;
 mod data;

@@ -1,0 +1,200 @@
+//! Compares a device with the CPU path on fresh random inputs: outputs, every gradient, steps of the optimiser, and two
+//! runs bit by bit.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::gpu::Gpu;
+use super::tensor;
+use super::trainer::{Precision, Trainer};
+use crate::adamw::{AdamW, State};
+use crate::bench::noise;
+use crate::cpu::{self, Workspace};
+use crate::error::{Error, Result};
+use crate::parameters::Parameters;
+use crate::shape::{BlockShape, Gate};
+
+/// How far results may be from the CPU's, as ‖a − b‖ / ‖b‖.
+const TOLERANCE_F32: f64 = 1e-4;
+const TOLERANCE_BF16: f64 = 1e-2;
+
+/// One random block and batch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Case {
+    /// [B, H, W].
+    pub size: [usize; 3],
+    /// The block.
+    pub shape: BlockShape,
+    /// The tensors' dtype: F32, BF16 or F16.
+    pub dtype: DType,
+    seed: u64,
+}
+
+/// What a case showed: for each result its relative error, and what was wrong.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// By result: `y`, `loss`, the gradients by their tensors' names, `x`, and the weights after some steps.
+    pub errors: Vec<(String, f64)>,
+    /// The tolerance.
+    pub tolerance: f64,
+    /// Whether a second run gave the same bits.
+    pub repeats: bool,
+}
+
+impl Outcome {
+    /// Whether everything is as it must be.
+    pub fn holds(&self) -> bool {
+        self.repeats && self.errors.iter().all(|(_, error)| *error <= self.tolerance)
+    }
+
+    /// The largest error and where it is.
+    pub fn worst(&self) -> (&str, f64) {
+        let worst = self.errors.iter().max_by(|a, b| a.1.total_cmp(&b.1));
+        worst.map_or(("", 0.0), |(name, error)| (name, *error))
+    }
+}
+
+/// The `index`-th random case of a seed.
+pub fn case(seed: u64, index: u64) -> Result<Case> {
+    let mut draws = noise(seed.wrapping_add(index.wrapping_mul(0x1000_0001)), 16, 1.0).into_iter();
+    let mut below = |count: usize| ((draws.next().unwrap_or(0.0) + 1.0) * 0.5 * count as f32) as usize % count;
+    let edges = [1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17, 24, 32, 33, 40];
+    let scales =
+        [vec![1.0], vec![1.0, 0.5], vec![1.0, 0.5], vec![1.0, 0.5, 0.25], vec![1.0, 0.7, 0.3]][below(5)].clone();
+    let smallest = scales.iter().copied().fold(1.0, f64::min);
+    let least = (1.0_f64 / smallest).ceil() as usize;
+    let kernel_size = if below(4) == 0 { 2 * below(16) + 1 } else { 2 * below(7) + 1 };
+    let channels = [8, 12, 16, 24, 40, 64, 96, 160][below(8)];
+    let gate = if below(2) == 0 { Gate::Scaled } else { Gate::Sigmoid };
+    let size = [[1, 1, 2, 3, 5, 8][below(6)], edges[below(16)].max(least), edges[below(16)].max(least)];
+    let dtype = [DType::F32, DType::BF16, DType::BF16, DType::F16][below(4)];
+    Ok(Case { size, shape: BlockShape::new(channels, 0.5, kernel_size, scales, gate)?, dtype, seed: seed ^ index })
+}
+
+/// Runs a case on a device and on the CPU.
+pub fn run(gpu: &Arc<Gpu>, device: &Device, case: &Case) -> Result<Outcome> {
+    let Case { size, shape, dtype, seed } = case;
+    let [batch, height, width] = *size;
+    let dims = (batch, height, width, shape.channels());
+    let length = batch * height * width * shape.channels();
+    let rounded = |seed, bound| {
+        Tensor::from_vec(noise(seed, length, bound), dims, &Device::Cpu).and_then(|tensor| tensor.to_dtype(*dtype))
+    };
+    let values = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+    let candle = |error: candle_core::Error| Error::Gpu { what: "making a batch", reason: error.to_string() };
+    let (x, target) = (rounded(seed ^ 1, 1.7).map_err(candle)?, rounded(seed ^ 2, 1.7).map_err(candle)?);
+    let (x_values, target_values) = (values(&x).map_err(candle)?, values(&target).map_err(candle)?);
+    let weights = random_weights(shape, *seed, *dtype != DType::F32);
+    let optimiser =
+        AdamW { clip_norm: (seed % 2 == 0).then_some(0.5), weight_decay: 0.02, ema_decay: 0.9, ..AdamW::default() };
+
+    // The CPU's results.
+    let mut workspace = Workspace::default();
+    let mut y = vec![0.0; length];
+    cpu::forward(shape, &weights, &x_values, *size, &mut y, &mut workspace)?;
+    let mut gradients = weights.zeros_like();
+    let mut x_gradient = vec![0.0; length];
+    let loss = cpu::loss_and_gradient(
+        shape,
+        &weights,
+        &x_values,
+        &target_values,
+        *size,
+        3.0,
+        &mut gradients,
+        Some(&mut x_gradient),
+        &mut workspace,
+    )?;
+
+    // The device's.
+    let precision = if *dtype == DType::F32 { Precision::F32 } else { Precision::Bf16 };
+    let tolerance = if *dtype == DType::F32 { TOLERANCE_F32 } else { TOLERANCE_BF16 };
+    let (x, target) = (x.to_device(device).map_err(candle)?, target.to_device(device).map_err(candle)?);
+    let mut trainer = Trainer::new(gpu, &weights, optimiser, &State::new(&weights, true), *size, precision)?;
+    trainer.poison()?;
+    let output = values(&trainer.forward(&x, false)?).map_err(candle)?;
+    trainer.poison()?;
+    let (device_loss, device_gradients, device_x) = trainer.gradients(&x, &target, 3.0, true)?;
+    let device_x = match device_x {
+        Some(tensor) => values(&tensor).map_err(candle)?,
+        None => Vec::new(),
+    };
+    let mut errors = vec![
+        ("y".to_owned(), relative(&output, &y)),
+        ("loss".to_owned(), (device_loss - loss).abs() / loss),
+        ("x".to_owned(), relative(&device_x, &x_gradient)),
+    ];
+    for ((tensor, found), (_, expected)) in device_gradients.iter().zip(gradients.iter()) {
+        errors.push((tensor.name.clone(), relative(found, expected)));
+    }
+
+    // The optimiser, given the same gradients: three steps on the CPU with the device's own.
+    let mut after = weights.clone();
+    let mut state = State::new(&weights, true);
+    for _ in 0..3 {
+        let mut other = Trainer::new(gpu, &after, optimiser, &state, *size, precision)?;
+        let (_, gradients, _) = other.gradients(&x, &target, 3.0, false)?;
+        optimiser.step(1e-3, &mut after, &gradients, &mut state)?;
+    }
+    for _ in 0..3 {
+        trainer.poison()?;
+        trainer.step(&x, &target, 3.0, 1e-3)?;
+    }
+    let (found, found_state) = trainer.download()?;
+    errors.push(("weights after steps".into(), change(&found, &after, &weights) * tolerance / TOLERANCE_BF16));
+    if let (Some(found), Some(expected)) = (&found_state.ema, &state.ema) {
+        errors.push(("average after steps".into(), relative(found.values(), expected.values())));
+    }
+
+    // The same again, bit by bit.
+    let mut again = Trainer::new(gpu, &weights, optimiser, &State::new(&weights, true), *size, precision)?;
+    let repeated = values(&again.forward(&x, false)?).map_err(candle)?;
+    let (_, repeated_gradients, _) = again.gradients(&x, &target, 3.0, false)?;
+    for _ in 0..3 {
+        again.step(&x, &target, 3.0, 1e-3)?;
+    }
+    let (repeated_weights, repeated_state) = again.download()?;
+    let repeats = repeated == output
+        && repeated_gradients == device_gradients
+        && repeated_weights == found
+        && repeated_state == found_state;
+    tensor::release(gpu, &x)?;
+    Ok(Outcome { errors, tolerance, repeats })
+}
+
+/// Random weights; `coarse` are those that bf16 can hold, as the inputs are.
+fn random_weights(shape: &BlockShape, seed: u64, coarse: bool) -> Parameters {
+    let mut weights = Parameters::zeros(shape);
+    for (index, tensor) in shape.tensors().into_iter().enumerate() {
+        let inputs = match tensor.dims.as_slice() {
+            [kernel, _, _] => kernel * kernel,
+            dims => dims[dims.len() - 1],
+        };
+        let bound = 1.7 / (inputs as f32).sqrt();
+        let mut values = noise(seed.wrapping_mul(31).wrapping_add(index as u64), tensor.len(), bound);
+        if coarse {
+            values.iter_mut().for_each(|value| *value = half::bf16::from_f32(*value).to_f32());
+        }
+        if let Ok(target) = weights.get_mut(&tensor.name) {
+            target.copy_from_slice(&values);
+        }
+    }
+    weights
+}
+
+/// ‖found − expected‖ / ‖expected‖; infinite where something is not finite.
+fn relative(found: &[f32], expected: &[f32]) -> f64 {
+    let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
+    let difference = squares(&mut found.iter().zip(expected).map(|(a, b)| f64::from(*a) - f64::from(*b)));
+    let size = squares(&mut expected.iter().map(|b| f64::from(*b)));
+    let error = difference / size.max(f64::MIN_POSITIVE);
+    if error.is_finite() && found.len() == expected.len() { error } else { f64::INFINITY }
+}
+
+/// How far the weights' way from `start` is from the expected one, relative to it.
+fn change(found: &Parameters, expected: &Parameters, start: &Parameters) -> f64 {
+    let way =
+        |to: &Parameters| -> Vec<f32> { to.values().iter().zip(start.values()).map(|(to, from)| to - from).collect() };
+    relative(&way(found), &way(expected))
+}

@@ -1,0 +1,16 @@
+//! The block and its training on NVIDIA GPUs; `kernels/README.md` says how the kernels work.
+
+pub mod check;
+mod fused;
+mod gpu;
+mod middle;
+mod pass;
+mod product;
+mod tensor;
+mod timing;
+mod trainer;
+mod weights;
+
+pub use gpu::Gpu;
+pub use timing::{Times, measure};
+pub use trainer::{Precision, Trainer};

@@ -1,0 +1,480 @@
+//! The block over a batch of one size: its buffers, its products, and the order in which kernels run.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaSlice, result};
+
+use super::fused;
+use super::gpu::{Address, Gpu, Grid, On, Source, address, failed, launch};
+use super::middle::Middle;
+use super::product::{Matrix, Operands, Product, Shape, Type};
+use super::weights::{Arena, Weights, suffix};
+use crate::error::{Error, Result};
+use crate::shape::BlockShape;
+
+/// Blocks that a reduction over positions is cut into, at least, so that it fills a device.
+const REDUCTION_BLOCKS: usize = 528;
+/// Tiles of 128×128 that a product should have; more of its sum is cut into parts where it has fewer.
+const PRODUCT_TILES: usize = 128;
+/// Positions that one part of such a sum has at least.
+const PART_POSITIONS: usize = 1024;
+
+/// A block's forward pass, and its way back where it is trained, for batches of one size.
+#[derive(Debug)]
+pub(super) struct Pass {
+    gpu: Arc<Gpu>,
+    pub(super) shape: BlockShape,
+    pub(super) size: [usize; 3],
+    pub(super) kind: Type,
+    memory: CudaSlice<u8>,
+    /// Bytes of the buffers.
+    pub(super) bytes: usize,
+    /// Those of one gradient of the products' weights.
+    pub(super) gradient_bytes: usize,
+    at: Buffers,
+    sums: ColumnSums,
+    up: Product,
+    out: Product,
+    middle: Middle,
+    back: Option<Back>,
+}
+
+/// What only training needs.
+#[derive(Debug)]
+struct Back {
+    features: Product,
+    out: Product,
+    out_parts: usize,
+    up: Product,
+    up_parts: usize,
+    input: Product,
+}
+
+/// Where the buffers lie; 0 for those that the pass has not.
+#[derive(Debug, Clone, Copy, Default)]
+struct Buffers {
+    /// conv_up's output without its bias, planes [d, B, H, W]; its gradient replaces it.
+    hidden: Address,
+    /// [S·d/2, B, H, W].
+    features: Address,
+    feature_gradient: Address,
+    /// y − target, then twice its half: the squared error's gradient but for the factor. [B, H, W, C].
+    residual: Address,
+    input_parts: Address,
+    residual_parts: Address,
+    squares: Address,
+    /// f32 [B, C].
+    means: Address,
+    residual_sums: Address,
+    /// What all positions of an image share, [B, C].
+    shared: Address,
+    out_parts: Address,
+    up_parts: Address,
+    taps_parts: Address,
+    bias_parts: Address,
+}
+
+/// How the sums over positions are cut.
+#[derive(Debug, Clone, Copy)]
+struct ColumnSums {
+    blocks: (u32, u32, u32),
+    wide: bool,
+}
+
+impl ColumnSums {
+    fn new(channels: usize, [batch, height, width]: [usize; 3], kind: Type) -> Self {
+        let lanes = 16 / kind.bytes();
+        let wide = channels.is_multiple_of(lanes);
+        let columns = channels.div_ceil(8 * if wide { lanes } else { 1 });
+        let parts = REDUCTION_BLOCKS.div_ceil(columns * batch).clamp(1, (height * width).div_ceil(64));
+        Self { blocks: (columns as u32, parts as u32, batch as u32), wide }
+    }
+
+    fn parts(self) -> usize {
+        self.blocks.1 as usize
+    }
+
+    fn count(self) -> usize {
+        self.blocks.0 as usize * self.blocks.1 as usize * self.blocks.2 as usize
+    }
+}
+
+/// Hands out parts of one allocation.
+#[derive(Default)]
+struct Plan(usize);
+
+impl Plan {
+    fn take(&mut self, bytes: usize) -> u64 {
+        let start = self.0;
+        self.0 += bytes.next_multiple_of(256);
+        start as u64
+    }
+}
+
+impl Pass {
+    pub(super) fn new(
+        gpu: &Arc<Gpu>,
+        shape: &BlockShape,
+        size: [usize; 3],
+        kind: Type,
+        training: bool,
+    ) -> Result<Self> {
+        let [batch, height, width] = size;
+        fused::maps(shape, size)?;
+        if batch == 0 {
+            return Err(Error::EmptyBatch);
+        }
+        let area = height * width;
+        let positions = batch.checked_mul(area).filter(|&n| n.checked_mul(shape.channels()).is_some_and(fits_kernels));
+        let Some(positions) = positions else { return Err(Error::TooLarge(size)) };
+        let (c, d, f) = (shape.channels(), shape.inner(), shape.features());
+        let e = kind.bytes();
+        let sums = ColumnSums::new(c, size, kind);
+        let middle_parts = Middle::parts(gpu, shape, size, kind)?;
+        let up_parts = parts(positions, c.div_ceil(128) * d.div_ceil(128));
+        let out_parts = parts(positions, c.div_ceil(128) * f.div_ceil(128));
+
+        let mut plan = Plan::default();
+        let mut at = Buffers {
+            hidden: plan.take(d * positions * e),
+            features: plan.take(f * positions * e),
+            input_parts: plan.take(sums.parts() * batch * c * 4),
+            means: plan.take(batch * c * 4),
+            shared: plan.take(batch * c * e),
+            ..Buffers::default()
+        };
+        if training {
+            at.feature_gradient = plan.take(f * positions * e);
+            at.residual = plan.take(positions * c * e);
+            at.residual_parts = plan.take(sums.parts() * batch * c * 4);
+            at.squares = plan.take(sums.count() * 8);
+            at.residual_sums = plan.take(batch * c * 4);
+            at.out_parts = plan.take(out_parts * c * f * 4);
+            at.up_parts = plan.take(up_parts * c * d * 4);
+            let taps = shape.kernel_size() * shape.kernel_size() * shape.scales().len();
+            at.taps_parts = plan.take(middle_parts * taps * d * 4);
+            at.bias_parts = plan.take(middle_parts * d * 4);
+        }
+        let middle_at = plan.take(Middle::bytes(gpu, shape, size, kind, training)?);
+        let bytes = plan.0;
+        let memory = gpu.alloc(bytes)?;
+        let base = address(&memory, &gpu.stream);
+        at.shift(base);
+
+        let row =
+            |rows, columns, leading, stride, transposed| Matrix { rows, columns, leading, stride, kind, transposed };
+        let up = Shape {
+            a: row(c, positions, c, 0, true),
+            b: row(c, d, c, 0, false),
+            d: row(positions, d, positions, 0, false),
+            batch: 1,
+            bias: false,
+        };
+        let out = Shape {
+            a: row(f, c, f, 0, true),
+            b: row(area, f, positions, area, true),
+            d: row(c, area, c, area * c, false),
+            batch,
+            bias: true,
+        };
+        let back = if training {
+            let sum = |rows, columns| Matrix {
+                rows,
+                columns,
+                leading: rows,
+                stride: rows * columns,
+                kind: Type::F32,
+                transposed: false,
+            };
+            let features = Shape {
+                a: row(c, positions, c, 0, true),
+                b: row(f, c, f, 0, true),
+                d: row(positions, f, positions, 0, false),
+                batch: 1,
+                bias: false,
+            };
+            let part = positions / out_parts;
+            let out = Shape {
+                a: row(part, f, positions, part, true),
+                b: row(c, part, c, part * c, true),
+                d: sum(f, c),
+                batch: out_parts,
+                bias: false,
+            };
+            let part = positions / up_parts;
+            let up = Shape {
+                a: row(c, part, c, part * c, false),
+                b: row(part, d, positions, part, false),
+                d: sum(c, d),
+                batch: up_parts,
+                bias: false,
+            };
+            let input = Shape {
+                a: row(c, d, c, 0, false),
+                b: row(area, d, positions, area, true),
+                d: row(c, area, c, area * c, false),
+                batch,
+                bias: true,
+            };
+            Some(Back {
+                features: Product::new(gpu, features)?,
+                out: Product::new(gpu, out)?,
+                out_parts,
+                up: Product::new(gpu, up)?,
+                up_parts,
+                input: Product::new(gpu, input)?,
+            })
+        } else {
+            None
+        };
+        Ok(Self {
+            middle: Middle::new(gpu, shape, size, kind, base + middle_at, training)?,
+            gpu: gpu.clone(),
+            shape: shape.clone(),
+            size,
+            kind,
+            memory,
+            bytes,
+            gradient_bytes: if training { c * (d + f) * 4 } else { 0 },
+            at,
+            sums,
+            up: Product::new(gpu, up)?,
+            out: Product::new(gpu, out)?,
+            back,
+        })
+    }
+
+    /// Fills all buffers with bytes that read as NaN, so that what is not written shows.
+    pub(super) fn poison(&mut self) -> Result<()> {
+        let at = address(&self.memory, &self.gpu.stream);
+        // SAFETY: the buffer has that many bytes.
+        unsafe { result::memset_d8_async(at, 0xff, self.bytes, self.gpu.stream.cu_stream()) }
+            .map_err(failed("clearing memory"))
+    }
+
+    fn positions(&self) -> usize {
+        self.size.iter().product()
+    }
+
+    /// y [B, H, W, C] of x.
+    ///
+    /// # Safety
+    /// `x` and `y` must be addresses of that many values of the pass' type.
+    pub(super) unsafe fn forward(&mut self, weights: &Weights, x: Address, y: Address) -> Result<()> {
+        // SAFETY: the caller's promise; without a factor y is not read.
+        unsafe { self.output(weights, x, y, y, 0.0) }
+    }
+
+    /// The residual of x's output against the target, its sums, and its mean square in `losses[factors.slot]`.
+    ///
+    /// # Safety
+    /// `x` and `target` must be addresses of B·H·W·C values of the pass' type, and the pass one for training.
+    pub(super) unsafe fn residual(
+        &mut self,
+        weights: &Weights,
+        x: Address,
+        target: Address,
+        losses: Address,
+        factors: Address,
+    ) -> Result<()> {
+        let residual = self.at.residual;
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.output(weights, x, residual, target, -1.0)?;
+            self.gpu.fork()?;
+            self.column_sums(On::Side, residual, 1.0, self.at.residual_parts, self.at.squares)?;
+            let share = 1.0 / (self.positions() * self.shape.channels()) as f64;
+            let (parts, sums, squares) = (self.at.residual_parts, self.at.residual_sums, self.at.squares);
+            self.reduce(parts, 1.0, sums, squares, share, losses, factors)
+        }
+    }
+
+    unsafe fn output(&mut self, weights: &Weights, x: Address, y: Address, target: Address, beta: f32) -> Result<()> {
+        let gpu = self.gpu.clone();
+        let at = self.at;
+        let [up_bias, out_bias, pool_bias] = weights.biases();
+        let [batch, height, width] = self.size;
+        let (batch_size, channels) = (batch as i32, self.shape.channels() as i32);
+        // SAFETY: the buffers have the sizes that the plan gave them, and the caller's have theirs.
+        unsafe {
+            gpu.fork()?;
+            let share = 1.0 / (height * width) as f32;
+            if self.sums.parts() == 1 {
+                self.column_sums(On::Side, x, share, at.means, 0)?;
+            } else {
+                self.column_sums(On::Side, x, 1.0, at.input_parts, 0)?;
+                self.reduce(at.input_parts, share, at.means, 0, 0.0, 0, 0)?;
+            }
+            let function = gpu.function(Source::Step, &format!("pooled_linear_{}", suffix(self.kind)))?;
+            let grid = Grid {
+                blocks: (self.shape.channels().div_ceil(8) as u32, batch.div_ceil(4) as u32, 1),
+                threads: 256,
+                shared: 0,
+            };
+            let weight = weights.prepared.pool;
+            launch!(
+                gpu,
+                On::Side,
+                function,
+                grid,
+                [at.means, weight, pool_bias, out_bias, at.shared, batch_size, channels]
+            )?;
+
+            let operands =
+                Operands { a: x, b: weights.prepared.up, c: at.hidden, d: at.hidden, bias: 0, alpha: 1.0, beta: 0.0 };
+            self.up.run(&gpu, On::Main, operands)?;
+            self.middle.forward(&gpu, at.hidden, up_bias, weights.prepared.taps, at.features)?;
+            gpu.join()?;
+            let bias = at.shared;
+            let operands =
+                Operands { a: weights.prepared.out, b: at.features, c: target, d: y, bias, alpha: 1.0, beta };
+            self.out.run(&gpu, On::Main, operands)
+        }
+    }
+
+    /// The parts of all gradients, from the residual. Ends with the side stream joined.
+    ///
+    /// # Safety
+    /// [`Self::residual`] must have run for the same `x`.
+    pub(super) unsafe fn backward(&mut self, weights: &Weights, x: Address) -> Result<()> {
+        let gpu = self.gpu.clone();
+        let at = self.at;
+        let [up_bias, ..] = weights.biases();
+        let Some(back) = &mut self.back else { return Err(Error::OtherShape("pass without training")) };
+        let operands = |a, b, d| Operands { a, b, c: d, d, bias: 0, alpha: 1.0, beta: 0.0 };
+        // SAFETY: the buffers have the sizes that the plan gave them, and the caller's have theirs.
+        unsafe {
+            back.out.run(&gpu, On::Side, operands(at.features, at.residual, at.out_parts))?;
+            let (gradient, taps) = (at.feature_gradient, weights.prepared.taps);
+            back.features.run(&gpu, On::Main, operands(at.residual, weights.prepared.out, gradient))?;
+            let parts = (at.taps_parts, at.bias_parts);
+            self.middle.backward(&gpu, at.hidden, up_bias, taps, gradient, at.hidden, parts)?;
+            back.up.run(&gpu, On::Main, operands(x, at.hidden, at.up_parts))?;
+        }
+        gpu.join()
+    }
+
+    /// x's gradient [B, H, W, C] times `scale`, after [`Self::backward`].
+    ///
+    /// # Safety
+    /// `target` must be the address of B·H·W·C values of the pass' type.
+    pub(super) unsafe fn input_gradient(&mut self, weights: &Weights, scale: f32, target: Address) -> Result<()> {
+        let gpu = self.gpu.clone();
+        let at = self.at;
+        let [batch, height, width] = self.size;
+        let channels = self.shape.channels();
+        let Some(back) = &mut self.back else { return Err(Error::OtherShape("pass without training")) };
+        let function = gpu.function(Source::Step, &format!("pooled_backward_{}", suffix(self.kind)))?;
+        let grid = Grid { blocks: (channels.div_ceil(256) as u32, batch as u32, 1), threads: 256, shared: 0 };
+        let factor = scale / (height * width) as f32;
+        let (pool, batch, channels) = (weights.prepared.pool, batch as i32, channels as i32);
+        // SAFETY: as in `backward`.
+        unsafe {
+            launch!(gpu, On::Main, function, grid, [at.residual_sums, pool, factor, at.shared, batch, channels])?;
+            let operands = Operands {
+                a: weights.prepared.up,
+                b: at.hidden,
+                c: target,
+                d: target,
+                bias: at.shared,
+                alpha: scale,
+                beta: 0.0,
+            };
+            back.input.run(&gpu, On::Main, operands)
+        }
+    }
+
+    /// The arena with the parts that [`Self::backward`] leaves.
+    pub(super) fn arena(&self, weights: &Weights) -> Arena {
+        let (up_count, out_count) = self.back.as_ref().map_or((0, 0), |back| (back.up_parts, back.out_parts));
+        Arena {
+            batch: self.size[0] as i32,
+            up_parts: self.at.up_parts,
+            middle_bias_parts: self.at.bias_parts,
+            middle_taps_parts: self.at.taps_parts,
+            out_parts: self.at.out_parts,
+            up_count: up_count as i32,
+            middle_count: self.middle.sum_parts() as i32,
+            out_count: out_count as i32,
+            output_sums: self.at.residual_sums,
+            means: self.at.means,
+            ..weights.arena
+        }
+    }
+
+    unsafe fn column_sums(&self, on: On, x: Address, factor: f32, parts: Address, squares: Address) -> Result<()> {
+        let ending = if self.sums.wide { "" } else { "_single" };
+        let function = self.gpu.function(Source::Step, &format!("column_sums_{}{ending}", suffix(self.kind)))?;
+        let (rows, channels) = ((self.size[1] * self.size[2]) as i32, self.shape.channels() as i32);
+        let grid = Grid { blocks: self.sums.blocks, threads: 256, shared: 0 };
+        // SAFETY: the caller's promise.
+        unsafe { launch!(self.gpu, on, function, grid, [x, factor, parts, squares, rows, channels]) }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the kernel's")]
+    unsafe fn reduce(
+        &self,
+        parts: Address,
+        factor: f32,
+        sums: Address,
+        squares: Address,
+        share: f64,
+        losses: Address,
+        factors: Address,
+    ) -> Result<()> {
+        let function = self.gpu.function(Source::Step, "reduce_sums")?;
+        let length = self.size[0] * self.shape.channels();
+        let (count, square_count, values) = (self.sums.parts() as i32, self.sums.count() as i32, length as i32);
+        let grid = Grid { blocks: (length.div_ceil(32) as u32, 1, 1), threads: 256, shared: 0 };
+        let gpu = &self.gpu;
+        // SAFETY: the caller's promise.
+        unsafe {
+            launch!(
+                gpu,
+                On::Side,
+                function,
+                grid,
+                [parts, count, values, factor, sums, squares, square_count, share, losses, factors]
+            )
+        }
+    }
+}
+
+impl Buffers {
+    /// From offsets to addresses.
+    fn shift(&mut self, base: Address) {
+        let Self {
+            hidden,
+            features,
+            feature_gradient,
+            residual,
+            input_parts,
+            residual_parts,
+            squares,
+            means,
+            residual_sums,
+            shared,
+            out_parts,
+            up_parts,
+            taps_parts,
+            bias_parts,
+        } = self;
+        let all = [hidden, features, feature_gradient, residual, input_parts, residual_parts, squares];
+        let more = [means, residual_sums, shared, out_parts, up_parts, taps_parts, bias_parts];
+        for address in all.into_iter().chain(more) {
+            *address += base;
+        }
+    }
+}
+
+/// Sizes that the kernels' 32-bit counts of rows, and the products' dimensions, can hold.
+fn fits_kernels(values: usize) -> bool {
+    values <= 1 << 40
+}
+
+/// Into how many equal parts the sum over positions is cut, so that a product of `tiles` tiles fills the device.
+fn parts(positions: usize, tiles: usize) -> usize {
+    let most = (PRODUCT_TILES / tiles).min(positions / PART_POSITIONS).max(1);
+    let even = |parts: &usize| positions.is_multiple_of(*parts) && (positions / parts).is_multiple_of(8);
+    (1..=most).rev().find(even).unwrap_or(1)
+}

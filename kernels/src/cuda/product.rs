@@ -1,0 +1,260 @@
+//! Matrix products through cuBLASLt. Its matrices are column-major: a row-major [r, c] matrix is a c×r one.
+
+use std::ffi::c_void;
+
+use cudarc::cublaslt::result::{self as lt, CublasError};
+use cudarc::cublaslt::sys;
+
+use super::gpu::{Address, Gpu, On};
+use crate::error::{Error, Result};
+
+/// The type of a matrix' values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Type {
+    F32,
+    Bf16,
+}
+
+impl Type {
+    fn code(self) -> sys::cudaDataType {
+        match self {
+            Self::F32 => sys::cudaDataType::CUDA_R_32F,
+            Self::Bf16 => sys::cudaDataType::CUDA_R_16BF,
+        }
+    }
+
+    pub(super) fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+/// One operand in memory, column-major: `rows`×`columns`, `leading` values from column to column, `stride` from one
+/// product of a batch to the next.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Matrix {
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) leading: usize,
+    pub(super) stride: usize,
+    pub(super) kind: Type,
+    /// Used transposed; for a and b.
+    pub(super) transposed: bool,
+}
+
+/// d = alpha·a·b + beta·c + bias, for a batch. Sums are f32.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) a: Matrix,
+    pub(super) b: Matrix,
+    /// Of c too.
+    pub(super) d: Matrix,
+    pub(super) batch: usize,
+    /// A bias for each of d's rows, and for each product of the batch.
+    pub(super) bias: bool,
+}
+
+/// A product with its algorithm, chosen once by cuBLASLt's heuristics and never by timing, so that every run adds in the
+/// same order.
+#[derive(Debug)]
+pub(super) struct Product {
+    operation: Operation,
+    a: Layout,
+    b: Layout,
+    d: Layout,
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+// SAFETY: descriptors are plain memory that cuBLASLt only reads, and setting the bias takes `&mut`.
+unsafe impl Send for Product {}
+
+/// Where the operands of a call lie. `c` is read where `beta` is not 0.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Operands {
+    pub(super) a: Address,
+    pub(super) b: Address,
+    pub(super) c: Address,
+    pub(super) d: Address,
+    pub(super) bias: Address,
+    pub(super) alpha: f32,
+    pub(super) beta: f32,
+}
+
+impl Product {
+    pub(super) fn new(gpu: &Gpu, shape: Shape) -> Result<Self> {
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        let mut operation = Operation::new()?;
+        for (attribute, matrix) in
+            [(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, shape.a), (Attribute::CUBLASLT_MATMUL_DESC_TRANSB, shape.b)]
+        {
+            let transposition = match matrix.transposed {
+                true => cudarc::cublas::sys::cublasOperation_t::CUBLAS_OP_T,
+                false => cudarc::cublas::sys::cublasOperation_t::CUBLAS_OP_N,
+            };
+            operation.set(attribute, &transposition)?;
+        }
+        if shape.bias {
+            operation
+                .set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
+            operation.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE, &(shape.d.rows as i64))?;
+            operation.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &shape.d.kind.code())?;
+        }
+        let layout = |matrix| Layout::new(matrix, shape.batch);
+        let (a, b, d) = (layout(shape.a)?, layout(shape.b)?, layout(shape.d)?);
+        let algorithm = choose(gpu, &operation, &a, &b, &d, shape)?;
+        Ok(Self { operation, a, b, d, algorithm })
+    }
+
+    /// Starts the product.
+    ///
+    /// # Safety
+    /// The addresses must hold matrices as the shape says.
+    pub(super) unsafe fn run(&mut self, gpu: &Gpu, on: On, operands: Operands) -> Result<()> {
+        let Operands { a, b, c, d, bias, alpha, beta } = operands;
+        if bias != 0 {
+            self.operation.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
+        }
+        let (workspace, workspace_bytes) = gpu.workspace(on);
+        // SAFETY: the caller's promise; factors are read before the call returns.
+        let status = unsafe {
+            sys::cublasLtMatmul(
+                gpu.handle(),
+                self.operation.0,
+                (&raw const alpha).cast(),
+                a as *const c_void,
+                self.a.0,
+                b as *const c_void,
+                self.b.0,
+                (&raw const beta).cast(),
+                c as *const c_void,
+                self.d.0,
+                d as *mut c_void,
+                self.d.0,
+                &raw const self.algorithm,
+                workspace as *mut c_void,
+                workspace_bytes,
+                gpu.stream(on).cu_stream().cast(),
+            )
+        };
+        status.result().map_err(failed("multiplying matrices"))
+    }
+}
+
+/// The heuristics' first choice for operands whose addresses are as aligned as their strides.
+fn choose(
+    gpu: &Gpu,
+    operation: &Operation,
+    a: &Layout,
+    b: &Layout,
+    d: &Layout,
+    shape: Shape,
+) -> Result<sys::cublasLtMatmulAlgo_t> {
+    use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
+    let preference = Preference::new()?;
+    let (_, workspace) = gpu.workspace(On::Main);
+    preference.set(Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace)?;
+    let alignments = [
+        (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, shape.a),
+        (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, shape.b),
+        (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, shape.d),
+        (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, shape.d),
+    ];
+    for (attribute, matrix) in alignments {
+        preference.set(attribute, &alignment(matrix))?;
+    }
+    // SAFETY: all descriptors are alive.
+    let found = unsafe { lt::get_matmul_algo_heuristic(gpu.handle(), operation.0, a.0, b.0, d.0, d.0, preference.0) };
+    Ok(found.map_err(failed("choosing a matrix product"))?.algo)
+}
+
+/// Bytes that every column of every product of a batch begins at a multiple of, at most 16 (less would be chosen anew
+/// for each address).
+fn alignment(matrix: Matrix) -> u32 {
+    let bits = (matrix.leading | matrix.stride) * matrix.kind.bytes() | 16;
+    1 << bits.trailing_zeros()
+}
+
+#[derive(Debug)]
+struct Operation(sys::cublasLtMatmulDesc_t);
+
+impl Operation {
+    fn new() -> Result<Self> {
+        let (sums, scale) = (sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType::CUDA_R_32F);
+        lt::create_matmul_desc(sums, scale).map(Self).map_err(failed("describing a matrix product"))
+    }
+
+    fn set<T>(&mut self, attribute: sys::cublasLtMatmulDescAttributes_t, value: &T) -> Result<()> {
+        let value = std::ptr::from_ref(value);
+        // SAFETY: cuBLASLt copies the value, whose type is the attribute's at every call above.
+        unsafe { lt::set_matmul_desc_attribute(self.0, attribute, value.cast(), size_of::<T>()) }
+            .map_err(failed("describing a matrix product"))
+    }
+}
+
+impl Drop for Operation {
+    fn drop(&mut self) {
+        // SAFETY: the descriptor is this value's own.
+        let _ = unsafe { lt::destroy_matmul_desc(self.0) };
+    }
+}
+
+#[derive(Debug)]
+struct Layout(sys::cublasLtMatrixLayout_t);
+
+impl Layout {
+    fn new(matrix: Matrix, batch: usize) -> Result<Self> {
+        use sys::cublasLtMatrixLayoutAttribute_t::{
+            CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+        };
+        let Matrix { rows, columns, leading, stride, kind, .. } = matrix;
+        let layout = lt::create_matrix_layout(kind.code(), rows as u64, columns as u64, leading as i64)
+            .map(Self)
+            .map_err(failed("describing a matrix"))?;
+        let (batch, stride) = (batch as i32, stride as i64);
+        // SAFETY: cuBLASLt copies the values, whose types are the attributes'.
+        unsafe {
+            let count = (&raw const batch).cast();
+            lt::set_matrix_layout_attribute(layout.0, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, count, 4)
+                .map_err(failed("describing a matrix"))?;
+            let offset = (&raw const stride).cast();
+            lt::set_matrix_layout_attribute(layout.0, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, offset, 8)
+                .map_err(failed("describing a matrix"))?;
+        }
+        Ok(layout)
+    }
+}
+
+impl Drop for Layout {
+    fn drop(&mut self) {
+        // SAFETY: the descriptor is this value's own.
+        let _ = unsafe { lt::destroy_matrix_layout(self.0) };
+    }
+}
+
+struct Preference(sys::cublasLtMatmulPreference_t);
+
+impl Preference {
+    fn new() -> Result<Self> {
+        lt::create_matmul_pref().map(Self).map_err(failed("describing a matrix product"))
+    }
+
+    fn set<T>(&self, attribute: sys::cublasLtMatmulPreferenceAttributes_t, value: &T) -> Result<()> {
+        let value = std::ptr::from_ref(value);
+        // SAFETY: cuBLASLt copies the value, whose type is the attribute's at every call above.
+        unsafe { lt::set_matmul_pref_attribute(self.0, attribute, value.cast(), size_of::<T>()) }
+            .map_err(failed("describing a matrix product"))
+    }
+}
+
+impl Drop for Preference {
+    fn drop(&mut self) {
+        // SAFETY: the descriptor is this value's own.
+        let _ = unsafe { lt::destroy_matmul_pref(self.0) };
+    }
+}
+
+fn failed(what: &'static str) -> impl Fn(CublasError) -> Error {
+    move |error| Error::Gpu { what, reason: error.to_string() }
+}

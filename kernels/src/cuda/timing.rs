@@ -1,0 +1,108 @@
+//! Times of a forward pass and of a step on a device.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use cudarc::driver::{CudaGraph, sys};
+
+use super::gpu::{Gpu, failed};
+use super::pass::Pass;
+use super::tensor;
+use super::trainer::{Precision, Trainer};
+use super::weights::Weights;
+use crate::adamw::{AdamW, State};
+use crate::bench::{self, Case};
+use crate::error::{Error, Result};
+
+/// Batches that take turns, so that one's activations don't wait in the cache for the next call.
+const BATCHES: usize = 4;
+const WARM_UP: usize = 8;
+const SAMPLES: usize = 40;
+/// Calls between two events.
+const CALLS: usize = 8;
+
+/// What a case costs on a device.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Times {
+    /// Seconds of a forward pass.
+    pub forward: f64,
+    /// Seconds of a step, where it was measured.
+    pub step: Option<f64>,
+    /// Bytes of the step's buffers and its batch over those of one [B, H, W, C].
+    pub activations: Option<f64>,
+}
+
+/// Measures a case in bf16, replayed from CUDA graphs: medians over events around [`CALLS`] calls each.
+pub fn measure(gpu: &Arc<Gpu>, device: &Device, case: &Case, step: bool) -> Result<Times> {
+    let shape = case.shape()?;
+    let weights = bench::weights(&shape);
+    let precision = Precision::Bf16;
+    let [batch, height, width] = case.size;
+    let length = batch * height * width * case.channels;
+    let tensor = |seed| {
+        Tensor::from_vec(bench::noise(seed, length, 1.0), (batch, height, width, case.channels), device)
+            .and_then(|tensor| tensor.to_dtype(DType::BF16))
+            .map_err(|error| Error::Gpu { what: "making a batch", reason: error.to_string() })
+    };
+    let pairs = (0..BATCHES as u64)
+        .map(|index| Ok((tensor(2 * index)?, tensor(2 * index + 1)?)))
+        .collect::<Result<Vec<(Tensor, Tensor)>>>()?;
+
+    let mut graphs: Vec<CudaGraph> = Vec::new();
+    let prepared = Weights::new(gpu, &weights, precision.kind())?;
+    let mut pass = Pass::new(gpu, &shape, case.size, precision.kind(), false)?;
+    for (x, y) in &pairs {
+        let at = |of| tensor::address(of, "x", precision.kind());
+        let (x, y) = (at(x)?, at(y)?);
+        // SAFETY: both tensors have the pass' size.
+        let mut run = || unsafe { pass.forward(&prepared, x, y) };
+        run()?;
+        gpu.synchronize()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        gpu.stream.begin_capture(mode).map_err(failed("capturing a forward pass"))?;
+        let captured = run();
+        let graph =
+            gpu.stream.end_capture(sys::CUgraphInstantiate_flags(0)).map_err(failed("capturing a forward pass"))?;
+        captured?;
+        graphs.extend(graph);
+    }
+    let forward = median(gpu, |call| graphs[call % graphs.len()].launch().map_err(failed("starting a forward pass")))?;
+    drop(graphs);
+    drop(pass);
+    if !step {
+        return Ok(Times { forward, step: None, activations: None });
+    }
+
+    let state = State::new(&weights, false);
+    let mut trainer = Trainer::new(gpu, &weights, AdamW::default(), &state, case.size, precision)?;
+    let step = median(gpu, |call| {
+        let (x, target) = &pairs[call % pairs.len()];
+        trainer.step(x, target, 1.0, 1e-6)
+    })?;
+    let one = (length * precision.kind().bytes()) as f64;
+    let activations = trainer.activation_bytes() as f64 / one + 2.0;
+    Ok(Times { forward, step: Some(step), activations: Some(activations) })
+}
+
+fn median(gpu: &Gpu, mut call: impl FnMut(usize) -> Result<()>) -> Result<f64> {
+    for index in 0..WARM_UP {
+        call(index)?;
+    }
+    gpu.synchronize()?;
+    let event = || {
+        let flags = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
+        gpu.stream.record_event(flags).map_err(failed("recording an event"))
+    };
+    let mut times = Vec::new();
+    for sample in 0..SAMPLES {
+        let before = event()?;
+        for index in 0..CALLS {
+            call(sample * CALLS + index)?;
+        }
+        let after = event()?;
+        let elapsed = before.elapsed_ms(&after).map_err(failed("reading a time"))?;
+        times.push(f64::from(elapsed) / 1e3 / CALLS as f64);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
+}

@@ -1,0 +1,422 @@
+//! A block in training on a device.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use cudarc::driver::{CudaGraph, CudaSlice, result, sys};
+
+use super::gpu::{Address, Gpu, Grid, On, Source, address, failed, launch};
+use super::pass::Pass;
+use super::product::Type;
+use super::tensor::{self, Input};
+use super::weights::{Weights, suffix};
+use crate::adamw::{AdamW, State, StepFactors};
+use crate::error::{Error, Result};
+use crate::parameters::Parameters;
+use crate::shape::BlockShape;
+
+/// Losses that wait on the device to be read.
+const SLOTS: usize = 1024;
+/// Captured steps that are kept, each for its pair of input addresses.
+const GRAPHS: usize = 8;
+/// Blocks that the gradients' norm is summed by.
+const NORM_BLOCKS: usize = 264;
+
+/// In what the activations between the kernels are kept. Weights, sums, gates and the optimiser are f32 in each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// f32 throughout, without the tensor cores' reduced forms.
+    F32,
+    /// bf16, which has f32's range: nothing overflows that would not in f32. f16 tensors are converted to it.
+    Bf16,
+}
+
+impl Precision {
+    pub(super) fn kind(self) -> Type {
+        match self {
+            Self::F32 => Type::F32,
+            Self::Bf16 => Type::Bf16,
+        }
+    }
+}
+
+/// Mirrors `Factors` of `cuda/step.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+struct Factors {
+    keep: f32,
+    beta1: f32,
+    rest1: f32,
+    beta2: f32,
+    rest2: f32,
+    rate: f32,
+    root: f32,
+    eps: f32,
+    ema: f32,
+    ema_rest: f32,
+    clip_norm: f32,
+    gradient_scale: f32,
+    slot: i32,
+    unused: i32,
+}
+
+/// Trains one block on one device by batches of one size. A step is captured once for each pair of input addresses and
+/// replayed, so that its kernels follow each other without the host.
+///
+/// Steps are started and not waited for: [`Trainer::losses`] and [`Trainer::download`] wait, and report what failed.
+pub struct Trainer {
+    gpu: Arc<Gpu>,
+    optimiser: AdamW,
+    precision: Precision,
+    weights: Weights,
+    pass: Pass,
+    /// Passes for forwards of other sizes.
+    others: HashMap<[usize; 3], Pass>,
+    m: CudaSlice<f32>,
+    v: CudaSlice<f32>,
+    ema: Option<CudaSlice<f32>>,
+    /// Weights of the average, prepared for a forward pass when first asked for.
+    average: Option<Weights>,
+    gradients: CudaSlice<f32>,
+    _norms: CudaSlice<f64>,
+    losses: CudaSlice<f64>,
+    _factors: CudaSlice<u8>,
+    input: Input,
+    target: Input,
+    at: Addresses,
+    graphs: HashMap<(Address, Address), CudaGraph>,
+    steps: u64,
+    waiting: usize,
+    read: Vec<f64>,
+}
+
+/// Where the trainer's own buffers lie; 0 where there is none.
+#[derive(Debug, Clone, Copy)]
+struct Addresses {
+    m: Address,
+    v: Address,
+    ema: Address,
+    gradients: Address,
+    norms: Address,
+    losses: Address,
+    factors: Address,
+}
+
+// SAFETY: a graph may be used from any thread, by one at a time, which `&mut` is for; the rest is Send by itself.
+unsafe impl Send for Trainer {}
+
+impl std::fmt::Debug for Trainer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Trainer").field("pass", &self.pass).field("steps", &self.steps).finish_non_exhaustive()
+    }
+}
+
+impl Trainer {
+    /// Puts a block with its optimiser's state on a device, for batches of `size` `[B, H, W]`.
+    pub fn new(
+        gpu: &Arc<Gpu>,
+        weights: &Parameters,
+        optimiser: AdamW,
+        state: &State,
+        size: [usize; 3],
+        precision: Precision,
+    ) -> Result<Self> {
+        let shape = weights.shape();
+        state.m.check_shape("first moments", shape)?;
+        state.v.check_shape("second moments", shape)?;
+        if let Some(ema) = &state.ema {
+            ema.check_shape("moving average", shape)?;
+        }
+        let kind = precision.kind();
+        let pass = Pass::new(gpu, shape, size, kind, true)?;
+        let zeros = |length: usize| gpu.stream.alloc_zeros::<f64>(length).map_err(failed("allocating memory"));
+        let (m, v) = (gpu.upload(state.m.values())?, gpu.upload(state.v.values())?);
+        let ema = state.ema.as_ref().map(|ema| gpu.upload(ema.values())).transpose()?;
+        let gradients = gpu.upload(&vec![0.0; weights.values().len()])?;
+        let (norms, losses, factors) = (zeros(NORM_BLOCKS)?, zeros(SLOTS)?, gpu.alloc(size_of::<Factors>())?);
+        let stream = &gpu.stream;
+        let at = Addresses {
+            m: address(&m, stream),
+            v: address(&v, stream),
+            ema: ema.as_ref().map_or(0, |ema| address(ema, stream)),
+            gradients: address(&gradients, stream),
+            norms: address(&norms, stream),
+            losses: address(&losses, stream),
+            factors: address(&factors, stream),
+        };
+        Ok(Self {
+            optimiser,
+            precision,
+            weights: Weights::new(gpu, weights, kind)?,
+            others: HashMap::new(),
+            m,
+            v,
+            ema,
+            average: None,
+            gradients,
+            _norms: norms,
+            losses,
+            _factors: factors,
+            at,
+            input: Input::default(),
+            target: Input::default(),
+            graphs: HashMap::new(),
+            steps: state.step,
+            waiting: 0,
+            read: Vec::new(),
+            gpu: gpu.clone(),
+            pass,
+        })
+    }
+
+    /// The block's shape.
+    pub fn shape(&self) -> &BlockShape {
+        &self.pass.shape
+    }
+
+    /// Steps taken, those before this trainer included.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Bytes of device memory that a step needs besides its inputs and the weights, their moments and one gradient.
+    pub fn activation_bytes(&self) -> usize {
+        self.pass.bytes - self.pass.gradient_bytes + self.input.bytes() + self.target.bytes()
+    }
+
+    /// Starts one step with learning rate `lr` on `scale` times the mean squared error of the block's output for `x`
+    /// against `target`, both contiguous [B, H, W, C] on the device: f32 in f32 precision, else bf16 or f16.
+    pub fn step(&mut self, x: &Tensor, target: &Tensor, scale: f64, lr: f64) -> Result<()> {
+        self.begin(x, target, scale, lr, self.steps + 1)?;
+        let key = (self.input.at, self.target.at);
+        if let Some(graph) = self.graphs.get(&key) {
+            graph.launch().map_err(failed("starting a step"))?;
+        } else {
+            if self.graphs.len() >= GRAPHS {
+                self.gpu.synchronize()?;
+                self.graphs.clear();
+            }
+            let graph = self.capture()?;
+            graph.launch().map_err(failed("starting a step"))?;
+            self.graphs.insert(key, graph);
+        }
+        self.steps += 1;
+        self.finish(x)
+    }
+
+    /// The mean squared error, and the gradients of `scale` times it: of the weights, and of `x` where wanted.
+    pub fn gradients(
+        &mut self,
+        x: &Tensor,
+        target: &Tensor,
+        scale: f64,
+        of_x: bool,
+    ) -> Result<(f64, Parameters, Option<Tensor>)> {
+        self.begin(x, target, scale, 0.0, self.steps + 1)?;
+        self.passes()?;
+        self.collect()?;
+        let x_gradient = match of_x {
+            true => {
+                let scale = (2.0 * scale / x.elem_count() as f64) as f32;
+                let dtype = tensor::dtype(self.precision.kind());
+                let gradient = tensor::empty(x.dims(), dtype, x.device())?;
+                let target = tensor::address(&gradient, "x_gradient", self.precision.kind())?;
+                // SAFETY: the tensor was made in x's shape.
+                unsafe { self.pass.input_gradient(&self.weights, scale, target)? };
+                Some(gradient)
+            }
+            false => None,
+        };
+        self.finish(x)?;
+        let mut gradients = Parameters::zeros(self.shape());
+        self.gpu.stream.memcpy_dtoh(&self.gradients, gradients.values_mut()).map_err(failed("reading gradients"))?;
+        self.gpu.synchronize()?;
+        let mut losses = self.losses()?;
+        let loss = losses.pop().unwrap_or(f64::NAN);
+        self.read = losses;
+        Ok((loss, gradients, x_gradient))
+    }
+
+    /// The mean squared errors of the steps since the last call, without their scale. Waits for the steps.
+    pub fn losses(&mut self) -> Result<Vec<f64>> {
+        self.read_losses()?;
+        Ok(std::mem::take(&mut self.read))
+    }
+
+    /// The block's output for `x`, [B, H, W, C] of any batch and map, in x's dtype; with the weights' moving average
+    /// where one is kept and wanted.
+    pub fn forward(&mut self, x: &Tensor, average: bool) -> Result<Tensor> {
+        let kind = self.precision.kind();
+        let size = tensor::size(x, "x", self.shape().channels())?;
+        let weights = match (&self.ema, average) {
+            (Some(ema), true) => {
+                let mut values = Parameters::zeros(&self.pass.shape);
+                self.gpu.stream.memcpy_dtoh(ema, values.values_mut()).map_err(failed("reading the average"))?;
+                self.gpu.synchronize()?;
+                match &mut self.average {
+                    Some(average) => average.set(&self.gpu, values.values(), kind)?,
+                    none => *none = Some(Weights::new(&self.gpu, &values, kind)?),
+                }
+                self.average.as_ref().unwrap_or(&self.weights)
+            }
+            _ => &self.weights,
+        };
+        let pass = if size == self.pass.size {
+            &mut self.pass
+        } else {
+            match self.others.entry(size) {
+                std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+                std::collections::hash_map::Entry::Vacant(entry) => {
+                    entry.insert(Pass::new(&self.gpu, weights_shape(&self.pass), size, kind, false)?)
+                }
+            }
+        };
+        tensor::through(&self.gpu, pass, weights, x)
+    }
+
+    /// The weights and the optimiser's state. Waits for the steps.
+    pub fn download(&mut self) -> Result<(Parameters, State)> {
+        let read = |slice: &CudaSlice<f32>| {
+            let mut values = Parameters::zeros(&self.pass.shape);
+            self.gpu.stream.memcpy_dtoh(slice, values.values_mut()).map_err(failed("reading weights"))?;
+            Ok(values)
+        };
+        let weights = read(self.weights.values())?;
+        let ema = self.ema.as_ref().map(read).transpose()?;
+        let state = State { m: read(&self.m)?, v: read(&self.v)?, ema, step: self.steps };
+        self.gpu.synchronize()?;
+        Ok((weights, state))
+    }
+
+    /// Fills all buffers with bytes that read as NaN, so that what a step doesn't write shows.
+    pub(super) fn poison(&mut self) -> Result<()> {
+        self.pass.poison()
+    }
+
+    /// Checks the tensors, lets this trainer's stream wait for theirs, and sets the step's numbers.
+    fn begin(&mut self, x: &Tensor, target: &Tensor, scale: f64, lr: f64, step: u64) -> Result<()> {
+        let channels = self.shape().channels();
+        for (tensor, what) in [(x, "x"), (target, "target")] {
+            let size = tensor::size(tensor, what, channels)?;
+            if size != self.pass.size {
+                let expected = format!("[B, H, W] = {:?}", self.pass.size);
+                return Err(Error::Tensor { what, found: format!("{size:?}"), expected });
+            }
+        }
+        if self.waiting == SLOTS {
+            self.read_losses()?;
+        }
+        let gpu = self.gpu.clone();
+        tensor::wait_for(&gpu, x)?;
+        self.input.take(&gpu, x, "x", self.precision.kind())?;
+        self.target.take(&gpu, target, "target", self.precision.kind())?;
+        let StepFactors { keep, beta1, rest1, beta2, rest2, rate, root, eps, ema, ema_rest } =
+            self.optimiser.step_factors(lr, step);
+        let factors = Factors {
+            keep,
+            beta1,
+            rest1,
+            beta2,
+            rest2,
+            rate,
+            root,
+            eps,
+            ema,
+            ema_rest,
+            clip_norm: self.optimiser.clip_norm.map_or(f32::INFINITY, |norm| norm as f32),
+            gradient_scale: (2.0 * scale / x.elem_count() as f64) as f32,
+            slot: self.waiting as i32,
+            unused: 0,
+        };
+        let target = self.at.factors;
+        // SAFETY: the buffer has the struct's size, and pageable memory is copied before the call returns.
+        unsafe { result::memcpy_htod_async(target, std::slice::from_ref(&factors), gpu.stream.cu_stream()) }
+            .map_err(failed("setting a step's numbers"))?;
+        self.waiting += 1;
+        Ok(())
+    }
+
+    /// Lets the tensors' stream wait for what reads them.
+    fn finish(&self, x: &Tensor) -> Result<()> {
+        tensor::release(&self.gpu, x)
+    }
+
+    fn capture(&mut self) -> Result<CudaGraph> {
+        // Modules are loaded and addresses taken before: neither may happen while a stream is captured.
+        self.load()?;
+        let stream = self.gpu.stream.clone();
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        stream.begin_capture(mode).map_err(failed("capturing a step"))?;
+        let captured = self.passes().and_then(|()| self.update());
+        let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0)).map_err(failed("capturing a step"));
+        captured?;
+        graph?.ok_or(Error::Gpu { what: "capturing a step", reason: "nothing was captured".into() })
+    }
+
+    /// Loads what a step starts, by taking its passes once without the update.
+    fn load(&mut self) -> Result<()> {
+        let suffix = suffix(self.precision.kind());
+        self.gpu.function(Source::Step, &format!("adamw_{suffix}"))?;
+        self.gpu.function(Source::Step, "collect_gradient")?;
+        self.passes()?;
+        self.gpu.synchronize()
+    }
+
+    /// Forward and backward, up to the parts of the gradients.
+    fn passes(&mut self) -> Result<()> {
+        let Addresses { losses, factors, .. } = self.at;
+        // SAFETY: the inputs were checked and hold the pass' type.
+        unsafe {
+            self.pass.residual(&self.weights, self.input.at, self.target.at, losses, factors)?;
+            self.pass.backward(&self.weights, self.input.at)
+        }
+    }
+
+    fn collect(&self) -> Result<()> {
+        let gpu = &self.gpu;
+        let function = gpu.function(Source::Step, "collect_gradient")?;
+        let grid = Grid { blocks: (NORM_BLOCKS as u32, 1, 1), threads: 256, shared: 0 };
+        let arena = self.pass.arena(&self.weights);
+        let Addresses { gradients, norms, factors, .. } = self.at;
+        // SAFETY: the buffers have the arena's length.
+        unsafe { launch!(gpu, On::Main, function, grid, [arena, factors, gradients, norms]) }
+    }
+
+    fn update(&self) -> Result<()> {
+        let clips = self.optimiser.clip_norm.is_some();
+        if clips {
+            self.collect()?;
+        }
+        let gpu = &self.gpu;
+        let function = gpu.function(Source::Step, &format!("adamw_{}", suffix(self.precision.kind())))?;
+        let arena = self.pass.arena(&self.weights);
+        let Addresses { m, v, ema, gradients, norms, factors, .. } = self.at;
+        let (norms, count) = (if clips { norms } else { 0 }, NORM_BLOCKS as i32);
+        let (weights, prepared) = (self.weights.at, self.weights.prepared);
+        let grid = Grid::over(arena.len());
+        // SAFETY: the buffers have the arena's length.
+        unsafe {
+            launch!(
+                gpu,
+                On::Main,
+                function,
+                grid,
+                [arena, factors, gradients, norms, count, weights, m, v, ema, prepared]
+            )
+        }
+    }
+
+    fn read_losses(&mut self) -> Result<()> {
+        let mut all = vec![0.0; SLOTS];
+        self.gpu.stream.memcpy_dtoh(&self.losses, &mut all).map_err(failed("reading losses"))?;
+        self.gpu.synchronize()?;
+        self.read.extend_from_slice(&all[..self.waiting]);
+        self.waiting = 0;
+        Ok(())
+    }
+}
+
+fn weights_shape(pass: &Pass) -> &BlockShape {
+    &pass.shape
+}
