@@ -26,8 +26,9 @@ struct Bin {
   int start, end;
 };
 __device__ __forceinline__ Bin bin(int index, int inputs, int outputs) {
-  const int64_t i = index;
-  return {int(i * inputs / outputs), int(((i + 1) * inputs + outputs - 1) / outputs)};
+  // 32 bits hold the products: the host refuses maps of more than 32768 rows or columns.
+  const unsigned start = unsigned(index) * unsigned(inputs), divisor = unsigned(outputs);
+  return {int(start / divisor), int((start + unsigned(inputs) + divisor - 1) / divisor)};
 }
 
 // What output `index` of a bilinear enlargement is made of: (1 - weight)·input[low] + weight·input[high].

@@ -28,6 +28,8 @@ struct Scale {
   int height, width;
   // Column groups of 8.
   int tiles;
+  // Whether the full map is exactly twice as high and wide.
+  int halves;
   // Rows of a plane with its margins, and its columns, of the input and of the gradient.
   int rows, pitch_x, pitch_g;
   // Planes [2, images, rows, pitch].
@@ -141,6 +143,7 @@ struct Row {
   int image, row;
 };
 __device__ __forceinline__ Row row_of(int v, int images, int rows) {
+  if (images == 1) return v < rows ? Row{0, v} : Row{-1, 0};
   const int image = v / rows;
   return image < images ? Row{image, v - image * rows} : Row{-1, 0};
 }
@@ -189,13 +192,21 @@ __device__ void pool_planes(const Middle& p, int index, int base, int small_base
   const int rows = last - first;
   for (int i = threadIdx.x; i < 2 * p.images * rows * s.width; i += blockDim.x) {
     const int column = i % s.width, row = first + i / s.width % rows, plane = i / s.width / rows;
-    const Bin down = bin(row, p.height, s.height), across = bin(column, p.width, s.width);
     const bf16* source = at<bf16>(full.x) + plane * full.rows * full.pitch_x + kLeftX;
+    bf16* target = at<bf16>(s.x) + (plane * s.rows + row - small_base) * s.pitch_x + kLeftX + column;
+    if (s.halves) {
+      const __nv_bfloat162* upper =
+          reinterpret_cast<const __nv_bfloat162*>(source + (2 * row - base) * full.pitch_x + 2 * column);
+      const float2 first = __bfloat1622float2(upper[0]), second = __bfloat1622float2(upper[full.pitch_x / 2]);
+      *target = __float2bfloat16_rn((first.x + first.y + second.x + second.y) * 0.25f);
+      continue;
+    }
+    const Bin down = bin(row, p.height, s.height), across = bin(column, p.width, s.width);
     float sum = 0;
     for (int y = down.start; y < down.end; ++y)
       for (int x = across.start; x < across.end; ++x) sum += to_float(source[(y - base) * full.pitch_x + x]);
     sum /= float((down.end - down.start) * (across.end - across.start));
-    at<bf16>(s.x)[(plane * s.rows + row - small_base) * s.pitch_x + kLeftX + column] = __float2bfloat16_rn(sum);
+    *target = __float2bfloat16_rn(sum);
   }
 }
 
@@ -256,7 +267,7 @@ __device__ __forceinline__ void forward_task(const Middle& p, int index, int pai
 }
 
 // features [S, d/2, B, H, W] of a unit. Grid (d/2, strips · ⌈B / images⌉).
-extern "C" __global__ void __launch_bounds__(128) middle_forward(const __grid_constant__ Middle p) {
+extern "C" __global__ void __launch_bounds__(128, 5) middle_forward(const __grid_constant__ Middle p) {
   const int pair = blockIdx.x, image0 = int(blockIdx.y) / p.strips * p.images;
   const int row0 = int(blockIdx.y) % p.strips * p.strip, row1 = min(row0 + p.strip, p.height);
   const int warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
@@ -314,8 +325,22 @@ extern "C" __global__ void __launch_bounds__(128) middle_forward(const __grid_co
       const float* upper = at<float>(s.small) + (image * small_rows + y.low - low[index]) * s.width;
       const float* lower = at<float>(s.small) + (image * small_rows + y.high - low[index]) * s.width;
       alignas(16) bf16 values[8];
+      if (s.halves) {
+        // Outputs 2k and 2k + 1 lie a quarter before and behind input k; past the edges its values repeat.
+        float mixed[6];
 #pragma unroll
-      for (int lane = 0; lane < 8; ++lane) {
+        for (int lane = 0; lane < 6; ++lane) {
+          const int column = min(max(first / 2 + lane - 1, 0), s.width - 1);
+          mixed[lane] = upper[column] * (1.0f - y.weight) + lower[column] * y.weight;
+        }
+#pragma unroll
+        for (int lane = 0; lane < 4; ++lane) {
+          values[2 * lane] = __float2bfloat16_rn(mixed[lane] * 0.25f + mixed[lane + 1] * 0.75f);
+          values[2 * lane + 1] = __float2bfloat16_rn(mixed[lane + 1] * 0.75f + mixed[lane + 2] * 0.25f);
+        }
+      }
+#pragma unroll
+      for (int lane = 0; lane < (s.halves ? 0 : 8); ++lane) {
         const Sample x = sample(min(first + lane, p.width - 1), s.width, p.width);
         const float left = upper[x.low] * (1.0f - y.weight) + lower[x.low] * y.weight;
         const float right = upper[x.high] * (1.0f - y.weight) + lower[x.high] * y.weight;
@@ -332,9 +357,47 @@ extern "C" __global__ void __launch_bounds__(128) middle_forward(const __grid_co
   }
 }
 
+// As shrink_gradient, for maps of exactly half the size: input k has a part in outputs 2k - 1 to 2k + 2. A thread takes 4
+// inputs of a row.
+__device__ __forceinline__ void shrink_gradient_by_half(const Middle& p, int index, int pair, int image0) {
+  const Scale& s = p.scale[index];
+  const int groups = s.width / 4;
+  for (int i = threadIdx.x; i < p.images * s.height * groups; i += blockDim.x) {
+    const int group = i % groups, line = i / groups, row = line % s.height, image = image0 + line / s.height;
+    float sums[4] = {};
+    if (image < p.batch) {
+      const bf16* source = p.feature_gradient +
+                           (int64_t(index * p.half + pair) * p.batch + image) * p.height * p.width + group * 8;
+#pragma unroll
+      for (int offset = -1; offset <= 2; ++offset) {
+        const int y = 2 * row + offset;
+        if (y < 0 || y >= p.height) continue;
+        const bool edge = y == 0 || y == p.height - 1;
+        const float of_row = offset == -1 || offset == 2 ? 0.25f : edge ? 1.0f : 0.75f;
+        const bf16* from = source + int64_t(y) * p.width;
+        const Vector<bf16> middle = *reinterpret_cast<const Vector<bf16>*>(from);
+        float values[10];
+        values[0] = group > 0 ? to_float(from[-1]) : to_float(middle.lanes[0]);
+        values[9] = group + 1 < groups ? to_float(from[8]) : to_float(middle.lanes[7]);
+#pragma unroll
+        for (int lane = 0; lane < 8; ++lane) values[lane + 1] = to_float(middle.lanes[lane]);
+#pragma unroll
+        for (int lane = 0; lane < 4; ++lane) {
+          const float inner = (values[2 * lane + 1] + values[2 * lane + 2]) * 0.75f;
+          const float outer = (values[2 * lane] + values[2 * lane + 3]) * 0.25f;
+          sums[lane] = fmaf(of_row, inner + outer, sums[lane]);
+        }
+      }
+    }
+    *reinterpret_cast<float4*>(at<float>(s.small) + line * s.width + group * 4) =
+        make_float4(sums[0], sums[1], sums[2], sums[3]);
+  }
+}
+
 // The gradient of what a smaller scale's gate gave, from that of its enlargement, into the scale's first small planes.
 __device__ void shrink_gradient(const Middle& p, int index, int pair, int image0) {
   const Scale& s = p.scale[index];
+  if (s.halves && p.width % 8 == 0) return shrink_gradient_by_half(p, index, pair, image0);
   for (int i = threadIdx.x; i < p.images * s.height * s.width; i += blockDim.x) {
     const int column = i % s.width, row = i / s.width % s.height, image = image0 + i / s.width / s.height;
     float sum = 0;
@@ -432,6 +495,10 @@ __device__ __forceinline__ float pooled_share(const Middle& p, int plane, int ro
   for (int index = 1; index < p.scales; ++index) {
     const Scale& s = p.scale[index];
     const float* small = at<float>(s.small) + plane * s.height * s.width;
+    if (s.halves) {
+      sum += small[row / 2 * s.width + column / 2] * 0.25f;
+      continue;
+    }
     for (int y = row * s.height / p.height; y < s.height; ++y) {
       const Bin down = bin(y, p.height, s.height);
       if (down.start > row) break;
@@ -525,7 +592,7 @@ __device__ void taps_task(const Middle& p, const Scale& s, int ab, int i) {
 }
 
 // The gradients of h, of the taps and of the bias, in parts. Grid (d/2, parts).
-extern "C" __global__ void __launch_bounds__(256) middle_backward(const __grid_constant__ Middle p) {
+extern "C" __global__ void __launch_bounds__(256, 2) middle_backward(const __grid_constant__ Middle p) {
   __shared__ float bias_scratch[2][8];
   const int pair = blockIdx.x, part = blockIdx.y, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
   zero_fill(p.zero_end);

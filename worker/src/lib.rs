@@ -3,6 +3,7 @@
 //! `agent` talks to the coordinator and runs attempts; `capture`, `distill` and `evaluate` are the tasks; `teacher` is
 //! the model that they work on.
 
+mod accelerator;
 mod agent;
 pub mod bench;
 mod capture;
@@ -16,4 +17,5 @@ mod student;
 mod task;
 pub mod teacher;
 
+pub use accelerator::Choice as DeviceChoice;
 pub use agent::{Error, Options, run};

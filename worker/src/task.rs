@@ -9,6 +9,7 @@ use deltaconv_proto::ids::{AttemptId, InvalidId, TaskId};
 use deltaconv_proto::objects::{self, Objects};
 use deltaconv_proto::{safetensors, shard, v1};
 
+use crate::accelerator::Accelerator;
 use crate::models::Models;
 use crate::{data, teacher};
 
@@ -151,6 +152,7 @@ pub(crate) struct Context {
     pub(crate) objects: Objects,
     pub(crate) checkpoint_interval: Duration,
     pub(crate) models: Arc<Models>,
+    pub(crate) accelerator: Accelerator,
     pub(crate) supervision: Arc<Supervision>,
     pub(crate) runtime: tokio::runtime::Handle,
 }

@@ -15,6 +15,8 @@ pub(super) const FORWARD_THREADS: u32 = 128;
 pub(super) const BACKWARD_THREADS: u32 = 256;
 /// Rows that a unit of small maps gathers from several images.
 const UNIT_ROWS: usize = 64;
+/// Parts that sums over a batch are left in, at most.
+const MOST_PARTS: usize = 32;
 /// Shared memory of a forward block above which a map is cut into strips.
 const FORWARD_SHARED: usize = 100 << 10;
 
@@ -24,6 +26,7 @@ pub(super) struct Scale {
     height: i32,
     width: i32,
     tiles: i32,
+    halves: i32,
     rows: i32,
     pitch_x: i32,
     pitch_g: i32,
@@ -163,6 +166,7 @@ fn forward_with(shape: &BlockShape, size: [usize; 3], images: usize, strip: usiz
             height: map_height as i32,
             width: map_width as i32,
             tiles: tiles as i32,
+            halves: i32::from((height, width) == (2 * map_height, 2 * map_width)),
             rows: rows[index] as i32,
             pitch_x: pitch as i32,
             x: region.take(2 * images * rows[index] * pitch * 2),
@@ -186,17 +190,11 @@ fn forward_with(shape: &BlockShape, size: [usize; 3], images: usize, strip: usiz
         ..common(shape, size)
     };
     let blocks = (shape.half() as u32, units as u32, 1);
-    debug_assert!(width > 0);
     Ok(Launch { middle, blocks, shared: region.0 + SLACK, parts: 1 })
 }
 
 /// The backward kernel's launch; `None` where the planes don't fit.
-pub(super) fn backward(
-    shape: &BlockShape,
-    size: [usize; 3],
-    multiprocessors: usize,
-    limit: usize,
-) -> Result<Option<Launch>> {
+pub(super) fn backward(shape: &BlockShape, size: [usize; 3], limit: usize) -> Result<Option<Launch>> {
     let [batch, height, width] = size;
     let kernel = shape.kernel_size();
     let Margins { pad, chunks_x, chunks_g, span } = Margins::new(kernel);
@@ -213,6 +211,7 @@ pub(super) fn backward(
                 height: map_height as i32,
                 width: map_width as i32,
                 tiles: tiles as i32,
+                halves: i32::from((height, width) == (2 * map_height, 2 * map_width)),
                 rows: rows as i32,
                 pitch_x: pitch_x as i32,
                 pitch_g: pitch_g as i32,
@@ -242,7 +241,8 @@ pub(super) fn backward(
             continue;
         }
         let units = batch.div_ceil(images);
-        let parts = (4 * multiprocessors).div_ceil(shape.half()).clamp(1, units);
+        // As many blocks as there are units, so that the last ones don't wait; but few enough parts to add up.
+        let parts = units.min(MOST_PARTS);
         let middle = Middle {
             images: images as i32,
             parts: parts as i32,

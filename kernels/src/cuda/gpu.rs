@@ -35,7 +35,6 @@ pub struct Gpu {
     handle: lt_sys::cublasLtHandle_t,
     _workspaces: [CudaSlice<u8>; 2],
     workspaces: [Address; 2],
-    pub(super) multiprocessors: usize,
     /// Bytes of shared memory that one block may have.
     pub(super) shared_limit: usize,
 }
@@ -88,10 +87,7 @@ impl Gpu {
     }
 
     fn in_context(context: Arc<CudaContext>) -> Result<Arc<Self>> {
-        use sys::CUdevice_attribute::{
-            CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as SHARED,
-            CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as COUNT,
-        };
+        use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as SHARED;
         let capability = context.compute_capability().map_err(opening)?;
         if capability < (8, 0) {
             let (major, minor) = capability;
@@ -100,8 +96,7 @@ impl Gpu {
                 context.ordinal()
             )));
         }
-        let attribute = |which| Ok(context.attribute(which).map_err(opening)?.max(0) as usize);
-        let (multiprocessors, shared_limit) = (attribute(COUNT)?, attribute(SHARED)?);
+        let shared_limit = context.attribute(SHARED).map_err(opening)?.max(0) as usize;
         let stream = context.new_stream().map_err(opening)?;
         let side = context.new_stream().map_err(opening)?;
         let workspace = || {
@@ -121,7 +116,6 @@ impl Gpu {
             handle,
             _workspaces: owned,
             workspaces,
-            multiprocessors,
             shared_limit,
             context,
         };

@@ -62,7 +62,7 @@ fn launches(
     if !training {
         return Ok(Some((forward, None)));
     }
-    let backward = fused::backward(shape, size, gpu.multiprocessors, gpu.shared_limit)?;
+    let backward = fused::backward(shape, size, gpu.shared_limit)?;
     Ok(backward.map(|backward| (forward, Some(backward))))
 }
 

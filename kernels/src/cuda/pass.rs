@@ -16,6 +16,8 @@ use crate::shape::BlockShape;
 const REDUCTION_BLOCKS: usize = 528;
 /// Tiles of 128×128 that a product should have; more of its sum is cut into parts where it has fewer.
 const PRODUCT_TILES: usize = 128;
+/// Rows or columns of a map; the kernels multiply two of them in 32 bits.
+const LONGEST_EDGE: usize = 32768;
 /// Positions that one part of such a sum has at least.
 const PART_POSITIONS: usize = 1024;
 
@@ -125,6 +127,9 @@ impl Pass {
             return Err(Error::EmptyBatch);
         }
         let area = height * width;
+        if height > LONGEST_EDGE || width > LONGEST_EDGE {
+            return Err(Error::TooLarge(size));
+        }
         let positions = batch.checked_mul(area).filter(|&n| n.checked_mul(shape.channels()).is_some_and(fits_kernels));
         let Some(positions) = positions else { return Err(Error::TooLarge(size)) };
         let (c, d, f) = (shape.channels(), shape.inner(), shape.features());

@@ -9,6 +9,7 @@ use deltaconv_proto::objects::Objects;
 use deltaconv_proto::v1::{self, attempt_report};
 use tokio::sync::mpsc;
 
+use crate::accelerator::Accelerator;
 use crate::models::Models;
 use crate::task::{self, Context, Stop, Supervision};
 
@@ -33,6 +34,7 @@ pub(super) struct Attempt {
 #[derive(Clone)]
 pub(super) struct Shared {
     pub(super) models: Arc<Models>,
+    pub(super) accelerator: Accelerator,
     pub(super) checkpoint_interval: Duration,
     pub(super) ended: mpsc::UnboundedSender<(v1::Lease, Outcome)>,
 }
@@ -101,6 +103,7 @@ fn run(
         attempt,
         checkpoint_interval: shared.checkpoint_interval,
         models: shared.models.clone(),
+        accelerator: shared.accelerator.clone(),
         supervision,
         runtime,
     };

@@ -13,6 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
 use super::{Error, Options, device};
+use crate::accelerator::Accelerator;
 
 /// Puts the token on every call.
 #[derive(Clone)]
@@ -51,7 +52,11 @@ pub(super) fn may_pass(status: &Status) -> bool {
 }
 
 /// Joins, however long that takes. `None` when `shutdown` comes first.
-pub(super) async fn join(options: &Options, shutdown: &CancellationToken) -> Result<Option<Connection>, Error> {
+pub(super) async fn join(
+    options: &Options,
+    accelerator: &Accelerator,
+    shutdown: &CancellationToken,
+) -> Result<Option<Connection>, Error> {
     let address = |reason: String| Error::Address { url: options.coordinator.clone(), reason };
     let endpoint = Endpoint::from_shared(options.coordinator.clone()).map_err(|e| address(e.to_string()))?;
     if endpoint.uri().scheme_str() != Some("http") {
@@ -63,7 +68,7 @@ pub(super) async fn join(options: &Options, shutdown: &CancellationToken) -> Res
         .keep_alive_timeout(Duration::from_secs(10));
     let mut said = false;
     for wait in waits() {
-        match try_join(options, &endpoint).await {
+        match try_join(options, accelerator, &endpoint).await {
             Ok(connection) => {
                 let worker = &connection.worker_id;
                 tracing::info!(worker, coordinator = options.coordinator, "joined");
@@ -89,7 +94,7 @@ enum Attempted {
     Failed(Error),
 }
 
-async fn try_join(options: &Options, endpoint: &Endpoint) -> Result<Connection, Attempted> {
+async fn try_join(options: &Options, accelerator: &Accelerator, endpoint: &Endpoint) -> Result<Connection, Attempted> {
     let path = &options.token_file;
     let text = match tokio::fs::read_to_string(path).await {
         Ok(text) => text,
@@ -104,7 +109,7 @@ async fn try_join(options: &Options, endpoint: &Endpoint) -> Result<Connection, 
     let mut client = WorkerServiceClient::with_interceptor(channel, Bearer(bearer));
     let request = v1::JoinRequest {
         name: options.name.clone(),
-        device: Some(device::describe(options.threads)),
+        device: Some(device::describe(options.threads, accelerator)),
         version: env!("CARGO_PKG_VERSION").into(),
     };
     let joined = client.join(request).await.map_err(|status| match may_pass(&status) {

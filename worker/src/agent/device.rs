@@ -2,15 +2,32 @@
 
 use deltaconv_proto::v1;
 
-/// The CPU, its memory, and the threads that this worker may use.
-pub(super) fn describe(threads: usize) -> v1::Device {
-    v1::Device {
+use crate::accelerator::Accelerator;
+
+/// The GPU that blocks are trained on, or the CPU; its memory, and the threads that this worker may use.
+pub(super) fn describe(threads: usize, accelerator: &Accelerator) -> v1::Device {
+    let cpu = v1::Device {
         kind: "cpu".into(),
         name: field("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.into()),
         memory_bytes: memory_bytes().unwrap_or(0),
         threads: threads as u32,
         compute_capability: String::new(),
         precisions: vec!["f32".into()],
+    };
+    match accelerator {
+        Accelerator::None => cpu,
+        #[cfg(feature = "cuda")]
+        Accelerator::Cuda(cuda) => {
+            let capability = cuda.gpu.compute_capability().map(|(major, minor)| format!("{major}.{minor}"));
+            v1::Device {
+                kind: "cuda".into(),
+                name: cuda.gpu.name().unwrap_or_default(),
+                memory_bytes: cuda.gpu.memory().map_or(0, |(_, total)| total as u64),
+                compute_capability: capability.unwrap_or_default(),
+                precisions: vec!["bf16".into(), "f32".into()],
+                ..cpu
+            }
+        }
     }
 }
 

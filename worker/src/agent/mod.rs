@@ -7,7 +7,10 @@ mod sync;
 
 use std::path::PathBuf;
 
+use deltaconv_kernels as kernels;
 use tokio_util::sync::CancellationToken;
+
+use crate::accelerator::{Accelerator, Choice};
 
 /// How a worker runs.
 #[derive(Clone, Debug)]
@@ -20,6 +23,8 @@ pub struct Options {
     pub name: String,
     /// Threads to compute with.
     pub threads: usize,
+    /// What blocks are trained on.
+    pub device: Choice,
 }
 
 /// What keeps a worker from running.
@@ -52,6 +57,9 @@ pub enum Error {
         /// What it said.
         reason: String,
     },
+    /// The device that was asked for can't be used.
+    #[error(transparent)]
+    Device(#[from] kernels::Error),
     /// The threads to compute with could not be made.
     #[error("can't compute with {threads} threads: {reason}")]
     Threads {
@@ -67,6 +75,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     // The whole process computes in one pool, so that this is its share of the machine.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build_global();
     pool.map_err(|e| Error::Threads { threads: options.threads, reason: e.to_string() })?;
-    let Some(connection) = connect::join(&options, &shutdown).await? else { return Ok(()) };
-    sync::Agent::new(options, connection).run(shutdown).await
+    let accelerator = Accelerator::open(options.device)?;
+    let Some(connection) = connect::join(&options, &accelerator, &shutdown).await? else { return Ok(()) };
+    sync::Agent::new(options, accelerator, connection).run(shutdown).await
 }

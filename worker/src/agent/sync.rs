@@ -13,6 +13,7 @@ use tonic::Status;
 use super::attempt::{Attempt, Outcome, Shared};
 use super::connect::{self, Connection};
 use super::{Error, Options};
+use crate::accelerator::Accelerator;
 use crate::models::Models;
 use crate::task::Stop;
 
@@ -46,10 +47,11 @@ enum Event {
 }
 
 impl Agent {
-    pub(super) fn new(options: Options, connection: Connection) -> Self {
+    pub(super) fn new(options: Options, accelerator: Accelerator, connection: Connection) -> Self {
         let (sender, ended) = mpsc::unbounded_channel();
         let shared = Shared {
             models: Arc::new(Models::default()),
+            accelerator,
             checkpoint_interval: connection.checkpoint_interval,
             ended: sender,
         };
@@ -146,7 +148,9 @@ impl Agent {
             tracing::warn!("the coordinator has forgotten this worker; joining again");
             self.stop_all(Stop::Fenced);
             self.attempts.clear();
-            let Some(connection) = connect::join(&self.options, shutdown).await? else { return Ok(false) };
+            let Some(connection) = connect::join(&self.options, &self.shared.accelerator, shutdown).await? else {
+                return Ok(false);
+            };
             self.connection = connection;
             return Ok(true);
         }

@@ -2,6 +2,8 @@
 
 mod checkpoint;
 mod initial;
+#[cfg(feature = "cuda")]
+mod on_gpu;
 mod output;
 mod training;
 
@@ -25,7 +27,7 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
     });
 
     let data = LayerData::load(context, layer, &task.shards, recipe.samples as usize)?;
-    let mut training = Training::new(shape, layer, recipe, seed, &data)?;
+    let mut training = Training::new(shape, layer, recipe, seed, &data, &context.accelerator)?;
     if let Some(resume) = &task.resume {
         checkpoint::resume(context, resume, &mut training)?;
     }
@@ -35,6 +37,7 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
     while training.step() < steps {
         if let Some(stop) = context.stopped() {
             if stop == Stop::Release {
+                training.settle()?;
                 checkpoint::store(context, &training)?;
             }
             return Err(Error::Stopped(stop));
@@ -47,10 +50,12 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
             progress.samples_per_second = (done * u64::from(recipe.batch)) as f64 / began.elapsed().as_secs_f64();
         });
         if checkpoints.is_due() && training.step() < steps {
+            training.settle()?;
             checkpoint::store(context, &training)?;
             checkpoints.stored();
         }
     }
+    training.settle()?;
     context.check_stop()?;
     let relative_error = training.held_out_error();
     let block = output::write(context, task.round, layer, &training)?;

@@ -1,11 +1,19 @@
 //! The training of one block: a state that a step moves on, and that a checkpoint holds whole.
 
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
+
 use deltaconv_kernels::cpu::{self, Workspace};
 use deltaconv_kernels::{AdamW, BlockShape, Parameters, adamw};
 use deltaconv_proto::draw;
 use deltaconv_proto::v1::{LayerPlan, Recipe};
 
 use super::initial;
+#[cfg(feature = "cuda")]
+use super::on_gpu::OnGpu;
+use crate::accelerator::Accelerator;
+#[cfg(feature = "cuda")]
+use crate::accelerator::Cuda;
 use crate::shards::{LayerData, Rows};
 use crate::task::Error;
 
@@ -49,6 +57,11 @@ pub(super) struct Training {
     gradients: Parameters,
     workspace: Workspace,
     batch: Rows,
+    #[cfg(feature = "cuda")]
+    cuda: Option<Arc<Cuda>>,
+    /// The state that `trained` is a copy of, from the first step on a GPU.
+    #[cfg(feature = "cuda")]
+    on_gpu: Option<OnGpu>,
 }
 
 impl Training {
@@ -58,6 +71,7 @@ impl Training {
         recipe: &Recipe,
         seed: u64,
         data: &LayerData,
+        accelerator: &Accelerator,
     ) -> Result<Self, Error> {
         let weights = initial::weights(&shape, seed, layer.index)?;
         let optimiser = AdamW {
@@ -85,11 +99,22 @@ impl Training {
             held_out_energy: data.held_out_energy(),
             workspace: Workspace::default(),
             batch: Rows::default(),
+            #[cfg(feature = "cuda")]
+            cuda: match accelerator {
+                Accelerator::Cuda(cuda) if cuda.is_usable() => Some(cuda.clone()),
+                _ => None,
+            },
+            #[cfg(feature = "cuda")]
+            on_gpu: None,
         })
     }
 
     /// Steps taken.
     pub(super) fn step(&self) -> u64 {
+        #[cfg(feature = "cuda")]
+        if let Some(on_gpu) = &self.on_gpu {
+            return on_gpu.steps();
+        }
         self.trained.optimiser.step
     }
 
@@ -118,6 +143,10 @@ impl Training {
     pub(super) fn take_step(&mut self, data: &LayerData) -> Result<(), Error> {
         let step = self.step();
         let rows = draw::batch(self.seed, data.training_samples(), self.recipe.batch as usize, step);
+        #[cfg(feature = "cuda")]
+        if self.cuda.is_some() {
+            return self.take_step_on_gpu(data, &rows);
+        }
         data.gather(&rows, &mut self.batch);
         let loss = cpu::loss_and_gradient(
             &self.shape,
@@ -140,12 +169,51 @@ impl Training {
         self.draw_curve(data)
     }
 
-    fn draw_curve(&mut self, data: &LayerData) -> Result<(), Error> {
+    /// Brings `trained` up to date where it is a copy.
+    pub(super) fn settle(&mut self) -> Result<(), Error> {
+        #[cfg(feature = "cuda")]
+        if let Some(on_gpu) = &mut self.on_gpu {
+            let (losses, (weights, optimiser)) = (on_gpu.losses()?, on_gpu.download()?);
+            let first = optimiser.step - losses.len() as u64;
+            for (step, loss) in (first..).zip(losses) {
+                if !loss.is_finite() {
+                    return Err(Error::Diverged { layer: self.layer.clone(), step, loss });
+                }
+                self.trained.error_sum += loss / self.training_energy;
+            }
+            (self.trained.weights, self.trained.optimiser) = (weights, optimiser);
+        }
+        Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn take_step_on_gpu(&mut self, data: &LayerData, rows: &[usize]) -> Result<(), Error> {
+        let rate = self.learning_rate(self.step());
+        let on_gpu = match (&mut self.on_gpu, &self.cuda) {
+            (Some(on_gpu), _) => on_gpu,
+            (none, Some(cuda)) => {
+                let Trained { weights, optimiser, .. } = &self.trained;
+                none.insert(OnGpu::new(cuda, weights, optimiser, self.optimiser, data, rows.len())?)
+            }
+            (None, None) => return Ok(()),
+        };
+        on_gpu.step(data, rows, 1.0 / self.training_energy, rate)?;
+        if self.is_curve_point() {
+            self.settle()?;
+        }
+        self.draw_curve(data)
+    }
+
+    fn is_curve_point(&self) -> bool {
         let (step, steps) = (self.step(), u64::from(self.recipe.steps));
-        let interval = (steps / CURVE_POINTS).max(1);
-        if step % interval != 0 && step != steps {
+        step.is_multiple_of((steps / CURVE_POINTS).max(1)) || step == steps
+    }
+
+    fn draw_curve(&mut self, data: &LayerData) -> Result<(), Error> {
+        if !self.is_curve_point() {
             return Ok(());
         }
+        let step = self.step();
         let last = self.trained.curve.last().map_or(0, |point| point.step);
         let training_error = self.trained.error_sum / (step - last).max(1) as f64;
         let held_out_error = self.measure(data)?;
@@ -160,6 +228,11 @@ impl Training {
         let mut predicted = Vec::new();
         let held_out: Vec<usize> = data.held_out().collect();
         for rows in held_out.chunks(self.recipe.batch as usize) {
+            #[cfg(feature = "cuda")]
+            if let Some(on_gpu) = &mut self.on_gpu {
+                squares += on_gpu.squares(data, rows)?;
+                continue;
+            }
             data.gather(rows, &mut self.batch);
             predicted.resize(self.batch.input.len(), 0.0);
             let block = self.trained.optimiser.ema.as_ref().unwrap_or(&self.trained.weights);
@@ -210,7 +283,7 @@ pub(super) mod tests {
 
     pub(in crate::distill) fn training(data: &LayerData) -> Training {
         let shape = crate::distill::block_shape(&layer()).expect("a block");
-        Training::new(shape, &layer(), &recipe(), 1, data).expect("a start")
+        Training::new(shape, &layer(), &recipe(), 1, data, &Accelerator::None).expect("a start")
     }
 
     #[test]
@@ -218,7 +291,7 @@ pub(super) mod tests {
         let data = LayerData::made_up(&layer(), 96, 8);
         let recipe = Recipe { steps: 400, batch: 16, learning_rate: 1e-2, ema_decay: 0.95, ..recipe() };
         let shape = crate::distill::block_shape(&layer()).expect("a block");
-        let mut training = Training::new(shape, &layer(), &recipe, 1, &data).expect("a start");
+        let mut training = Training::new(shape, &layer(), &recipe, 1, &data, &Accelerator::None).expect("a start");
         while training.step() < 400 {
             training.take_step(&data).expect("a step");
         }

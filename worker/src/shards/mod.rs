@@ -124,6 +124,14 @@ impl LayerData {
             self.output(*sample).convert_to_f32_slice(output);
         }
     }
+
+    /// Inputs and outputs of `samples`, in their order, as they were stored.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn collect(&self, samples: &[usize]) -> (Vec<f16>, Vec<f16>) {
+        let input = samples.iter().flat_map(|&sample| self.row(|shard| &shard.input, sample)).copied();
+        let output = samples.iter().flat_map(|&sample| self.output(sample)).copied();
+        (input.collect(), output.collect())
+    }
 }
 
 fn shape(layer: &v1::LayerPlan, samples: usize) -> Shape {
