@@ -42,6 +42,12 @@ __device__ __forceinline__ Sample sample(int index, int inputs, int outputs) {
   return {low, min(low + 1, inputs - 1), position - float(low)};
 }
 
+// As sample, for an enlargement to exactly twice the size.
+__device__ __forceinline__ Sample sample_by_half(int index, int inputs) {
+  const int low = max((index - 1) >> 1, 0);
+  return {low, min(low + 1, inputs - 1), index == 0 ? 0.0f : index & 1 ? 0.25f : 0.75f};
+}
+
 // The outputs of an enlargement that input `index` may take part in, both ends included.
 struct Reach {
   int first, last;

@@ -55,7 +55,8 @@ struct Middle {
   Scale scale[3];
   const bf16* h;
   const float* bias;
-  const bf16* taps;
+  // Bands [S, d, K, 64], and turned by half a turn.
+  const bf16 *upright, *turned;
   bf16* features;
   const bf16* feature_gradient;
   bf16* hidden_gradient;
@@ -95,16 +96,11 @@ __device__ __forceinline__ void multiply8(float (&c)[4], uint32_t a0, uint32_t a
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(b0));
 }
 
-// Fills a table of taps for the channel: row i holds w[i][position - 7 - (left - kPad)], zeros around, twice.
-__device__ void fill_taps(int table, const bf16* taps, int left, bool turned) {
-  bf16* rows = at<bf16>(table);
-  for (int index = threadIdx.x; index < K * 64; index += blockDim.x) {
-    const int i = index / 64, position = index % 64 < 32 ? index % 64 : index % 64 - 32 + 1;
-    const int j = position - 7 - (left - kPad);
-    bf16 value = __float2bfloat16_rn(0.0f);
-    if (j >= 0 && j < K) value = taps[turned ? K * K - 1 - (i * K + j) : i * K + j];
-    rows[index] = value;
-  }
+// Copies a channel's bands, K rows of kTapRow bytes that `prepare` of step.cu wrote: row i holds w[i][position - 7 - (left
+// - kPad)], zeros around, twice.
+__device__ __forceinline__ void load_bands(int table, const bf16* bands) {
+  for (int index = threadIdx.x; index < K * kTapRow / 16; index += blockDim.x)
+    at<uint4>(table)[index] = reinterpret_cast<const uint4*>(bands)[index];
 }
 // Where a lane finds its pair of the band matrix in a row of taps.
 __device__ __forceinline__ int tap_offset(int lane) {
@@ -148,66 +144,93 @@ __device__ __forceinline__ Row row_of(int v, int images, int rows) {
   return image < images ? Row{image, v - image * rows} : Row{-1, 0};
 }
 
+// Calls f(plane, row, group) for all groups of columns of all rows of all planes, spread over the block.
+template <class F> __device__ __forceinline__ void for_groups(int planes, int rows, int groups, F f) {
+  if ((groups & (groups - 1)) == 0 && groups <= int(blockDim.x)) {
+    const int shift = 31 - __clz(groups), step = int(blockDim.x) >> shift, group = int(threadIdx.x) & (groups - 1);
+    int plane = 0, row = int(threadIdx.x) >> shift;
+    for (; row >= rows; row -= rows) ++plane;
+    while (plane < planes) {
+      f(plane, row, group);
+      for (row += step; row >= rows; row -= rows) ++plane;
+    }
+  } else {
+    for (int i = threadIdx.x; i < planes * rows * groups; i += blockDim.x) f(i / groups / rows, i / groups % rows, i % groups);
+  }
+}
+
 // Loads planes a and b of a unit, with the bias, into scale 0's input planes. Rows first..last of the map; the plane's
 // first row is the map's row `base`. Images past the batch become zeros.
-__device__ void load_planes(const Middle& p, int pair, int image0, int base, int first, int last) {
+__device__ __forceinline__ void load_planes(const Middle& p, int pair, int image0, int base, int first, int last) {
   const Scale& s = p.scale[0];
-  const int64_t channel_stride = int64_t(p.batch) * p.height * p.width;
-  const int rows = last - first;
   const bool wide = p.width % 8 == 0;
-  const int groups = wide ? p.width / 8 : p.width;
-  for (int index = threadIdx.x; index < 2 * p.images * rows * groups; index += blockDim.x) {
-    const int group = index % groups, line = index / groups % rows, plane = index / groups / rows;
-    const int ab = plane / p.images, image = image0 + plane % p.images, channel = pair + ab * p.half;
+  const float biases[2] = {p.bias[pair], p.bias[pair + p.half]};
+  for_groups(2 * p.images, last - first, wide ? p.width / 8 : p.width, [&](int plane, int line, int group) {
+    const int ab = plane >= p.images, image = image0 + plane - ab * p.images, channel = pair + ab * p.half;
     bf16* target = at<bf16>(s.x) + (plane * s.rows + first + line - base) * s.pitch_x + kLeftX;
-    const bf16* source =
-        p.h + channel * channel_stride + (int64_t(image) * p.height + first + line) * p.width;
-    const float bias = p.bias[channel];
+    const bf16* source = p.h + ((int64_t(channel) * p.batch + image) * p.height + first + line) * p.width;
+    const float bias = ab ? biases[1] : biases[0];
     const bool there = image < p.batch;
     if (wide) {
-      alignas(16) bf16 values[8];
+      uint4 words = make_uint4(0, 0, 0, 0);
       if (there) {
-        const Vector<bf16> loaded = *reinterpret_cast<const Vector<bf16>*>(source + group * 8);
+        words = *reinterpret_cast<const uint4*>(source + group * 8);
+        __nv_bfloat162* pairs = reinterpret_cast<__nv_bfloat162*>(&words);
 #pragma unroll
-        for (int lane = 0; lane < 8; ++lane) values[lane] = __float2bfloat16_rn(to_float(loaded.lanes[lane]) + bias);
-      } else {
-#pragma unroll
-        for (int lane = 0; lane < 8; ++lane) values[lane] = __float2bfloat16_rn(0.0f);
+        for (int lane = 0; lane < 4; ++lane) {
+          const float2 value = __bfloat1622float2(pairs[lane]);
+          pairs[lane] = __floats2bfloat162_rn(value.x + bias, value.y + bias);
+        }
       }
-      const uint2* words = reinterpret_cast<const uint2*>(values);
       uint2* to = reinterpret_cast<uint2*>(target + group * 8);
-      to[0] = words[0];
-      to[1] = words[1];
+      to[0] = make_uint2(words.x, words.y);
+      to[1] = make_uint2(words.z, words.w);
     } else {
       target[group] = __float2bfloat16_rn(there ? to_float(source[group]) + bias : 0.0f);
     }
-  }
+  });
 }
 
 // Fills rows first..last of a smaller scale's input planes by averaging scale 0's. `base` is the map row that scale 0's
 // planes begin with, `small_base` the small map's row that these begin with.
-__device__ void pool_planes(const Middle& p, int index, int base, int small_base, int first, int last) {
+__device__ __forceinline__ void pool_planes(const Middle& p, int index, int base, int small_base, int first, int last) {
   const Scale& full = p.scale[0];
   const Scale& s = p.scale[index];
-  const int rows = last - first;
-  for (int i = threadIdx.x; i < 2 * p.images * rows * s.width; i += blockDim.x) {
-    const int column = i % s.width, row = first + i / s.width % rows, plane = i / s.width / rows;
-    const bf16* source = at<bf16>(full.x) + plane * full.rows * full.pitch_x + kLeftX;
-    bf16* target = at<bf16>(s.x) + (plane * s.rows + row - small_base) * s.pitch_x + kLeftX + column;
-    if (s.halves) {
-      const __nv_bfloat162* upper =
-          reinterpret_cast<const __nv_bfloat162*>(source + (2 * row - base) * full.pitch_x + 2 * column);
-      const float2 first = __bfloat1622float2(upper[0]), second = __bfloat1622float2(upper[full.pitch_x / 2]);
-      *target = __float2bfloat16_rn((first.x + first.y + second.x + second.y) * 0.25f);
-      continue;
-    }
+  if (s.halves && p.width % 8 == 0) {
+    // 4 averages at a time.
+    for_groups(2 * p.images, last - first, s.width / 4, [&](int plane, int line, int group) {
+      const int row = first + line;
+      const bf16* source =
+          at<bf16>(full.x) + (plane * full.rows + 2 * row - base) * full.pitch_x + kLeftX + group * 8;
+      const uint2* upper = reinterpret_cast<const uint2*>(source);
+      const uint2* lower = reinterpret_cast<const uint2*>(source + full.pitch_x);
+      const uint2 words[4] = {upper[0], upper[1], lower[0], lower[1]};
+      const __nv_bfloat162* pairs = reinterpret_cast<const __nv_bfloat162*>(words);
+      float means[4];
+#pragma unroll
+      for (int lane = 0; lane < 4; ++lane) {
+        const float2 above = __bfloat1622float2(pairs[lane]), below = __bfloat1622float2(pairs[4 + lane]);
+        means[lane] = (above.x + above.y + below.x + below.y) * 0.25f;
+      }
+      uint2 packed;
+      __nv_bfloat162* target = reinterpret_cast<__nv_bfloat162*>(&packed);
+      target[0] = __floats2bfloat162_rn(means[0], means[1]);
+      target[1] = __floats2bfloat162_rn(means[2], means[3]);
+      *reinterpret_cast<uint2*>(at<bf16>(s.x) + (plane * s.rows + row - small_base) * s.pitch_x + kLeftX + group * 4) =
+          packed;
+    });
+    return;
+  }
+  for_groups(2 * p.images, last - first, s.width, [&](int plane, int line, int column) {
+    const int row = first + line;
     const Bin down = bin(row, p.height, s.height), across = bin(column, p.width, s.width);
+    const bf16* source = at<bf16>(full.x) + plane * full.rows * full.pitch_x + kLeftX;
     float sum = 0;
     for (int y = down.start; y < down.end; ++y)
       for (int x = across.start; x < across.end; ++x) sum += to_float(source[(y - base) * full.pitch_x + x]);
     sum /= float((down.end - down.start) * (across.end - across.start));
-    *target = __float2bfloat16_rn(sum);
-  }
+    at<bf16>(s.x)[(plane * s.rows + row - small_base) * s.pitch_x + kLeftX + column] = __float2bfloat16_rn(sum);
+  });
 }
 
 __device__ void zero_fill(int end) {
@@ -283,11 +306,10 @@ extern "C" __global__ void __launch_bounds__(128, 5) middle_forward(const __grid
   }
 
   zero_fill(p.zero_end);
-  for (int index = 0; index < p.scales; ++index) {
-    const bf16* taps = p.taps + (int64_t(index) * 2 * p.half + pair) * K * K;
-    fill_taps(p.scale[index].taps, taps, kLeftX, false);
-    fill_taps(p.scale[index].taps + K * kTapRow, taps + int64_t(p.half) * K * K, kLeftX, false);
-  }
+  for (int index = 0; index < p.scales; ++index)
+    for (int ab = 0; ab < 2; ++ab)
+      load_bands(p.scale[index].taps + ab * K * kTapRow,
+                 p.upright + (int64_t(index) * 2 * p.half + pair + ab * p.half) * K * (kTapRow / 2));
   __syncthreads();
   load_planes(p, pair, image0, base, max(base, 0), end);
   __syncthreads();
@@ -318,10 +340,10 @@ extern "C" __global__ void __launch_bounds__(128, 5) middle_forward(const __grid
   for (int index = 1; index < p.scales; ++index) {
     const Scale& s = p.scale[index];
     const int small_rows = high[index] - low[index];
-    for (int i = threadIdx.x; i < p.images * rows * groups; i += blockDim.x) {
-      const int first = i % groups * 8, row = row0 + i / groups % rows, image = i / groups / rows;
-      if (image0 + image >= p.batch) continue;
-      const Sample y = sample(row, s.height, p.height);
+    for_groups(p.images, rows, groups, [&](int image, int line, int group) {
+      if (image0 + image >= p.batch) return;
+      const int first = group * 8, row = row0 + line;
+      const Sample y = s.halves ? sample_by_half(row, s.height) : sample(row, s.height, p.height);
       const float* upper = at<float>(s.small) + (image * small_rows + y.low - low[index]) * s.width;
       const float* lower = at<float>(s.small) + (image * small_rows + y.high - low[index]) * s.width;
       alignas(16) bf16 values[8];
@@ -353,7 +375,7 @@ extern "C" __global__ void __launch_bounds__(128, 5) middle_forward(const __grid
       } else {
         for (int lane = 0; lane < 8 && first + lane < p.width; ++lane) target[lane] = values[lane];
       }
-    }
+    });
   }
 }
 
@@ -362,8 +384,8 @@ extern "C" __global__ void __launch_bounds__(128, 5) middle_forward(const __grid
 __device__ __forceinline__ void shrink_gradient_by_half(const Middle& p, int index, int pair, int image0) {
   const Scale& s = p.scale[index];
   const int groups = s.width / 4;
-  for (int i = threadIdx.x; i < p.images * s.height * groups; i += blockDim.x) {
-    const int group = i % groups, line = i / groups, row = line % s.height, image = image0 + line / s.height;
+  for_groups(p.images, s.height, groups, [&](int plane, int row, int group) {
+    const int image = image0 + plane;
     float sums[4] = {};
     if (image < p.batch) {
       const bf16* source = p.feature_gradient +
@@ -389,9 +411,9 @@ __device__ __forceinline__ void shrink_gradient_by_half(const Middle& p, int ind
         }
       }
     }
-    *reinterpret_cast<float4*>(at<float>(s.small) + line * s.width + group * 4) =
+    *reinterpret_cast<float4*>(at<float>(s.small) + (plane * s.height + row) * s.width + group * 4) =
         make_float4(sums[0], sums[1], sums[2], sums[3]);
-  }
+  });
 }
 
 // The gradient of what a smaller scale's gate gave, from that of its enlargement, into the scale's first small planes.
@@ -599,9 +621,9 @@ extern "C" __global__ void __launch_bounds__(256, 2) middle_backward(const __gri
   for (int index = 0; index < p.scales; ++index) {
     const Scale& s = p.scale[index];
     for (int ab = 0; ab < 2; ++ab) {
-      const bf16* taps = p.taps + (int64_t(index) * 2 * p.half + pair + ab * p.half) * K * K;
-      fill_taps(s.taps + ab * K * kTapRow, taps, kLeftX, false);
-      fill_taps(s.turned + ab * K * kTapRow, taps, kLeftG, true);
+      const int64_t channel = int64_t(index) * 2 * p.half + pair + ab * p.half;
+      load_bands(s.taps + ab * K * kTapRow, p.upright + channel * K * (kTapRow / 2));
+      load_bands(s.turned + ab * K * kTapRow, p.turned + channel * K * (kTapRow / 2));
     }
   }
   float bias[2] = {};

@@ -205,6 +205,10 @@ extern "C" __global__ void __launch_bounds__(256)
 // The weights in the type that the next step's products read: matrices as they are, taps [S, d, K, K].
 template <class T> struct Prepared {
   T *up, *taps, *out, *pool;
+  // The taps as the fused kernels read them, [S, d, K, 64]; null where there are none. A row of taps stands in 32
+  // columns of zeros from column 7 + left - K/2 on, and again one column further to the left in the next 32.
+  T *upright, *turned;
+  int kernel, left;
 };
 
 template <class T> __device__ __forceinline__ void prepare(const Arena& arena, Prepared<T> to, int64_t i, float weight) {
@@ -215,6 +219,14 @@ template <class T> __device__ __forceinline__ void prepare(const Arena& arena, P
     const int64_t t = i - arena.taps, channel = t % arena.inner, tap = t / arena.inner % arena.taps_count;
     const int64_t scale = t / arena.inner / arena.taps_count;
     to.taps[(scale * arena.inner + channel) * arena.taps_count + tap] = value;
+    if (to.upright) {
+      const int row = int(tap) / to.kernel, column = int(tap) % to.kernel, pad = to.kernel / 2;
+      const int64_t first = (scale * arena.inner + channel) * to.kernel;
+      T* upright = to.upright + (first + row) * 64 + column + 7 + to.left - pad;
+      upright[0] = upright[31] = value;
+      T* turned = to.turned + (first + to.kernel - 1 - row) * 64 + to.kernel - 1 - column + 7 + 8 - pad;
+      turned[0] = turned[31] = value;
+    }
   } else if (i >= arena.out && i < arena.out_bias) {
     to.out[i - arena.out] = value;
   } else if (i >= arena.pool && i < arena.pool_bias) {

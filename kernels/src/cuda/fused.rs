@@ -59,7 +59,8 @@ pub(super) struct Middle {
     pub(super) scale: [Scale; MAX_SCALES],
     pub(super) h: Address,
     pub(super) bias: Address,
-    pub(super) taps: Address,
+    pub(super) upright: Address,
+    pub(super) turned: Address,
     pub(super) features: Address,
     pub(super) feature_gradient: Address,
     pub(super) hidden_gradient: Address,
@@ -109,6 +110,11 @@ impl Region {
         self.0 += bytes.next_multiple_of(16);
         start as i32
     }
+}
+
+/// Columns of zeros to the left of an input plane.
+pub(super) fn left(kernel: usize) -> usize {
+    if kernel <= 9 { 4 } else { 8 }
 }
 
 /// Whether there are fused kernels for the block at all.

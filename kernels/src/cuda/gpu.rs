@@ -166,6 +166,11 @@ impl Gpu {
         unsafe { self.stream.alloc::<u8>(bytes.max(1)) }.map_err(|error| memory(&self.context, bytes, error))
     }
 
+    /// Bytes of device memory, all zero.
+    pub(super) fn zeros(&self, bytes: usize) -> Result<CudaSlice<u8>> {
+        self.stream.alloc_zeros::<u8>(bytes.max(1)).map_err(|error| memory(&self.context, bytes, error))
+    }
+
     /// A copy of the values on the device.
     pub(super) fn upload(&self, values: &[f32]) -> Result<CudaSlice<f32>> {
         self.stream.clone_htod(values).map_err(|error| memory(&self.context, std::mem::size_of_val(values), error))

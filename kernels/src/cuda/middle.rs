@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::fused::{self, BACKWARD_THREADS, FORWARD_THREADS, Launch};
 use super::gpu::{Address, Gpu, Grid, On, Source, launch};
 use super::product::Type;
-use super::weights::suffix;
+use super::weights::{Taps, suffix};
 use crate::error::Result;
 use crate::shape::BlockShape;
 
@@ -111,19 +111,19 @@ impl Middle {
         gpu: &Gpu,
         h: Address,
         bias: Address,
-        taps: Address,
+        taps: Taps,
         features: Address,
     ) -> Result<()> {
         match self {
             Self::Fused { kernel, forward, .. } => {
                 let function = gpu.function(Source::Fused(*kernel), "middle_forward")?;
-                let middle = fused::Middle { h, bias, taps, features, ..forward.middle };
+                let middle = fused::Middle { h, bias, upright: taps.upright, features, ..forward.middle };
                 let grid = Grid { blocks: forward.blocks, threads: FORWARD_THREADS, shared: forward.shared as u32 };
                 // SAFETY: the caller's promise.
                 unsafe { launch!(gpu, On::Main, function, grid, [middle]) }
             }
             // SAFETY: the caller's promise.
-            Self::Staged(staged) => unsafe { staged.forward(gpu, h, bias, taps, features) },
+            Self::Staged(staged) => unsafe { staged.forward(gpu, h, bias, taps.plain, features) },
         }
     }
 
@@ -137,7 +137,7 @@ impl Middle {
         gpu: &Gpu,
         h: Address,
         bias: Address,
-        taps: Address,
+        taps: Taps,
         feature_gradient: Address,
         hidden_gradient: Address,
         (taps_parts, bias_parts): (Address, Address),
@@ -149,7 +149,8 @@ impl Middle {
                 let middle = fused::Middle {
                     h,
                     bias,
-                    taps,
+                    upright: taps.upright,
+                    turned: taps.turned,
                     feature_gradient,
                     hidden_gradient,
                     taps_parts,
@@ -162,7 +163,7 @@ impl Middle {
             }
             // SAFETY: the caller's promise.
             Self::Staged(staged) => unsafe {
-                staged.backward(gpu, h, bias, taps, feature_gradient, hidden_gradient, taps_parts, bias_parts)
+                staged.backward(gpu, h, bias, taps.plain, feature_gradient, hidden_gradient, taps_parts, bias_parts)
             },
         }
     }

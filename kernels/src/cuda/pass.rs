@@ -328,7 +328,7 @@ impl Pass {
             let operands =
                 Operands { a: x, b: weights.prepared.up, c: at.hidden, d: at.hidden, bias: 0, alpha: 1.0, beta: 0.0 };
             self.up.run(&gpu, On::Main, operands)?;
-            self.middle.forward(&gpu, at.hidden, up_bias, weights.prepared.taps, at.features)?;
+            self.middle.forward(&gpu, at.hidden, up_bias, weights.prepared.taps(), at.features)?;
             gpu.join()?;
             let bias = at.shared;
             let operands =
@@ -350,7 +350,7 @@ impl Pass {
         // SAFETY: the buffers have the sizes that the plan gave them, and the caller's have theirs.
         unsafe {
             back.out.run(&gpu, On::Side, operands(at.features, at.residual, at.out_parts))?;
-            let (gradient, taps) = (at.feature_gradient, weights.prepared.taps);
+            let (gradient, taps) = (at.feature_gradient, weights.prepared.taps());
             back.features.run(&gpu, On::Main, operands(at.residual, weights.prepared.out, gradient))?;
             let parts = (at.taps_parts, at.bias_parts);
             self.middle.backward(&gpu, at.hidden, up_bias, taps, gradient, at.hidden, parts)?;

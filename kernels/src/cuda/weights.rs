@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaSlice;
 
+use super::fused;
 use super::gpu::{Address, Gpu, Grid, On, Source, address, failed, launch};
 use super::product::Type;
 use crate::error::Result;
@@ -77,6 +78,26 @@ pub(super) struct Prepared {
     pub(super) taps: Address,
     pub(super) out: Address,
     pub(super) pool: Address,
+    upright: Address,
+    turned: Address,
+    kernel: i32,
+    left: i32,
+}
+
+impl Prepared {
+    /// The taps in the plain and in the fused kernels' form.
+    pub(super) fn taps(self) -> Taps {
+        let Self { taps: plain, upright, turned, .. } = self;
+        Taps { plain, upright, turned }
+    }
+}
+
+/// Where the taps lie, [S, d, K, K], and as bands [S, d, K, 64] where there are fused kernels.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Taps {
+    pub(super) plain: Address,
+    pub(super) upright: Address,
+    pub(super) turned: Address,
 }
 
 /// The weights of a block on the device.
@@ -96,13 +117,20 @@ impl Weights {
         let padded = |length: i64| (length as usize * kind.bytes()).next_multiple_of(256);
         let lengths = [arena.up_bias, arena.out - arena.taps, arena.out_bias - arena.out, arena.pool_bias - arena.pool]
             .map(padded);
-        let prepared = gpu.alloc(lengths.iter().sum())?;
+        let kernel = weights.shape().kernel_size();
+        let fused = kind == Type::Bf16 && fused::fits(weights.shape());
+        let bands = if fused { weights.shape().scales().len() * weights.shape().inner() * kernel * 128 } else { 0 };
+        let prepared = gpu.zeros(lengths.iter().sum::<usize>() + 2 * bands)?;
         let up = address(&prepared, &gpu.stream);
         let taps = up + lengths[0] as u64;
         let out = taps + lengths[1] as u64;
         let pool = out + lengths[2] as u64;
         let at = address(&values, &gpu.stream);
-        let weights = Self { arena, values, _prepared: prepared, prepared: Prepared { up, taps, out, pool }, at };
+        let upright = if fused { pool + lengths[3] as u64 } else { 0 };
+        let turned = if fused { upright + bands as u64 } else { 0 };
+        let (kernel, left) = (kernel as i32, fused::left(kernel) as i32);
+        let addresses = Prepared { up, taps, out, pool, upright, turned, kernel, left };
+        let weights = Self { arena, values, _prepared: prepared, prepared: addresses, at };
         weights.prepare(gpu, kind)?;
         Ok(weights)
     }
