@@ -148,11 +148,16 @@ __device__ __forceinline__ Row row_of(int v, int images, int rows) {
 template <class F> __device__ __forceinline__ void for_groups(int planes, int rows, int groups, F f) {
   if ((groups & (groups - 1)) == 0 && groups <= int(blockDim.x)) {
     const int shift = 31 - __clz(groups), step = int(blockDim.x) >> shift, group = int(threadIdx.x) & (groups - 1);
-    int plane = 0, row = int(threadIdx.x) >> shift;
-    for (; row >= rows; row -= rows) ++plane;
+    const int line = int(threadIdx.x) >> shift, planes_on = step / rows, rows_on = step - planes_on * rows;
+    int plane = line / rows, row = line - plane * rows;
     while (plane < planes) {
       f(plane, row, group);
-      for (row += step; row >= rows; row -= rows) ++plane;
+      plane += planes_on;
+      row += rows_on;
+      if (row >= rows) {
+        row -= rows;
+        ++plane;
+      }
     }
   } else {
     for (int i = threadIdx.x; i < planes * rows * groups; i += blockDim.x) f(i / groups / rows, i / groups % rows, i % groups);

@@ -178,7 +178,9 @@ __device__ __forceinline__ float gradient(const Arena& arena, int64_t i) {
     for (int image = 0; image < arena.batch; ++image)
       sum += arena.output_sums[int64_t(image) * arena.channels + channel];
   } else {
-    const int64_t output = (i - arena.pool) / arena.channels, input = (i - arena.pool) % arena.channels;
+    // The host refuses arenas of more than 2³¹ values.
+    const unsigned index = unsigned(i - arena.pool), output = index / unsigned(arena.channels);
+    const unsigned input = index - output * unsigned(arena.channels);
 #pragma unroll 4
     for (int image = 0; image < arena.batch; ++image)
       sum = fmaf(arena.output_sums[int64_t(image) * arena.channels + output],
@@ -216,12 +218,12 @@ template <class T> __device__ __forceinline__ void prepare(const Arena& arena, P
   if (i < arena.up_bias) {
     to.up[i] = value;
   } else if (i >= arena.taps && i < arena.out) {
-    const int64_t t = i - arena.taps, channel = t % arena.inner, tap = t / arena.inner % arena.taps_count;
-    const int64_t scale = t / arena.inner / arena.taps_count;
-    to.taps[(scale * arena.inner + channel) * arena.taps_count + tap] = value;
+    const unsigned t = unsigned(i - arena.taps), line = t / unsigned(arena.inner), channel = t - line * unsigned(arena.inner);
+    const unsigned scale = line / unsigned(arena.taps_count), tap = line - scale * unsigned(arena.taps_count);
+    to.taps[(int64_t(scale) * arena.inner + channel) * arena.taps_count + tap] = value;
     if (to.upright) {
       const int row = int(tap) / to.kernel, column = int(tap) % to.kernel, pad = to.kernel / 2;
-      const int64_t first = (scale * arena.inner + channel) * to.kernel;
+      const int64_t first = (int64_t(scale) * arena.inner + channel) * to.kernel;
       T* upright = to.upright + (first + row) * 64 + column + 7 + to.left - pad;
       upright[0] = upright[31] = value;
       T* turned = to.turned + (first + to.kernel - 1 - row) * 64 + to.kernel - 1 - column + 7 + 8 - pad;
@@ -285,22 +287,8 @@ template <class From, class To> __device__ void convert(const From* from, To* to
     to[i] = from_float<To>(to_float(from[i]));
 }
 extern "C" __global__ void f16_to_bf16(const __half* from, bf16* to, int64_t length) { convert(from, to, length); }
-extern "C" __global__ void bf16_to_f16(const bf16* from, __half* to, int64_t length) { convert(from, to, length); }
-
-// to [rows, length] = from [picks[row], length]: a batch out of the samples in device memory.
-template <class From, class To>
-__device__ void gather(const From* from, const int* picks, To* to, int64_t length) {
-  const From* source = from + int64_t(picks[blockIdx.y]) * length;
-  To* target = to + int64_t(blockIdx.y) * length;
-  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < length; i += int64_t(gridDim.x) * blockDim.x)
-    target[i] = from_float<To>(to_float(source[i]));
-}
-extern "C" __global__ void gather_f16_to_bf16(const __half* from, const int* picks, bf16* to, int64_t length) {
-  gather(from, picks, to, length);
-}
-extern "C" __global__ void gather_f16_to_f32(const __half* from, const int* picks, float* to, int64_t length) {
-  gather(from, picks, to, length);
-}
+extern "C" __global__ void f16_to_f32(const __half* from, float* to, int64_t length) { convert(from, to, length); }
+extern "C" __global__ void bf16_to_f32(const bf16* from, float* to, int64_t length) { convert(from, to, length); }
 
 // out [B, C] = factor · sums [B, C] · weight [C, C]: what the pooled linear gives back to every position's input.
 template <class T>

@@ -13,8 +13,9 @@ const TAP_ROW: usize = 128;
 const SLACK: usize = 512;
 pub(super) const FORWARD_THREADS: u32 = 128;
 pub(super) const BACKWARD_THREADS: u32 = 256;
-/// Rows that a unit of small maps gathers from several images.
-const UNIT_ROWS: usize = 64;
+/// Rows that a unit of small maps gathers from several images: more on the way back, where each unit adds to sums.
+const FORWARD_ROWS: usize = 32;
+const BACKWARD_ROWS: usize = 64;
 /// Parts that sums over a batch are left in, at most.
 const MOST_PARTS: usize = 32;
 /// Shared memory of a forward block above which a map is cut into strips.
@@ -125,7 +126,7 @@ pub(super) fn fits(shape: &BlockShape) -> bool {
 /// The forward kernel's launch; `None` where not even a strip of a row fits.
 pub(super) fn forward(shape: &BlockShape, size: [usize; 3], limit: usize) -> Result<Option<Launch>> {
     let [batch, height, _] = size;
-    let images = (UNIT_ROWS / height).clamp(1, batch);
+    let images = (FORWARD_ROWS / height).clamp(1, batch);
     let whole = forward_with(shape, size, images, height)?;
     if whole.shared <= FORWARD_SHARED.min(limit) {
         return Ok(Some(whole));
@@ -205,7 +206,7 @@ pub(super) fn backward(shape: &BlockShape, size: [usize; 3], limit: usize) -> Re
     let kernel = shape.kernel_size();
     let Margins { pad, chunks_x, chunks_g, span } = Margins::new(kernel);
     let maps = maps(shape, size)?;
-    let mut images = (UNIT_ROWS / height).clamp(1, batch);
+    let mut images = (BACKWARD_ROWS / height).clamp(1, batch);
     loop {
         let mut region = Region::default();
         let mut scale = [Scale::default(); MAX_SCALES];

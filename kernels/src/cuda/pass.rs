@@ -10,7 +10,7 @@ use super::middle::Middle;
 use super::product::{Matrix, Operands, Product, Shape, Type};
 use super::weights::{Arena, Weights, suffix};
 use crate::error::{Error, Result};
-use crate::shape::BlockShape;
+use crate::shape::{BlockShape, TensorShape};
 
 /// Blocks that a reduction over positions is cut into, at least, so that it fills a device.
 const REDUCTION_BLOCKS: usize = 528;
@@ -18,6 +18,8 @@ const REDUCTION_BLOCKS: usize = 528;
 const PRODUCT_TILES: usize = 128;
 /// Rows or columns of a map; the kernels multiply two of them in 32 bits.
 const LONGEST_EDGE: usize = 32768;
+/// Values of a block's weights; their indices are 32 bits in the optimiser.
+const MOST_VALUES: usize = 1 << 31;
 /// Positions that one part of such a sum has at least.
 const PART_POSITIONS: usize = 1024;
 
@@ -127,7 +129,8 @@ impl Pass {
             return Err(Error::EmptyBatch);
         }
         let area = height * width;
-        if height > LONGEST_EDGE || width > LONGEST_EDGE {
+        let values: usize = shape.tensors().iter().map(TensorShape::len).sum();
+        if height > LONGEST_EDGE || width > LONGEST_EDGE || values > MOST_VALUES {
             return Err(Error::TooLarge(size));
         }
         let positions = batch.checked_mul(area).filter(|&n| n.checked_mul(shape.channels()).is_some_and(fits_kernels));

@@ -18,40 +18,37 @@ pub(super) struct Input {
     /// What the step reads.
     pub(super) at: Address,
     converted: Option<CudaSlice<u8>>,
-    source: Option<(Address, usize)>,
 }
 
 impl Input {
     /// Takes a checked tensor. Its address, or that of the converted values, stays the same for the same tensor.
     pub(super) fn take(&mut self, gpu: &Gpu, tensor: &Tensor, what: &'static str, kind: Type) -> Result<()> {
-        if tensor.dtype() != DType::F16 || kind != Type::Bf16 {
-            self.at = address(tensor, what, kind)?;
-            self.source = None;
-            return Ok(());
-        }
-        let bytes = tensor.elem_count() * kind.bytes();
+        let (kernel, source) = match (tensor.dtype(), kind) {
+            (DType::F16, Type::Bf16) => ("f16_to_bf16", raw::<f16>(tensor, what)?),
+            (DType::F16, Type::F32) => ("f16_to_f32", raw::<f16>(tensor, what)?),
+            (DType::BF16, Type::F32) => ("bf16_to_f32", raw::<bf16>(tensor, what)?),
+            _ => {
+                self.at = address(tensor, what, kind)?;
+                return Ok(());
+            }
+        };
+        let length = tensor.elem_count();
+        let bytes = length * kind.bytes();
         if self.converted.as_ref().is_none_or(|buffer| buffer.len() != bytes) {
             self.converted = Some(gpu.alloc(bytes)?);
         }
-        let source = raw::<f16>(tensor, what)?;
         let Some(buffer) = &self.converted else { return Ok(()) };
         self.at = gpu::address(buffer, &gpu.stream);
-        self.source = Some((source, tensor.elem_count()));
-        // The buffer is the graph's input, so the conversion runs before each replay and not in it.
-        self.convert_now(gpu)
+        // The buffer is what a captured step reads, so that one capture serves all tensors.
+        let function = gpu.function(Source::Step, kernel)?;
+        let (target, count) = (self.at, length as i64);
+        // SAFETY: the buffer was made for that many values.
+        unsafe { launch!(gpu, On::Main, function, Grid::over(length), [source, target, count]) }
     }
 
     /// Bytes of the buffer.
     pub(super) fn bytes(&self) -> usize {
         self.converted.as_ref().map_or(0, CudaSlice::len)
-    }
-
-    fn convert_now(&self, gpu: &Gpu) -> Result<()> {
-        let Some((source, length)) = self.source else { return Ok(()) };
-        let function = gpu.function(Source::Step, "f16_to_bf16")?;
-        let (target, length) = (self.at, length as i64);
-        // SAFETY: the buffer was made for that many values.
-        unsafe { launch!(gpu, On::Main, function, Grid::over(length as usize), [source, target, length]) }
     }
 }
 

@@ -37,6 +37,7 @@ pub fn measure(gpu: &Arc<Gpu>, device: &Device, case: &Case, step: bool) -> Resu
     let shape = case.shape()?;
     let weights = bench::weights(&shape);
     let precision = Precision::Bf16;
+    let kind = precision.kind(&shape);
     let [batch, height, width] = case.size;
     let length = batch * height * width * case.channels;
     let tensor = |seed| {
@@ -49,10 +50,10 @@ pub fn measure(gpu: &Arc<Gpu>, device: &Device, case: &Case, step: bool) -> Resu
         .collect::<Result<Vec<(Tensor, Tensor)>>>()?;
 
     let mut graphs: Vec<CudaGraph> = Vec::new();
-    let prepared = Weights::new(gpu, &weights, precision.kind())?;
-    let mut pass = Pass::new(gpu, &shape, case.size, precision.kind(), false)?;
+    let prepared = Weights::new(gpu, &weights, kind)?;
+    let mut pass = Pass::new(gpu, &shape, case.size, kind, false)?;
     for (x, y) in &pairs {
-        let at = |of| tensor::address(of, "x", precision.kind());
+        let at = |of| tensor::address(of, "x", kind);
         let (x, y) = (at(x)?, at(y)?);
         // SAFETY: both tensors have the pass' size.
         let mut run = || unsafe { pass.forward(&prepared, x, y) };
@@ -79,7 +80,7 @@ pub fn measure(gpu: &Arc<Gpu>, device: &Device, case: &Case, step: bool) -> Resu
         let (x, target) = &pairs[call % pairs.len()];
         trainer.step(x, target, 1.0, 1e-6)
     })?;
-    let one = (length * precision.kind().bytes()) as f64;
+    let one = (length * kind.bytes()) as f64;
     let activations = trainer.activation_bytes() as f64 / one + 2.0;
     Ok(Times { forward, step: Some(step), activations: Some(activations) })
 }

@@ -20,6 +20,8 @@ use crate::shape::BlockShape;
 const SLOTS: usize = 1024;
 /// Captured steps that are kept, each for its pair of input addresses.
 const GRAPHS: usize = 8;
+/// Channels below which a block is computed in f32.
+const NARROW: usize = 48;
 /// Blocks that the gradients' norm is summed by.
 const NORM_BLOCKS: usize = 264;
 
@@ -28,15 +30,18 @@ const NORM_BLOCKS: usize = 264;
 pub enum Precision {
     /// f32 throughout, without the tensor cores' reduced forms.
     F32,
-    /// bf16, which has f32's range: nothing overflows that would not in f32. f16 tensors are converted to it.
+    /// bf16, which has f32's range: nothing overflows that would not in f32. f16 tensors are converted to it. Blocks of
+    /// fewer than 48 channels are computed in f32 all the same.
     Bf16,
 }
 
 impl Precision {
-    pub(super) fn kind(self) -> Type {
+    /// What a block of this shape is computed in: narrow ones in f32 always, since over few channels the roundings of
+    /// bf16 don't average out, and they cost next to nothing.
+    pub(super) fn kind(self, shape: &BlockShape) -> Type {
         match self {
-            Self::F32 => Type::F32,
-            Self::Bf16 => Type::Bf16,
+            Self::Bf16 if shape.channels() >= NARROW => Type::Bf16,
+            Self::F32 | Self::Bf16 => Type::F32,
         }
     }
 }
@@ -68,7 +73,6 @@ struct Factors {
 pub struct Trainer {
     gpu: Arc<Gpu>,
     optimiser: AdamW,
-    precision: Precision,
     weights: Weights,
     pass: Pass,
     /// Passes for forwards of other sizes.
@@ -128,7 +132,7 @@ impl Trainer {
         if let Some(ema) = &state.ema {
             ema.check_shape("moving average", shape)?;
         }
-        let kind = precision.kind();
+        let kind = precision.kind(shape);
         let pass = Pass::new(gpu, shape, size, kind, true)?;
         let zeros = |length: usize| gpu.stream.alloc_zeros::<f64>(length).map_err(failed("allocating memory"));
         let (m, v) = (gpu.upload(state.m.values())?, gpu.upload(state.v.values())?);
@@ -147,7 +151,6 @@ impl Trainer {
         };
         Ok(Self {
             optimiser,
-            precision,
             weights: Weights::new(gpu, weights, kind)?,
             others: HashMap::new(),
             m,
@@ -219,9 +222,9 @@ impl Trainer {
         let x_gradient = match of_x {
             true => {
                 let scale = (2.0 * scale / x.elem_count() as f64) as f32;
-                let dtype = tensor::dtype(self.precision.kind());
+                let dtype = tensor::dtype(self.pass.kind);
                 let gradient = tensor::empty(x.dims(), dtype, x.device())?;
-                let target = tensor::address(&gradient, "x_gradient", self.precision.kind())?;
+                let target = tensor::address(&gradient, "x_gradient", self.pass.kind)?;
                 // SAFETY: the tensor was made in x's shape.
                 unsafe { self.pass.input_gradient(&self.weights, scale, target)? };
                 Some(gradient)
@@ -247,7 +250,7 @@ impl Trainer {
     /// The block's output for `x`, [B, H, W, C] of any batch and map, in x's dtype; with the weights' moving average
     /// where one is kept and wanted.
     pub fn forward(&mut self, x: &Tensor, average: bool) -> Result<Tensor> {
-        let kind = self.precision.kind();
+        let kind = self.pass.kind;
         let size = tensor::size(x, "x", self.shape().channels())?;
         let weights = match (&self.ema, average) {
             (Some(ema), true) => {
@@ -309,8 +312,8 @@ impl Trainer {
         }
         let gpu = self.gpu.clone();
         tensor::wait_for(&gpu, x)?;
-        self.input.take(&gpu, x, "x", self.precision.kind())?;
-        self.target.take(&gpu, target, "target", self.precision.kind())?;
+        self.input.take(&gpu, x, "x", self.pass.kind)?;
+        self.target.take(&gpu, target, "target", self.pass.kind)?;
         let StepFactors { keep, beta1, rest1, beta2, rest2, rate, root, eps, ema, ema_rest } =
             self.optimiser.step_factors(lr, step);
         let factors = Factors {
@@ -356,7 +359,7 @@ impl Trainer {
 
     /// Loads what a step starts, by taking its passes once without the update.
     fn load(&mut self) -> Result<()> {
-        let suffix = suffix(self.precision.kind());
+        let suffix = suffix(self.pass.kind);
         self.gpu.function(Source::Step, &format!("adamw_{suffix}"))?;
         self.gpu.function(Source::Step, "collect_gradient")?;
         self.passes()?;
@@ -389,7 +392,7 @@ impl Trainer {
             self.collect()?;
         }
         let gpu = &self.gpu;
-        let function = gpu.function(Source::Step, &format!("adamw_{}", suffix(self.precision.kind())))?;
+        let function = gpu.function(Source::Step, &format!("adamw_{}", suffix(self.pass.kind)))?;
         let arena = self.pass.arena(&self.weights);
         let Addresses { m, v, ema, gradients, norms, factors, .. } = self.at;
         let (norms, count) = (if clips { norms } else { 0 }, NORM_BLOCKS as i32);
