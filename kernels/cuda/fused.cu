@@ -295,7 +295,7 @@ __device__ __forceinline__ void forward_task(const Middle& p, int index, int pai
 }
 
 // features [S, d/2, B, H, W] of a unit. Grid (d/2, strips · ⌈B / images⌉).
-extern "C" __global__ void __launch_bounds__(128, 5) middle_forward(const __grid_constant__ Middle p) {
+extern "C" __global__ void __launch_bounds__(256, 3) middle_forward(const __grid_constant__ Middle p) {
   const int pair = blockIdx.x, image0 = int(blockIdx.y) / p.strips * p.images;
   const int row0 = int(blockIdx.y) % p.strips * p.strip, row1 = min(row0 + p.strip, p.height);
   const int warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
@@ -619,8 +619,9 @@ __device__ void taps_task(const Middle& p, const Scale& s, int ab, int i) {
 }
 
 // The gradients of h, of the taps and of the bias, in parts. Grid (d/2, parts).
-extern "C" __global__ void __launch_bounds__(256, 2) middle_backward(const __grid_constant__ Middle p) {
-  __shared__ float bias_scratch[2][8];
+// Wider kernels need more registers than 512 threads leave them.
+extern "C" __global__ void __launch_bounds__(K <= 7 ? 512 : 256, 2) middle_backward(const __grid_constant__ Middle p) {
+  __shared__ float bias_scratch[2][16];
   const int pair = blockIdx.x, part = blockIdx.y, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
   zero_fill(p.zero_end);
   for (int index = 0; index < p.scales; ++index) {

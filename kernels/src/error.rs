@@ -89,6 +89,16 @@ pub enum Error {
     UnknownTensor(String),
 }
 
+#[cfg(feature = "cuda")]
+impl Error {
+    /// What candle says of a device, without the backtrace that it may append.
+    pub(crate) fn of_candle(what: &'static str, error: &candle_core::Error) -> Self {
+        let text = error.to_string();
+        let reason = text.lines().next().unwrap_or_default().to_owned();
+        Self::Gpu { what, reason }
+    }
+}
+
 /// Refuses a slice whose length is not the expected one.
 pub(crate) fn check_length(what: &str, expected: usize, found: usize) -> Result<()> {
     if expected == found {

@@ -51,9 +51,6 @@ pub enum Error {
     /// The block or the device.
     #[error(transparent)]
     Kernels(#[from] deltaconv_kernels::Error),
-    /// candle's side of the device.
-    #[error("the device can't be used: {0}")]
-    Candle(#[from] candle_core::Error),
     /// The build.
     #[error("this build of deltaconv has no CUDA: build it with `--features cuda`, or measure with --device cpu")]
     NoCuda,
@@ -94,7 +91,7 @@ fn cuda(only: &str, mut each: impl FnMut(Measured)) -> Result<String, Error> {
     use deltaconv_kernels::cuda::{Gpu, measure};
 
     let gpu = Gpu::open(0)?;
-    let device = candle_core::Device::new_cuda(0)?;
+    let device = opened()?;
     let all = bench::cases().into_iter().map(|case| (case, true));
     let all = all.chain(bench::resolutions().into_iter().map(|case| (case, false)));
     for (case, step) in all.filter(|(case, _)| case.name().contains(only)) {
@@ -102,6 +99,16 @@ fn cuda(only: &str, mut each: impl FnMut(Measured)) -> Result<String, Error> {
         each(measured(&case, times.forward, times.step, times.activations)?);
     }
     Ok(gpu.name()?)
+}
+
+/// candle's side of the device.
+#[cfg(feature = "cuda")]
+fn opened() -> Result<candle_core::Device, Error> {
+    let opened = candle_core::Device::new_cuda(0);
+    opened.map_err(|error| {
+        let text = error.to_string();
+        deltaconv_kernels::Error::NoDevice(text.lines().next().unwrap_or_default().to_owned()).into()
+    })
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -116,7 +123,7 @@ pub fn check(seed: u64, count: u64, mut each: impl FnMut(String)) -> Result<u64,
     use deltaconv_kernels::cuda::{Gpu, check};
 
     let gpu = Gpu::open(0)?;
-    let device = candle_core::Device::new_cuda(0)?;
+    let device = opened()?;
     let mut held = 0;
     for index in 0..count {
         let case = check::case(seed, index)?;

@@ -82,7 +82,7 @@ pub fn run(gpu: &Arc<Gpu>, device: &Device, case: &Case) -> Result<Outcome> {
         Tensor::from_vec(noise(seed, length, bound), dims, &Device::Cpu).and_then(|tensor| tensor.to_dtype(*dtype))
     };
     let values = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
-    let candle = |error: candle_core::Error| Error::Gpu { what: "making a batch", reason: error.to_string() };
+    let candle = |error: candle_core::Error| Error::of_candle("making a batch", &error);
     let (x, target) = (rounded(seed ^ 1, 1.7).map_err(candle)?, rounded(seed ^ 2, 1.7).map_err(candle)?);
     let (x_values, target_values) = (values(&x).map_err(candle)?, values(&target).map_err(candle)?);
     let weights = random_weights(shape, *seed, *dtype != DType::F32);

@@ -11,11 +11,11 @@ const MAX_SCALES: usize = 3;
 const TAP_ROW: usize = 128;
 /// Bytes behind the last plane that a product of 16 rows may read, to throw the result away.
 const SLACK: usize = 512;
-pub(super) const FORWARD_THREADS: u32 = 128;
-pub(super) const BACKWARD_THREADS: u32 = 256;
-/// Rows that a unit of small maps gathers from several images: more on the way back, where each unit adds to sums.
-const FORWARD_ROWS: usize = 32;
-const BACKWARD_ROWS: usize = 64;
+/// Bytes of shared memory from which a block gets twice the threads, since few of them fit a multiprocessor.
+const LARGE_FORWARD: usize = 48 << 10;
+const LARGE_BACKWARD: usize = 56 << 10;
+/// Rows that a unit of small maps gathers from several images.
+const UNIT_ROWS: usize = 64;
 /// Parts that sums over a batch are left in, at most.
 const MOST_PARTS: usize = 32;
 /// Shared memory of a forward block above which a map is cut into strips.
@@ -74,6 +74,7 @@ pub(super) struct Middle {
 pub(super) struct Launch {
     pub(super) middle: Middle,
     pub(super) blocks: (u32, u32, u32),
+    pub(super) threads: u32,
     /// Bytes.
     pub(super) shared: usize,
     /// Parts of the sums (backward).
@@ -126,7 +127,7 @@ pub(super) fn fits(shape: &BlockShape) -> bool {
 /// The forward kernel's launch; `None` where not even a strip of a row fits.
 pub(super) fn forward(shape: &BlockShape, size: [usize; 3], limit: usize) -> Result<Option<Launch>> {
     let [batch, height, _] = size;
-    let images = (FORWARD_ROWS / height).clamp(1, batch);
+    let images = (UNIT_ROWS / height).clamp(1, batch);
     let whole = forward_with(shape, size, images, height)?;
     if whole.shared <= FORWARD_SHARED.min(limit) {
         return Ok(Some(whole));
@@ -197,7 +198,8 @@ fn forward_with(shape: &BlockShape, size: [usize; 3], images: usize, strip: usiz
         ..common(shape, size)
     };
     let blocks = (shape.half() as u32, units as u32, 1);
-    Ok(Launch { middle, blocks, shared: region.0 + SLACK, parts: 1 })
+    let threads = if region.0 > LARGE_FORWARD { 256 } else { 128 };
+    Ok(Launch { middle, blocks, threads, shared: region.0 + SLACK, parts: 1 })
 }
 
 /// The backward kernel's launch; `None` where the planes don't fit.
@@ -206,7 +208,7 @@ pub(super) fn backward(shape: &BlockShape, size: [usize; 3], limit: usize) -> Re
     let kernel = shape.kernel_size();
     let Margins { pad, chunks_x, chunks_g, span } = Margins::new(kernel);
     let maps = maps(shape, size)?;
-    let mut images = (BACKWARD_ROWS / height).clamp(1, batch);
+    let mut images = (UNIT_ROWS / height).clamp(1, batch);
     loop {
         let mut region = Region::default();
         let mut scale = [Scale::default(); MAX_SCALES];
@@ -237,7 +239,8 @@ pub(super) fn backward(shape: &BlockShape, size: [usize; 3], limit: usize) -> Re
                 scale[index].small = region.take(2 * images * map_height * map_width * 4);
             }
         }
-        let scratch = region.take(BACKWARD_THREADS as usize / 32 * 16 * (span * 8 + 1) * 4);
+        let threads: u32 = if region.0 > LARGE_BACKWARD && kernel <= 7 { 512 } else { 256 };
+        let scratch = region.take(threads as usize / 32 * 16 * (span * 8 + 1) * 4);
         let shared = region.0 + SLACK;
         // The kernel has a few variables of its own.
         if shared + 1024 > limit {
@@ -261,7 +264,7 @@ pub(super) fn backward(shape: &BlockShape, size: [usize; 3], limit: usize) -> Re
             scale,
             ..common(shape, size)
         };
-        return Ok(Some(Launch { middle, blocks: (shape.half() as u32, parts as u32, 1), shared, parts }));
+        return Ok(Some(Launch { middle, blocks: (shape.half() as u32, parts as u32, 1), threads, shared, parts }));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::fused::{self, BACKWARD_THREADS, FORWARD_THREADS, Launch};
+use super::fused::{self, Launch};
 use super::gpu::{Address, Gpu, Grid, On, Source, launch};
 use super::product::Type;
 use super::weights::{Taps, suffix};
@@ -12,7 +12,7 @@ use crate::shape::BlockShape;
 /// How the middle is computed.
 #[derive(Debug)]
 pub(super) enum Middle {
-    Fused { kernel: usize, forward: Launch, backward: Option<Launch> },
+    Fused { kernel: usize, forward: Box<Launch>, backward: Option<Box<Launch>> },
     Staged(Staged),
 }
 
@@ -90,6 +90,7 @@ impl Middle {
         training: bool,
     ) -> Result<Self> {
         if let Some((forward, backward)) = launches(gpu, shape, size, kind, training)? {
+            let (forward, backward) = (Box::new(forward), backward.map(Box::new));
             return Ok(Self::Fused { kernel: shape.kernel_size(), forward, backward });
         }
         Ok(Self::Staged(Staged::new(shape, size, kind, at)?.0))
@@ -118,7 +119,7 @@ impl Middle {
             Self::Fused { kernel, forward, .. } => {
                 let function = gpu.function(Source::Fused(*kernel), "middle_forward")?;
                 let middle = fused::Middle { h, bias, upright: taps.upright, features, ..forward.middle };
-                let grid = Grid { blocks: forward.blocks, threads: FORWARD_THREADS, shared: forward.shared as u32 };
+                let grid = Grid { blocks: forward.blocks, threads: forward.threads, shared: forward.shared as u32 };
                 // SAFETY: the caller's promise.
                 unsafe { launch!(gpu, On::Main, function, grid, [middle]) }
             }
@@ -157,7 +158,7 @@ impl Middle {
                     bias_parts,
                     ..backward.middle
                 };
-                let grid = Grid { blocks: backward.blocks, threads: BACKWARD_THREADS, shared: backward.shared as u32 };
+                let grid = Grid { blocks: backward.blocks, threads: backward.threads, shared: backward.shared as u32 };
                 // SAFETY: the caller's promise.
                 unsafe { launch!(gpu, On::Main, function, grid, [middle]) }
             }

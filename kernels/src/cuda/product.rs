@@ -172,7 +172,7 @@ fn choose(
 /// Bytes that every column of every product of a batch begins at a multiple of, at most 16 (less would be chosen anew
 /// for each address).
 fn alignment(matrix: Matrix) -> u32 {
-    let bits = (matrix.leading | matrix.stride) * matrix.kind.bytes() | 16;
+    let bits = ((matrix.leading | matrix.stride) * matrix.kind.bytes()) | 16;
     1 << bits.trailing_zeros()
 }
 

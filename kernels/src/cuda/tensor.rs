@@ -116,8 +116,7 @@ pub(super) fn release(gpu: &Gpu, tensor: &Tensor) -> Result<()> {
 /// A tensor with whatever its memory held.
 pub(super) fn empty(dims: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
     // SAFETY: the pass that it is made for writes all of it.
-    unsafe { Tensor::empty(dims, dtype, device) }
-        .map_err(|error| Error::Gpu { what: "allocating a tensor", reason: error.to_string() })
+    unsafe { Tensor::empty(dims, dtype, device) }.map_err(|error| Error::of_candle("allocating a tensor", &error))
 }
 
 pub(super) fn dtype(kind: Type) -> DType {
@@ -141,5 +140,5 @@ pub(super) fn through(gpu: &Gpu, pass: &mut Pass, weights: &Weights, x: &Tensor)
     if x.dtype() == y.dtype() {
         return Ok(y);
     }
-    y.to_dtype(x.dtype()).map_err(|error| Error::Gpu { what: "converting the output", reason: error.to_string() })
+    y.to_dtype(x.dtype()).map_err(|error| Error::of_candle("converting the output", &error))
 }

@@ -43,7 +43,7 @@ pub fn measure(gpu: &Arc<Gpu>, device: &Device, case: &Case, step: bool) -> Resu
     let tensor = |seed| {
         Tensor::from_vec(bench::noise(seed, length, 1.0), (batch, height, width, case.channels), device)
             .and_then(|tensor| tensor.to_dtype(DType::BF16))
-            .map_err(|error| Error::Gpu { what: "making a batch", reason: error.to_string() })
+            .map_err(|error| Error::of_candle("making a batch", &error))
     };
     let pairs = (0..BATCHES as u64)
         .map(|index| Ok((tensor(2 * index)?, tensor(2 * index + 1)?)))
