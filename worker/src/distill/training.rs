@@ -73,6 +73,8 @@ impl Training {
         data: &LayerData,
         accelerator: &Accelerator,
     ) -> Result<Self, Error> {
+        #[cfg(not(feature = "cuda"))]
+        let Accelerator::None = accelerator;
         let weights = initial::weights(&shape, seed, layer.index)?;
         let optimiser = AdamW {
             beta2: BETA2,
