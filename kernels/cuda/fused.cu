@@ -62,6 +62,7 @@ struct Middle {
   bf16* hidden_gradient;
   float *taps_parts, *bias_parts;
 };
+static_assert(sizeof(Middle) == 288, "src/cuda/fused.rs mirrors it");
 
 extern __shared__ __align__(128) unsigned char shared[];
 

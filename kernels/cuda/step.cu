@@ -64,6 +64,7 @@ struct Factors {
   // Where the step's mean squared error goes.
   int slot, unused;
 };
+static_assert(sizeof(Factors) == 56, "src/cuda/trainer.rs mirrors it");
 
 // sums [n] = factor · Σ parts [Z, n], 32 columns a block; block 0 closes the loss. 256 threads.
 extern "C" __global__ void __launch_bounds__(256)
@@ -152,6 +153,7 @@ struct Arena {
   // Sums over positions of y's gradient, and x's means, both [B, C].
   const float *output_sums, *means;
 };
+static_assert(sizeof(Arena) == 136, "src/cuda/weights.rs mirrors it");
 
 // The gradient of value `i` of the arena, of the squared error's sum.
 __device__ __forceinline__ float gradient(const Arena& arena, int64_t i) {
@@ -212,6 +214,7 @@ template <class T> struct Prepared {
   T *upright, *turned;
   int kernel, left;
 };
+static_assert(sizeof(Prepared<float>) == 56, "src/cuda/weights.rs mirrors it");
 
 template <class T> __device__ __forceinline__ void prepare(const Arena& arena, Prepared<T> to, int64_t i, float weight) {
   const T value = from_float<T>(weight);

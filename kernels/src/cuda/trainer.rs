@@ -66,6 +66,8 @@ struct Factors {
     unused: i32,
 }
 
+const _: () = assert!(size_of::<Factors>() == 56, "cuda/step.cu says the same");
+
 /// Trains one block on one device by batches of one size. A step is captured once for each pair of input addresses and
 /// replayed, so that its kernels follow each other without the host.
 ///

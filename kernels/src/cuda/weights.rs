@@ -39,6 +39,9 @@ pub(super) struct Arena {
     pub(super) means: Address,
 }
 
+const _: () = assert!(size_of::<Arena>() == 136, "cuda/step.cu says the same");
+const _: () = assert!(size_of::<Prepared>() == 56, "cuda/step.cu says the same");
+
 impl Arena {
     pub(super) fn new(shape: &BlockShape) -> Self {
         let lengths: Vec<i64> = shape.tensors().iter().map(|tensor| tensor.len() as i64).collect();
