@@ -257,11 +257,8 @@ __device__ __forceinline__ void convolve_pair(const Middle& p, const Scale& s, i
   convolve<kChunksX>(b, source + p.images * s.rows * s.pitch_x * 2, s.pitch_x, taps + K * kTapRow);
 }
 
-// Where a task's results lie: for half `half` (row lane/4 or 8 further) and tile, columns 2·(lane % 4) and one more.
-#define FOR_RESULTS(TILES, HALF, TILE)                  \
-  _Pragma("unroll") for (int HALF = 0; HALF < 2; ++HALF) \
-  _Pragma("unroll") for (int TILE = 0; TILE < TILES; ++TILE)
-
+// A task's results lie, for both halves of its 16 rows, in row lane / 4 of the half, and of each tile in columns
+// 2·(lane % 4) and one more.
 template <int TILES>
 __device__ __forceinline__ void forward_task(const Middle& p, int index, int pair, int image0, int rows, int first_row,
                                              int out_row, int band, int first_tile) {
@@ -270,7 +267,8 @@ __device__ __forceinline__ void forward_task(const Middle& p, int index, int pai
   convolve_pair<TILES>(p, s, band, rows, first_row, first_tile, a, b);
   const int lane = threadIdx.x & 31;
   const int64_t positions = int64_t(p.height) * p.width;
-  FOR_RESULTS(1, half, unused) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
     const Row row = row_of(band * 16 + (lane >> 2) + half * 8, p.images, rows);
     if (row.image < 0 || image0 + row.image >= p.batch) continue;
     bf16* features = p.features + (int64_t(pair) * p.batch + image0 + row.image) * positions +
@@ -453,7 +451,8 @@ __device__ __forceinline__ void gate_task(const Middle& p, int index, int pair, 
   float a[TILES][4] = {}, b[TILES][4] = {};
   convolve_pair<TILES>(p, s, band, s.height, 0, first_tile, a, b);
   const int lane = threadIdx.x & 31, plane = p.images * s.rows * s.pitch_g;
-  FOR_RESULTS(1, half, unused) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
     const Row row = row_of(band * 16 + (lane >> 2) + half * 8, p.images, s.height);
     if (row.image < 0) continue;
     const bool there = image0 + row.image < p.batch;
@@ -504,7 +503,8 @@ __device__ __forceinline__ void small_hidden_task(const Middle& p, int index, in
   float sums[TILES][4] = {};
   turned_task<TILES>(p, s, ab, band, first_tile, sums);
   const int lane = threadIdx.x & 31;
-  FOR_RESULTS(1, half, unused) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
     const Row row = row_of(band * 16 + (lane >> 2) + half * 8, p.images, s.height);
     if (row.image < 0) continue;
     float* small = at<float>(s.small) + ((ab * p.images + row.image) * s.height + row.row) * s.width;
@@ -547,7 +547,8 @@ __device__ __forceinline__ float hidden_task(const Middle& p, int pair, int imag
   float sums[TILES][4] = {}, total = 0;
   turned_task<TILES>(p, s, ab, band, first_tile, sums);
   const int lane = threadIdx.x & 31;
-  FOR_RESULTS(1, half, unused) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
     const Row row = row_of(band * 16 + (lane >> 2) + half * 8, p.images, s.height);
     if (row.image < 0 || image0 + row.image >= p.batch) continue;
     bf16* target = p.hidden_gradient +

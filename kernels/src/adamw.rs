@@ -55,24 +55,8 @@ impl State {
 
 /// The factors of one step, in the precision of the arenas.
 #[derive(Clone, Copy)]
-struct Factors {
-    clip: f32,
-    keep: f32,
-    beta1: f32,
-    rest1: f32,
-    beta2: f32,
-    rest2: f32,
-    rate: f32,
-    root: f32,
-    eps: f32,
-    ema: f32,
-    ema_rest: f32,
-}
-
-/// The factors of one step but for the clipping, as kernels on a device take them.
-#[cfg(feature = "cuda")]
-#[derive(Clone, Copy)]
-pub(crate) struct StepFactors {
+pub(crate) struct Factors {
+    pub(crate) clip: f32,
     pub(crate) keep: f32,
     pub(crate) beta1: f32,
     pub(crate) rest1: f32,
@@ -126,15 +110,8 @@ impl AdamW {
         Ok(norm)
     }
 
-    /// The factors of the step with that number, the first being 1.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn step_factors(&self, lr: f64, step: u64) -> StepFactors {
-        let Factors { keep, beta1, rest1, beta2, rest2, rate, root, eps, ema, ema_rest, .. } =
-            self.factors(lr, 0.0, step);
-        StepFactors { keep, beta1, rest1, beta2, rest2, rate, root, eps, ema, ema_rest }
-    }
-
-    fn factors(&self, lr: f64, norm: f64, step: u64) -> Factors {
+    /// The factors of the step with that number, the first being 1, for gradients of that norm.
+    pub(crate) fn factors(&self, lr: f64, norm: f64, step: u64) -> Factors {
         let correction = |beta: f64| 1.0 - beta.powf(step as f64);
         let clip = match self.clip_norm {
             Some(limit) if norm > limit => limit / norm,

@@ -16,6 +16,9 @@ const MEMORY_BYTES: f64 = 4.2e12;
 /// The optimiser reads weight, gradient and both moments, and writes weight, moments and the bf16 weight.
 const OPTIMISER_BYTES: f64 = 30.0;
 
+/// What the measured blocks' weights are drawn from.
+pub(crate) const WEIGHTS_SEED: u64 = 7;
+
 /// A block and a batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Case {
@@ -93,7 +96,7 @@ pub fn small_cases() -> Vec<Case> {
 /// into a second each, after a warm-up.
 pub fn measure_cpu(case: &Case) -> Result<(f64, f64)> {
     let shape = case.shape()?;
-    let mut weights = weights(&shape);
+    let mut weights = weights(&shape, WEIGHTS_SEED, 1.0);
     let length = case.size.iter().product::<usize>() * case.channels;
     let x: Vec<f32> = noise(1, length, 1.0);
     let target: Vec<f32> = noise(2, length, 1.0);
@@ -126,15 +129,15 @@ fn median(mut call: impl FnMut() -> Result<()>) -> Result<f64> {
     Ok(times[times.len() / 2].as_secs_f64())
 }
 
-/// Weights about as large as trained ones.
-pub fn weights(shape: &BlockShape) -> Parameters {
+/// Weights about as large as trained ones: uniform within ±`gain`/√fan_in.
+pub fn weights(shape: &BlockShape, seed: u64, gain: f32) -> Parameters {
     let mut weights = Parameters::zeros(shape);
     for (index, tensor) in shape.tensors().into_iter().enumerate() {
         let inputs = match tensor.dims.as_slice() {
             [kernel, _, _] => kernel * kernel,
             dims => dims[dims.len() - 1],
         };
-        let values = noise(7 + index as u64, tensor.len(), 1.0 / (inputs as f32).sqrt());
+        let values = noise(seed.wrapping_add(index as u64), tensor.len(), gain / (inputs as f32).sqrt());
         if let Ok(target) = weights.get_mut(&tensor.name) {
             target.copy_from_slice(&values);
         }

@@ -9,7 +9,7 @@ use super::gpu::Gpu;
 use super::tensor;
 use super::trainer::{Precision, Trainer};
 use crate::adamw::{AdamW, State};
-use crate::bench::noise;
+use crate::bench::{self, noise};
 use crate::cpu::{self, Workspace};
 use crate::error::{Error, Result};
 use crate::parameters::Parameters;
@@ -47,12 +47,6 @@ impl Outcome {
     pub fn holds(&self) -> bool {
         self.repeats && self.errors.iter().all(|(_, error)| *error <= self.tolerance)
     }
-
-    /// The largest error and where it is.
-    pub fn worst(&self) -> (&str, f64) {
-        let worst = self.errors.iter().max_by(|a, b| a.1.total_cmp(&b.1));
-        worst.map_or(("", 0.0), |(name, error)| (name, *error))
-    }
 }
 
 /// The `index`-th random case of a seed.
@@ -85,7 +79,11 @@ pub fn run(gpu: &Arc<Gpu>, device: &Device, case: &Case) -> Result<Outcome> {
     let candle = |error: candle_core::Error| Error::of_candle("making a batch", &error);
     let (x, target) = (rounded(seed ^ 1, 1.7).map_err(candle)?, rounded(seed ^ 2, 1.7).map_err(candle)?);
     let (x_values, target_values) = (values(&x).map_err(candle)?, values(&target).map_err(candle)?);
-    let weights = random_weights(shape, *seed, *dtype != DType::F32);
+    let mut weights = bench::weights(shape, seed.wrapping_mul(31), 1.7);
+    if *dtype != DType::F32 {
+        // Weights that bf16 can hold, as the inputs are.
+        weights.values_mut().iter_mut().for_each(|value| *value = half::bf16::from_f32(*value).to_f32());
+    }
     let optimiser =
         AdamW { clip_norm: (seed % 2 == 0).then_some(0.5), weight_decay: 0.02, ema_decay: 0.9, ..AdamW::default() };
 
@@ -161,26 +159,6 @@ pub fn run(gpu: &Arc<Gpu>, device: &Device, case: &Case) -> Result<Outcome> {
         && repeated_state == found_state;
     tensor::release(gpu, &x)?;
     Ok(Outcome { errors, tolerance, repeats })
-}
-
-/// Random weights; `coarse` are those that bf16 can hold, as the inputs are.
-fn random_weights(shape: &BlockShape, seed: u64, coarse: bool) -> Parameters {
-    let mut weights = Parameters::zeros(shape);
-    for (index, tensor) in shape.tensors().into_iter().enumerate() {
-        let inputs = match tensor.dims.as_slice() {
-            [kernel, _, _] => kernel * kernel,
-            dims => dims[dims.len() - 1],
-        };
-        let bound = 1.7 / (inputs as f32).sqrt();
-        let mut values = noise(seed.wrapping_mul(31).wrapping_add(index as u64), tensor.len(), bound);
-        if coarse {
-            values.iter_mut().for_each(|value| *value = half::bf16::from_f32(*value).to_f32());
-        }
-        if let Ok(target) = weights.get_mut(&tensor.name) {
-            target.copy_from_slice(&values);
-        }
-    }
-    weights
 }
 
 /// ‖found − expected‖ / ‖expected‖; infinite where something is not finite.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::cublaslt::{result as lt, sys as lt_sys};
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DriverError, result, sys,
+    CudaContext, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr, DriverError, result, sys,
 };
 use cudarc::nvrtc::Ptx;
 
@@ -79,11 +79,6 @@ impl Gpu {
             return Err(Error::NoDevice(format!("device {ordinal} was asked for, and the driver lists {count}")));
         }
         Self::in_context(CudaContext::new(ordinal).map_err(opening)?)
-    }
-
-    /// The device of a candle tensor.
-    pub fn of(device: &candle_core::CudaDevice) -> Result<Arc<Self>> {
-        Self::in_context(device.cuda_stream().context().clone())
     }
 
     fn in_context(context: Arc<CudaContext>) -> Result<Arc<Self>> {
@@ -216,6 +211,18 @@ impl Gpu {
     /// Lets the main stream wait for the side stream.
     pub(super) fn join(&self) -> Result<()> {
         self.stream.join(&self.side).map_err(failed("joining a stream"))
+    }
+
+    /// What `work` starts on the main stream, and on the side stream between fork and join, to be started again as one.
+    pub(super) fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<CudaGraph> {
+        const WHAT: &str = "capturing a graph";
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(failed(WHAT))?;
+        let captured = work();
+        // Ended whether the work could be started or not.
+        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0)).map_err(failed(WHAT));
+        captured?;
+        graph?.ok_or(Error::Gpu { what: WHAT, reason: "nothing was captured".into() })
     }
 
     /// Starts a kernel.

@@ -231,9 +231,8 @@ impl Staged {
             // SAFETY: the caller's promise, and the buffers' sizes.
             unsafe {
                 if index == 0 {
-                    let arguments = (h, bias, taps, convolved, all, kernel, upright);
-                    let (a, b, c, o, m, k, u) = arguments;
-                    launch!(gpu, On::Main, named("convolve")?, self.grid(0, d), [a, b, c, o, m, k, u])?;
+                    let grid = self.grid(0, d);
+                    launch!(gpu, On::Main, named("convolve")?, grid, [h, bias, taps, convolved, all, kernel, upright])?;
                     launch!(
                         gpu,
                         On::Main,

@@ -35,7 +35,7 @@ pub struct Times {
 /// Measures a case in bf16, replayed from CUDA graphs: medians over events around [`CALLS`] calls each.
 pub fn measure(gpu: &Arc<Gpu>, device: &Device, case: &Case, step: bool) -> Result<Times> {
     let shape = case.shape()?;
-    let weights = bench::weights(&shape);
+    let weights = bench::weights(&shape, bench::WEIGHTS_SEED, 1.0);
     let precision = Precision::Bf16;
     let kind = precision.kind(&shape);
     let [batch, height, width] = case.size;
@@ -59,13 +59,7 @@ pub fn measure(gpu: &Arc<Gpu>, device: &Device, case: &Case, step: bool) -> Resu
         let mut run = || unsafe { pass.forward(&prepared, x, y) };
         run()?;
         gpu.synchronize()?;
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        gpu.stream.begin_capture(mode).map_err(failed("capturing a forward pass"))?;
-        let captured = run();
-        let graph =
-            gpu.stream.end_capture(sys::CUgraphInstantiate_flags(0)).map_err(failed("capturing a forward pass"))?;
-        captured?;
-        graphs.extend(graph);
+        graphs.push(gpu.capture(run)?);
     }
     let forward = median(gpu, |call| graphs[call % graphs.len()].launch().map_err(failed("starting a forward pass")))?;
     drop(graphs);

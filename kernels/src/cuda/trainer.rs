@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use cudarc::driver::{CudaGraph, CudaSlice, result, sys};
+use cudarc::driver::{CudaGraph, CudaSlice, result};
 
 use super::gpu::{Address, Gpu, Grid, On, Source, address, failed, launch};
 use super::pass::Pass;
 use super::product::Type;
 use super::tensor::{self, Input};
 use super::weights::{Weights, suffix};
-use crate::adamw::{AdamW, State, StepFactors};
+use crate::adamw::{self, AdamW, State};
 use crate::error::{Error, Result};
 use crate::parameters::Parameters;
 use crate::shape::BlockShape;
@@ -273,7 +273,7 @@ impl Trainer {
             match self.others.entry(size) {
                 std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
                 std::collections::hash_map::Entry::Vacant(entry) => {
-                    entry.insert(Pass::new(&self.gpu, weights_shape(&self.pass), size, kind, false)?)
+                    entry.insert(Pass::new(&self.gpu, &self.pass.shape, size, kind, false)?)
                 }
             }
         };
@@ -316,8 +316,9 @@ impl Trainer {
         tensor::wait_for(&gpu, x)?;
         self.input.take(&gpu, x, "x", self.pass.kind)?;
         self.target.take(&gpu, target, "target", self.pass.kind)?;
-        let StepFactors { keep, beta1, rest1, beta2, rest2, rate, root, eps, ema, ema_rest } =
-            self.optimiser.step_factors(lr, step);
+        // The device clips by itself, by the norm that it finds.
+        let adamw::Factors { keep, beta1, rest1, beta2, rest2, rate, root, eps, ema, ema_rest, .. } =
+            self.optimiser.factors(lr, 0.0, step);
         let factors = Factors {
             keep,
             beta1,
@@ -350,13 +351,11 @@ impl Trainer {
     fn capture(&mut self) -> Result<CudaGraph> {
         // Modules are loaded and addresses taken before: neither may happen while a stream is captured.
         self.load()?;
-        let stream = self.gpu.stream.clone();
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        stream.begin_capture(mode).map_err(failed("capturing a step"))?;
-        let captured = self.passes().and_then(|()| self.update());
-        let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0)).map_err(failed("capturing a step"));
-        captured?;
-        graph?.ok_or(Error::Gpu { what: "capturing a step", reason: "nothing was captured".into() })
+        let gpu = self.gpu.clone();
+        gpu.capture(|| {
+            self.passes()?;
+            self.update()
+        })
     }
 
     /// Loads what a step starts, by taking its passes once without the update.
@@ -420,8 +419,4 @@ impl Trainer {
         self.waiting = 0;
         Ok(())
     }
-}
-
-fn weights_shape(pass: &Pass) -> &BlockShape {
-    &pass.shape
 }
