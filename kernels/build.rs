@@ -23,7 +23,7 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let nvcc = nvcc();
     let mut jobs: Vec<(String, Vec<String>, String)> = Vec::new();
-    for name in ["planes", "step"] {
+    for name in ["planes", "step", "optimiser"] {
         jobs.push((format!("{name}.cu"), Vec::new(), name.to_owned()));
     }
     for size in FUSED {

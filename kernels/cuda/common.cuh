@@ -86,3 +86,18 @@ template <class T> __device__ __forceinline__ T block_sum(T value, T* scratch) {
   for (int warp = 0; warp < int(blockDim.x + 31) / 32; ++warp) sum += scratch[warp];
   return sum;
 }
+
+// c += a [16, 16] · b [16, 8] of bf16, on the tensor cores.
+__device__ __forceinline__ void multiply16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                           uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// A step's numbers, set before it by the host: steps take the slots of an array one after another. The factors are AdamW's (arXiv 1711.05101), see adamw.rs.
+struct Factors {
+  float keep, beta1, rest1, beta2, rest2, rate, root, eps, ema, ema_rest, clip_norm;
+  // What the gradient of the squared error's sum is multiplied by.
+  float gradient_scale;
+};
+static_assert(sizeof(Factors) == 48, "src/cuda/trainer.rs mirrors it");

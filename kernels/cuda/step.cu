@@ -1,5 +1,5 @@
-// What a step needs besides matrix products and the block's middle: column sums, the loss, the pooled linear, and the
-// optimiser, which adds up all partial gradients in a fixed order while it reads them.
+// What a step needs besides matrix products, the block's middle and the optimiser: column sums, the loss, and the pooled
+// linear.
 #include "common.cuh"
 
 // `factor` times the column sums of x [B, rows, C] over a part of the rows: parts [Z, B, C]; and, where wanted, the squares' sum of each
@@ -56,20 +56,11 @@ COLUMN_SUMS(bf16, bf16, 8)
 COLUMN_SUMS(float, f32_single, 1)
 COLUMN_SUMS(bf16, bf16_single, 1)
 
-// A step's numbers, set before it by the host. The factors are AdamW's (arXiv 1711.05101), see adamw.rs.
-struct Factors {
-  float keep, beta1, rest1, beta2, rest2, rate, root, eps, ema, ema_rest, clip_norm;
-  // What the gradient of the squared error's sum is multiplied by.
-  float gradient_scale;
-  // Where the step's mean squared error goes.
-  int slot, unused;
-};
-static_assert(sizeof(Factors) == 56, "src/cuda/trainer.rs mirrors it");
-
-// sums [n] = factor · Σ parts [Z, n], 32 columns a block; block 0 closes the loss. 256 threads.
+// sums [n] = factor · Σ parts [Z, n], 32 columns a block; where there are squares, block 0 writes the loss and takes the
+// step's slot. 256 threads.
 extern "C" __global__ void __launch_bounds__(256)
     reduce_sums(const float* parts, int count, int length, float factor, float* sums, const double* squares,
-                int square_count, double share, double* losses, const Factors* factors) {
+                int square_count, double share, double* losses, int* slot) {
   __shared__ double scratch[8];
   __shared__ float lines[8][32];
   const int column = threadIdx.x % 32, line = threadIdx.x / 32, index = blockIdx.x * 32 + column;
@@ -89,201 +80,104 @@ extern "C" __global__ void __launch_bounds__(256)
 #pragma unroll 4
     for (int part = threadIdx.x; part < square_count; part += blockDim.x) total += squares[part];
     total = block_sum(total, scratch);
-    if (threadIdx.x == 0) losses[factors->slot] = total * share;
+    if (threadIdx.x == 0) losses[(*slot)++] = total * share;
   }
 }
 
 // out [B, C] = mean [B, C] · weightᵀ [C, C] + both biases: what all positions of an image share. A warp for an output
-// channel and 4 images; grid (⌈C / 8⌉, ⌈B / 4⌉), 256 threads.
+// channel and an image; grid (⌈C / 8⌉, B), 256 threads.
 template <class T>
 __device__ void pooled_linear(const float* mean, const T* weight, const float* pool_bias, const float* out_bias, T* out,
-                              int batch, int channels) {
-  constexpr int kLanes = Vector<T>::kLanes;
-  const int lane = threadIdx.x & 31, channel = blockIdx.x * 8 + (threadIdx.x >> 5), first = blockIdx.y * 4;
+                              int channels) {
+  const int lane = threadIdx.x & 31, channel = blockIdx.x * 8 + (threadIdx.x >> 5), image = blockIdx.y;
   if (channel >= channels) return;
-  const T* row = weight + int64_t(channel) * channels;
-  float sums[4] = {};
-  if (channels % kLanes == 0) {
-#pragma unroll 2
-    for (int i = lane * kLanes; i < channels; i += 32 * kLanes) {
-      const Vector<T> weights = *reinterpret_cast<const Vector<T>*>(row + i);
-#pragma unroll
-      for (int image = 0; image < 4; ++image) {
-        if (first + image >= batch) continue;
-        const float4* source = reinterpret_cast<const float4*>(mean + int64_t(first + image) * channels + i);
-#pragma unroll
-        for (int quarter = 0; quarter < kLanes / 4; ++quarter) {
-          const float4 values = source[quarter];
-          sums[image] = fmaf(values.x, to_float(weights.lanes[quarter * 4]), sums[image]);
-          sums[image] = fmaf(values.y, to_float(weights.lanes[quarter * 4 + 1]), sums[image]);
-          sums[image] = fmaf(values.z, to_float(weights.lanes[quarter * 4 + 2]), sums[image]);
-          sums[image] = fmaf(values.w, to_float(weights.lanes[quarter * 4 + 3]), sums[image]);
-        }
-      }
-    }
-  } else {
-    for (int i = lane; i < channels; i += 32)
-      for (int image = 0; image < 4; ++image)
-        if (first + image < batch)
-          sums[image] = fmaf(mean[int64_t(first + image) * channels + i], to_float(row[i]), sums[image]);
-  }
-#pragma unroll
-  for (int image = 0; image < 4; ++image) {
-    for (int offset = 16; offset > 0; offset >>= 1) sums[image] += __shfl_xor_sync(~0u, sums[image], offset);
-    if (lane == 0 && first + image < batch)
-      out[int64_t(first + image) * channels + channel] = from_float<T>(sums[image] + pool_bias[channel] + out_bias[channel]);
-  }
+  float sum = 0;
+  for (int i = lane; i < channels; i += 32)
+    sum = fmaf(mean[int64_t(image) * channels + i], to_float(weight[int64_t(channel) * channels + i]), sum);
+  for (int offset = 16; offset > 0; offset >>= 1) sum += __shfl_xor_sync(~0u, sum, offset);
+  if (lane == 0) out[int64_t(image) * channels + channel] = from_float<T>(sum + pool_bias[channel] + out_bias[channel]);
 }
 extern "C" __global__ void pooled_linear_f32(const float* mean, const float* weight, const float* pool_bias,
-                                             const float* out_bias, float* out, int batch, int channels) {
-  pooled_linear(mean, weight, pool_bias, out_bias, out, batch, channels);
+                                             const float* out_bias, float* out, int channels) {
+  pooled_linear(mean, weight, pool_bias, out_bias, out, channels);
 }
 extern "C" __global__ void pooled_linear_bf16(const float* mean, const bf16* weight, const float* pool_bias,
-                                              const float* out_bias, bf16* out, int batch, int channels) {
-  pooled_linear(mean, weight, pool_bias, out_bias, out, batch, channels);
+                                              const float* out_bias, bf16* out, int channels) {
+  pooled_linear(mean, weight, pool_bias, out_bias, out, channels);
 }
 
-// Where a block's tensors begin in its arena (see BlockShape::tensors), and the partial sums that its gradient is
-// made of. conv_up.weight begins at 0.
-struct Arena {
-  int64_t up_bias, taps, out, out_bias, pool, pool_bias, end;
-  int channels, inner, taps_count, batch;
-  const float *up_parts, *middle_bias_parts, *middle_taps_parts, *out_parts;
-  int up_count, middle_count, out_count, unused;
-  // Sums over positions of y's gradient, and x's means, both [B, C].
-  const float *output_sums, *means;
-};
-static_assert(sizeof(Arena) == 136, "src/cuda/weights.rs mirrors it");
-
-// The gradient of value `i` of the arena, of the squared error's sum.
-__device__ __forceinline__ float gradient(const Arena& arena, int64_t i) {
-  float sum = 0;
-  if (i < arena.up_bias) {
-#pragma unroll 4
-    for (int part = 0; part < arena.up_count; ++part) sum += arena.up_parts[part * arena.up_bias + i];
-  } else if (i < arena.taps) {
-#pragma unroll 4
-    for (int part = 0; part < arena.middle_count; ++part)
-      sum += arena.middle_bias_parts[int64_t(part) * arena.inner + (i - arena.up_bias)];
-  } else if (i < arena.out) {
-    const int64_t length = arena.out - arena.taps;
-#pragma unroll 4
-    for (int part = 0; part < arena.middle_count; ++part)
-      sum += arena.middle_taps_parts[part * length + (i - arena.taps)];
-  } else if (i < arena.out_bias) {
-    const int64_t length = arena.out_bias - arena.out;
-#pragma unroll 4
-    for (int part = 0; part < arena.out_count; ++part) sum += arena.out_parts[part * length + (i - arena.out)];
-  } else if (i < arena.pool || i >= arena.pool_bias) {
-    const int64_t channel = i < arena.pool ? i - arena.out_bias : i - arena.pool_bias;
-#pragma unroll 4
-    for (int image = 0; image < arena.batch; ++image)
-      sum += arena.output_sums[int64_t(image) * arena.channels + channel];
-  } else {
-    // The host refuses arenas of more than 2³¹ values.
-    const unsigned index = unsigned(i - arena.pool), output = index / unsigned(arena.channels);
-    const unsigned input = index - output * unsigned(arena.channels);
-#pragma unroll 4
-    for (int image = 0; image < arena.batch; ++image)
-      sum = fmaf(arena.output_sums[int64_t(image) * arena.channels + output],
-                 arena.means[int64_t(image) * arena.channels + input], sum);
-  }
-  return sum;
+__device__ __forceinline__ uint32_t packed(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-// Writes the scaled gradient, and a sum of its squares for each block.
+// As pooled_linear, on the tensor cores and from the means' parts [count, B, C], whose sum times `factor` the first blocks
+// write to `mean`. For channels in multiples of 32. A block computes 16 channels of 16 images, its 8 warps take turns at
+// pieces of 32 inputs. The means enter as the sum of two bf16 values each, so that they lose nothing. Within a piece a
+// lane's inputs are 8 neighbours, in weights and means alike: a sum doesn't mind which input stands where.
+// Grid (C / 16, ⌈B / 16⌉), 256 threads.
 extern "C" __global__ void __launch_bounds__(256)
-    collect_gradient(const __grid_constant__ Arena arena, const Factors* factors, float* gradients, double* norms) {
-  __shared__ double scratch[8];
-  const float scale = factors->gradient_scale;
-  double square = 0;
-  for (int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x; i < arena.end; i += int64_t(gridDim.x) * 256) {
-    const float value = gradient(arena, i) * scale;
-    gradients[i] = value;
-    square += double(value) * double(value);
-  }
-  square = block_sum(square, scratch);
-  if (threadIdx.x == 0) norms[blockIdx.x] = square;
-}
-
-// The weights in the type that the next step's products read: matrices as they are, taps [S, d, K, K].
-template <class T> struct Prepared {
-  T *up, *taps, *out, *pool;
-  // The taps as the fused kernels read them, [S, d, K, 64]; null where there are none. A row of taps stands in 32
-  // columns of zeros from column 7 + left - K/2 on, and again one column further to the left in the next 32.
-  T *upright, *turned;
-  int kernel, left;
-};
-static_assert(sizeof(Prepared<float>) == 56, "src/cuda/weights.rs mirrors it");
-
-template <class T> __device__ __forceinline__ void prepare(const Arena& arena, Prepared<T> to, int64_t i, float weight) {
-  const T value = from_float<T>(weight);
-  if (i < arena.up_bias) {
-    to.up[i] = value;
-  } else if (i >= arena.taps && i < arena.out) {
-    const unsigned t = unsigned(i - arena.taps), line = t / unsigned(arena.inner), channel = t - line * unsigned(arena.inner);
-    const unsigned scale = line / unsigned(arena.taps_count), tap = line - scale * unsigned(arena.taps_count);
-    to.taps[(int64_t(scale) * arena.inner + channel) * arena.taps_count + tap] = value;
-    if (to.upright) {
-      const int row = int(tap) / to.kernel, column = int(tap) % to.kernel, pad = to.kernel / 2;
-      const int64_t first = (int64_t(scale) * arena.inner + channel) * to.kernel;
-      T* upright = to.upright + (first + row) * 64 + column + 7 + to.left - pad;
-      upright[0] = upright[31] = value;
-      T* turned = to.turned + (first + to.kernel - 1 - row) * 64 + to.kernel - 1 - column + 7 + 8 - pad;
-      turned[0] = turned[31] = value;
+    pooled_linear_of_parts(const float* parts, int count, float factor, float* mean, const bf16* weight, const float* pool_bias,
+                  const float* out_bias, bf16* out, int batch, int channels) {
+  __shared__ float scratch[8][16][17];
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, group = lane >> 2, inner = (lane & 3) * 8;
+  const int first_channel = blockIdx.x * 16, first_image = blockIdx.y * 16;
+  const int64_t length = int64_t(batch) * channels;
+  const bf16* rows = weight + int64_t(first_channel + group) * channels + inner;
+  float sums[2][4] = {};
+#pragma unroll 2
+  for (int input = warp * 32; input < channels; input += 8 * 32) {
+    const uint4 upper = *reinterpret_cast<const uint4*>(rows + input);
+    const uint4 lower = *reinterpret_cast<const uint4*>(rows + int64_t(8) * channels + input);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int image = first_image + half * 8 + group;
+      float values[8] = {};
+      if (image < batch) {
+        const int64_t at = int64_t(image) * channels + input + inner;
+#pragma unroll 4
+        for (int part = 0; part < count; ++part) {
+          const float4* source = reinterpret_cast<const float4*>(parts + part * length + at);
+          const float4 low = source[0], high = source[1];
+          values[0] += low.x, values[1] += low.y, values[2] += low.z, values[3] += low.w;
+          values[4] += high.x, values[5] += high.y, values[6] += high.z, values[7] += high.w;
+        }
+#pragma unroll
+        for (int i = 0; i < 8; ++i) values[i] *= factor;
+        if (blockIdx.x == 0) {
+          float4* target = reinterpret_cast<float4*>(mean + at);
+          target[0] = make_float4(values[0], values[1], values[2], values[3]);
+          target[1] = make_float4(values[4], values[5], values[6], values[7]);
+        }
+      }
+#pragma unroll
+      for (int round = 0; round < 2; ++round) {
+        uint32_t pairs[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          pairs[i] = packed(values[2 * i], values[2 * i + 1]);
+          const __nv_bfloat162 taken = *reinterpret_cast<const __nv_bfloat162*>(&pairs[i]);
+          values[2 * i] -= to_float(taken.x);
+          values[2 * i + 1] -= to_float(taken.y);
+        }
+        multiply16(sums[half], upper.x, lower.x, upper.y, lower.y, pairs[0], pairs[1]);
+        multiply16(sums[half], upper.z, lower.z, upper.w, lower.w, pairs[2], pairs[3]);
+      }
     }
-  } else if (i >= arena.out && i < arena.out_bias) {
-    to.out[i - arena.out] = value;
-  } else if (i >= arena.pool && i < arena.pool_bias) {
-    to.pool[i - arena.pool] = value;
   }
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      scratch[warp][half * 8 + (lane & 3) * 2 + i % 2][group + i / 2 * 8] = sums[half][i];
+  __syncthreads();
+  const int channel = first_channel + threadIdx.x % 16, image = first_image + threadIdx.x / 16;
+  if (image >= batch) return;
+  float sum = pool_bias[channel] + out_bias[channel];
+#pragma unroll
+  for (int other = 0; other < 8; ++other) sum += scratch[other][threadIdx.x / 16][threadIdx.x % 16];
+  out[int64_t(image) * channels + channel] = from_float<bf16>(sum);
 }
-
-template <class T> __device__ void prepare_all(const Arena& arena, const float* weights, Prepared<T> to) {
-  for (int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x; i < arena.end; i += int64_t(gridDim.x) * 256)
-    prepare(arena, to, i, weights[i]);
-}
-
-// One step over the whole arena. With `norms`, `gradients` holds the gradient already and is clipped by its norm;
-// without, the gradient is added up here. `ema` may be null.
-template <class T>
-__device__ void adamw(const Arena& arena, const Factors* factors, const float* gradients, const double* norms, int norm_count,
-                      float* weights, float* m, float* v, float* ema, Prepared<T> to) {
-  __shared__ double scratch[8];
-  const Factors f = *factors;
-  float clip = 1;
-  if (norms) {
-    double square = 0;
-    for (int part = threadIdx.x; part < norm_count; part += 256) square += norms[part];
-    const double norm = sqrt(block_sum(square, scratch));
-    if (norm > double(f.clip_norm)) clip = float(double(f.clip_norm) / norm);
-  }
-  for (int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x; i < arena.end; i += int64_t(gridDim.x) * 256) {
-    const float first = m[i], second = v[i], weight = weights[i], average = ema ? ema[i] : 0.0f;
-    const float value = norms ? gradients[i] * clip : gradient(arena, i) * f.gradient_scale;
-    const float next_m = f.beta1 * first + f.rest1 * value;
-    const float next_v = f.beta2 * second + f.rest2 * value * value;
-    const float next = weight * f.keep - f.rate * next_m / (sqrtf(next_v) * f.root + f.eps);
-    m[i] = next_m;
-    v[i] = next_v;
-    weights[i] = next;
-    if (ema) ema[i] = f.ema * average + f.ema_rest * next;
-    prepare(arena, to, i, next);
-  }
-}
-
-#define OPTIMISER(T, NAME)                                                                                            \
-  extern "C" __global__ void __launch_bounds__(256)                                                                   \
-      prepare_##NAME(const __grid_constant__ Arena arena, const float* weights, Prepared<T> to) {                     \
-    prepare_all(arena, weights, to);                                                                                  \
-  }                                                                                                                   \
-  extern "C" __global__ void __launch_bounds__(256)                                                                   \
-      adamw_##NAME(const __grid_constant__ Arena arena, const Factors* factors, const float* gradients,               \
-                   const double* norms, int norm_count, float* weights, float* m, float* v, float* ema, Prepared<T> to) { \
-    adamw(arena, factors, gradients, norms, norm_count, weights, m, v, ema, to);                                      \
-  }
-OPTIMISER(float, f32)
-OPTIMISER(bf16, bf16)
 
 template <class From, class To> __device__ void convert(const From* from, To* to, int64_t length) {
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < length; i += int64_t(gridDim.x) * blockDim.x)

@@ -58,13 +58,14 @@ pub enum Error {
     OldDriver(String),
     /// The device has too little free memory.
     #[error(
-        "the device has no {bytes} bytes of memory left ({free} are free); take smaller batches or a larger device"
+        "the device has no {bytes} bytes of memory left{}; take smaller batches or a larger device",
+        free.map(|free| format!(" ({free} are free)")).unwrap_or_default()
     )]
     OutOfMemory {
         /// Bytes asked for.
         bytes: usize,
-        /// Bytes free.
-        free: usize,
+        /// Bytes free, where the device says so.
+        free: Option<usize>,
     },
     /// The device or one of CUDA's libraries failed. What ran on the device is lost; other devices can go on with it.
     #[error("the device failed while {what}: {reason}")]
@@ -91,9 +92,12 @@ pub enum Error {
 
 #[cfg(feature = "cuda")]
 impl Error {
-    /// What candle says of a device, without the backtrace that it may append.
-    pub(crate) fn of_candle(what: &'static str, error: &candle_core::Error) -> Self {
+    /// What candle says of a device, without the backtrace that it may append, when `bytes` were to be allocated.
+    pub(crate) fn of_candle(what: &'static str, bytes: usize, error: &candle_core::Error) -> Self {
         let text = error.to_string();
+        if text.contains("CUDA_ERROR_OUT_OF_MEMORY") {
+            return Self::OutOfMemory { bytes, free: None };
+        }
         let reason = text.lines().next().unwrap_or_default().to_owned();
         Self::Gpu { what, reason }
     }

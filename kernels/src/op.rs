@@ -1,25 +1,44 @@
 //! The block as an operation of a candle model.
 
+#[cfg(feature = "cuda")]
+use std::collections::HashMap;
+#[cfg(feature = "cuda")]
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
+#[cfg(feature = "cuda")]
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Error, Layout, Result, Shape};
 
 use crate::cpu::{self, Workspace};
+#[cfg(feature = "cuda")]
+use crate::cuda::{Forward, Gpu};
 use crate::parameters::Parameters;
 
-/// The block's forward pass on a contiguous f32 tensor `[B, H, W, C]`; the output has the same
-/// shape. Clones share the parameters and the workspace. It has no backward pass: blocks are trained
-/// by [`cpu::loss_and_gradient`].
+/// The block's forward pass on a contiguous tensor `[B, H, W, C]`; the output has the same shape and dtype. On the CPU
+/// tensors are f32; on a CUDA device they may be f32, bf16 or f16, and the block is computed in f32 for the first and in
+/// bf16 for the others. Clones share the parameters and the workspace. It has no backward pass: blocks are trained by
+/// [`cpu::loss_and_gradient`] and by `cuda::Trainer`.
 #[derive(Debug, Clone)]
 pub struct BlockOp {
     parameters: Arc<Parameters>,
     workspace: Arc<Mutex<Workspace>>,
+    /// The block on the devices that it was called on, by their number and the tensors' dtype.
+    #[cfg(feature = "cuda")]
+    devices: Arc<Mutex<HashMap<(usize, DType), Forward>>>,
 }
 
 impl BlockOp {
     /// The operation of a block with these weights.
     pub fn new(parameters: Arc<Parameters>) -> Self {
-        Self { parameters, workspace: Arc::default() }
+        Self {
+            parameters,
+            workspace: Arc::default(),
+            #[cfg(feature = "cuda")]
+            devices: Arc::default(),
+        }
     }
 
     /// The block's weights.
@@ -51,6 +70,23 @@ impl CustomOp1 for BlockOp {
         cpu::forward(shape, &self.parameters, &values[start..end], [batch, height, width], &mut output, &mut workspace)
             .map_err(Error::wrap)?;
         Ok((CpuStorage::F32(output), layout.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let ordinal = storage.device().cuda_stream().context().ordinal();
+        let dtype = storage.dtype();
+        // A panic elsewhere leaves a block that was not added.
+        let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        let forward = match devices.entry((ordinal, dtype)) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let forward = Gpu::open(ordinal).and_then(|gpu| Forward::new(&gpu, &self.parameters, dtype));
+                entry.insert(forward.map_err(Error::wrap)?)
+            }
+        };
+        let output = forward.run(storage, layout).map_err(Error::wrap)?;
+        Ok((output, layout.shape().clone()))
     }
 }
 

@@ -6,18 +6,22 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use super::gpu::Gpu;
-use super::tensor;
+use super::tensor::View;
 use super::trainer::{Precision, Trainer};
 use crate::adamw::{AdamW, State};
 use crate::bench::{self, noise};
 use crate::cpu::{self, Workspace};
 use crate::error::{Error, Result};
 use crate::parameters::Parameters;
+use crate::op::BlockOp;
 use crate::shape::{BlockShape, Gate};
 
 /// How far results may be from the CPU's, as ‖a − b‖ / ‖b‖.
 const TOLERANCE_F32: f64 = 1e-4;
 const TOLERANCE_BF16: f64 = 1e-2;
+
+/// What conv_up's outputs are multiplied by in loud cases.
+const LOUD: f32 = 131_072.0;
 
 /// One random block and batch.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,6 +32,8 @@ pub struct Case {
     pub shape: BlockShape,
     /// The tensors' dtype: F32, BF16 or F16.
     pub dtype: DType,
+    /// Whether conv_up's outputs and the gate's products are far above f16's largest value, 65504, while y is not.
+    pub loud: bool,
     seed: u64,
 }
 
@@ -63,12 +69,14 @@ pub fn case(seed: u64, index: u64) -> Result<Case> {
     let gate = if below(2) == 0 { Gate::Scaled } else { Gate::Sigmoid };
     let size = [[1, 1, 2, 3, 5, 8][below(6)], edges[below(16)].max(least), edges[below(16)].max(least)];
     let dtype = [DType::F32, DType::BF16, DType::BF16, DType::F16][below(4)];
-    Ok(Case { size, shape: BlockShape::new(channels, 0.5, kernel_size, scales, gate)?, dtype, seed: seed ^ index })
+    let loud = below(4) == 0 && gate == Gate::Scaled;
+    let shape = BlockShape::new(channels, 0.5, kernel_size, scales, gate)?;
+    Ok(Case { size, shape, dtype, loud, seed: seed ^ index })
 }
 
 /// Runs a case on a device and on the CPU.
 pub fn run(gpu: &Arc<Gpu>, device: &Device, case: &Case) -> Result<Outcome> {
-    let Case { size, shape, dtype, seed } = case;
+    let Case { size, shape, dtype, loud, seed } = case;
     let [batch, height, width] = *size;
     let dims = (batch, height, width, shape.channels());
     let length = batch * height * width * shape.channels();
@@ -76,10 +84,13 @@ pub fn run(gpu: &Arc<Gpu>, device: &Device, case: &Case) -> Result<Outcome> {
         Tensor::from_vec(noise(seed, length, bound), dims, &Device::Cpu).and_then(|tensor| tensor.to_dtype(*dtype))
     };
     let values = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
-    let candle = |error: candle_core::Error| Error::of_candle("making a batch", &error);
+    let candle = |error: candle_core::Error| Error::of_candle("making a batch", length * 4, &error);
     let (x, target) = (rounded(seed ^ 1, 1.7).map_err(candle)?, rounded(seed ^ 2, 1.7).map_err(candle)?);
     let (x_values, target_values) = (values(&x).map_err(candle)?, values(&target).map_err(candle)?);
     let mut weights = bench::weights(shape, seed.wrapping_mul(31), 1.7);
+    if *loud {
+        make_loud(&mut weights)?;
+    }
     if *dtype != DType::F32 {
         // Weights that bf16 can hold, as the inputs are.
         weights.values_mut().iter_mut().for_each(|value| *value = half::bf16::from_f32(*value).to_f32());
@@ -112,6 +123,8 @@ pub fn run(gpu: &Arc<Gpu>, device: &Device, case: &Case) -> Result<Outcome> {
     let mut trainer = Trainer::new(gpu, &weights, optimiser, &State::new(&weights, true), *size, precision)?;
     trainer.poison()?;
     let output = values(&trainer.forward(&x, false)?).map_err(candle)?;
+    let block = BlockOp::new(Arc::new(weights.clone()));
+    let of_op = x.apply_op1_no_bwd(&block).and_then(|y| values(&y)).map_err(candle)?;
     trainer.poison()?;
     let (device_loss, device_gradients, device_x) = trainer.gradients(&x, &target, 3.0, true)?;
     let device_x = match device_x {
@@ -120,6 +133,7 @@ pub fn run(gpu: &Arc<Gpu>, device: &Device, case: &Case) -> Result<Outcome> {
     };
     let mut errors = vec![
         ("y".to_owned(), relative(&output, &y)),
+        ("y of the operation".to_owned(), relative(&of_op, &y)),
         ("loss".to_owned(), (device_loss - loss).abs() / loss),
         ("x".to_owned(), relative(&device_x, &x_gradient)),
     ];
@@ -157,8 +171,18 @@ pub fn run(gpu: &Arc<Gpu>, device: &Device, case: &Case) -> Result<Outcome> {
         && repeated_gradients == device_gradients
         && repeated_weights == found
         && repeated_state == found_state;
-    tensor::release(gpu, &x)?;
+    View::new(&x, "x")?.release(gpu)?;
     Ok(Outcome { errors, tolerance, repeats })
+}
+
+/// Scales conv_up by 2¹⁷ and conv_out back by the square that the gate makes of that, so that what lies between overflows
+/// f16. (A sigmoid would be 0 or 1 everywhere.)
+fn make_loud(weights: &mut Parameters) -> Result<()> {
+    for name in ["conv_up.weight", "conv_up.bias"] {
+        weights.get_mut(name)?.iter_mut().for_each(|value| *value *= LOUD);
+    }
+    weights.get_mut("conv_out.weight")?.iter_mut().for_each(|value| *value /= LOUD * LOUD);
+    Ok(())
 }
 
 /// ‖found − expected‖ / ‖expected‖; infinite where something is not finite.

@@ -15,7 +15,8 @@ const SLACK: usize = 512;
 const LARGE_FORWARD: usize = 48 << 10;
 const LARGE_BACKWARD: usize = 56 << 10;
 /// Rows that a unit of small maps gathers from several images.
-const UNIT_ROWS: usize = 64;
+const FORWARD_ROWS: usize = 128;
+const BACKWARD_ROWS: usize = 64;
 /// Parts that sums over a batch are left in, at most.
 const MOST_PARTS: usize = 32;
 /// Shared memory of a forward block above which a map is cut into strips.
@@ -83,6 +84,28 @@ pub(super) struct Launch {
     pub(super) parts: usize,
 }
 
+/// What a device has for blocks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    pub(super) multiprocessors: usize,
+    /// Bytes of shared memory that one block may have.
+    pub(super) shared: usize,
+}
+
+impl Room {
+    /// Whether so many blocks run all at the same time. A multiprocessor has 65536 registers, and as much shared memory
+    /// as one block may have, of which each takes 1 KiB more than it asks for.
+    fn at_once(self, blocks: usize, threads: usize, registers: usize, shared: usize) -> bool {
+        let each = (65536 / (registers * threads)).min((self.shared + 1024) / (shared + 1024));
+        blocks <= self.multiprocessors * each
+    }
+}
+
+/// Registers of a thread of `middle_backward`, by its launch bounds.
+fn registers(kernel: usize) -> usize {
+    if kernel <= 7 { 64 } else { 128 }
+}
+
 /// The margins that a kernel size asks for; `cuda/fused.cu` says why.
 #[derive(Clone, Copy)]
 struct Margins {
@@ -129,7 +152,7 @@ pub(super) fn fits(shape: &BlockShape) -> bool {
 /// The forward kernel's launch; `None` where not even a strip of a row fits.
 pub(super) fn forward(shape: &BlockShape, size: [usize; 3], limit: usize) -> Result<Option<Launch>> {
     let [batch, height, _] = size;
-    let images = (UNIT_ROWS / height).clamp(1, batch);
+    let images = if height < BACKWARD_ROWS { (FORWARD_ROWS / height).clamp(1, batch) } else { 1 };
     let whole = forward_with(shape, size, images, height)?;
     if whole.shared <= FORWARD_SHARED.min(limit) {
         return Ok(Some(whole));
@@ -205,12 +228,12 @@ fn forward_with(shape: &BlockShape, size: [usize; 3], images: usize, strip: usiz
 }
 
 /// The backward kernel's launch; `None` where the planes don't fit.
-pub(super) fn backward(shape: &BlockShape, size: [usize; 3], limit: usize) -> Result<Option<Launch>> {
+pub(super) fn backward(shape: &BlockShape, size: [usize; 3], room: Room) -> Result<Option<Launch>> {
     let [batch, height, width] = size;
     let kernel = shape.kernel_size();
     let Margins { pad, chunks_x, chunks_g, span } = Margins::new(kernel);
     let maps = maps(shape, size)?;
-    let mut images = (UNIT_ROWS / height).clamp(1, batch);
+    let mut images = (BACKWARD_ROWS / height).clamp(1, batch);
     loop {
         let mut region = Region::default();
         let mut scale = [Scale::default(); MAX_SCALES];
@@ -241,20 +264,29 @@ pub(super) fn backward(shape: &BlockShape, size: [usize; 3], limit: usize) -> Re
                 scale[index].small = region.take(2 * images * map_height * map_width * 4);
             }
         }
-        let threads: u32 = if region.0 > LARGE_BACKWARD && kernel <= 7 { 512 } else { 256 };
-        let scratch = region.take(threads as usize / 32 * 16 * (span * 8 + 1) * 4);
+        let units = batch.div_ceil(images);
+        // As many blocks as there are units, so that the last ones don't wait; but few enough parts to add up.
+        let parts = units.min(MOST_PARTS);
+        let scratch_of = |threads: usize| threads / 32 * 16 * (span * 8 + 1) * 4;
+        let at_once = |threads: usize| {
+            let shared = region.0 + scratch_of(threads) + SLACK;
+            room.at_once(shape.half() * parts, threads, registers(kernel), shared)
+        };
+        let threads = match kernel {
+            ..=7 if region.0 > LARGE_BACKWARD => 512,
+            _ if !at_once(256) && at_once(192) => 192,
+            _ => 256,
+        };
+        let scratch = region.take(scratch_of(threads));
         let shared = region.0 + SLACK;
         // The kernel has a few variables of its own.
-        if shared + 1024 > limit {
+        if shared + 1024 > room.shared {
             if images == 1 {
                 return Ok(None);
             }
             images = images.div_ceil(2);
             continue;
         }
-        let units = batch.div_ceil(images);
-        // As many blocks as there are units, so that the last ones don't wait; but few enough parts to add up.
-        let parts = units.min(MOST_PARTS);
         let middle = Middle {
             images: images as i32,
             parts: parts as i32,
@@ -266,7 +298,8 @@ pub(super) fn backward(shape: &BlockShape, size: [usize; 3], limit: usize) -> Re
             scale,
             ..common(shape, size)
         };
-        return Ok(Some(Launch { middle, blocks: (shape.half() as u32, parts as u32, 1), threads, shared, parts }));
+        let (blocks, threads) = ((shape.half() as u32, parts as u32, 1), threads as u32);
+        return Ok(Some(Launch { middle, blocks, threads, shared, parts }));
     }
 }
 

@@ -1,9 +1,9 @@
 //! One device: its streams, the compiled kernels and cuBLASLt.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use cudarc::cublaslt::{result as lt, sys as lt_sys};
 use cudarc::driver::{
@@ -17,6 +17,7 @@ include!(concat!(env!("OUT_DIR"), "/fused.rs"));
 
 const PLANES: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/planes.fatbin"));
 const STEP: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/step.fatbin"));
+const OPTIMISER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/optimiser.fatbin"));
 /// What cuBLASLt may use on each stream; the size that its documentation recommends for Hopper.
 const WORKSPACE: usize = 32 << 20;
 
@@ -37,6 +38,7 @@ pub struct Gpu {
     workspaces: [Address; 2],
     /// Bytes of shared memory that one block may have.
     pub(super) shared_limit: usize,
+    pub(super) multiprocessors: usize,
 }
 
 // SAFETY: cuBLASLt's handle may be used from any thread (its documentation, "Thread safety"); everything else is Send
@@ -50,6 +52,7 @@ unsafe impl Sync for Gpu {}
 pub(super) enum Source {
     Planes,
     Step,
+    Optimiser,
     /// The fused middle for one kernel size.
     Fused(usize),
 }
@@ -59,6 +62,7 @@ impl Source {
         match self {
             Self::Planes => Some(PLANES),
             Self::Step => Some(STEP),
+            Self::Optimiser => Some(OPTIMISER),
             Self::Fused(kernel) => FUSED.iter().find(|(size, _)| *size == kernel).map(|(_, image)| *image),
         }
     }
@@ -71,9 +75,20 @@ impl fmt::Debug for Gpu {
 }
 
 impl Gpu {
-    /// Opens the device with this number. Fails with a clear error where there is none, or where its driver is older
-    /// than the kernels.
+    /// Opens the device with this number, or takes the one that is open already. Fails with a clear error where there is
+    /// none, or where its driver is older than the kernels.
     pub fn open(ordinal: usize) -> Result<Arc<Self>> {
+        static OPEN: Mutex<BTreeMap<usize, Weak<Gpu>>> = Mutex::new(BTreeMap::new());
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gpu) = open.get(&ordinal).and_then(Weak::upgrade) {
+            return Ok(gpu);
+        }
+        let gpu = Self::open_anew(ordinal)?;
+        open.insert(ordinal, Arc::downgrade(&gpu));
+        Ok(gpu)
+    }
+
+    fn open_anew(ordinal: usize) -> Result<Arc<Self>> {
         let count = CudaContext::device_count().map_err(opening)?;
         if ordinal >= usize::try_from(count).unwrap_or(0) {
             return Err(Error::NoDevice(format!("device {ordinal} was asked for, and the driver lists {count}")));
@@ -82,7 +97,10 @@ impl Gpu {
     }
 
     fn in_context(context: Arc<CudaContext>) -> Result<Arc<Self>> {
-        use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as SHARED;
+        use sys::CUdevice_attribute::{
+            CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as SHARED,
+            CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as MULTIPROCESSORS,
+        };
         let capability = context.compute_capability().map_err(opening)?;
         if capability < (8, 0) {
             let (major, minor) = capability;
@@ -92,6 +110,7 @@ impl Gpu {
             )));
         }
         let shared_limit = context.attribute(SHARED).map_err(opening)?.max(0) as usize;
+        let multiprocessors = context.attribute(MULTIPROCESSORS).map_err(opening)?.max(1) as usize;
         let stream = context.new_stream().map_err(opening)?;
         let side = context.new_stream().map_err(opening)?;
         let workspace = || {
@@ -112,6 +131,7 @@ impl Gpu {
             _workspaces: owned,
             workspaces,
             shared_limit,
+            multiprocessors,
             context,
         };
         // An old driver refuses the images here and not in the middle of a task.
@@ -321,8 +341,7 @@ fn loading(error: DriverError) -> Error {
 fn memory(context: &CudaContext, bytes: usize, error: DriverError) -> Error {
     match error.0 {
         sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-            let free = context.mem_get_info().map_or(0, |(free, _)| free);
-            Error::OutOfMemory { bytes, free }
+            Error::OutOfMemory { bytes, free: context.mem_get_info().ok().map(|(free, _)| free) }
         }
         _ => Error::Gpu { what: "allocating memory", reason: error.to_string() },
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::fused::{self, Launch};
+use super::fused::{self, Launch, Room};
 use super::gpu::{Address, Gpu, Grid, On, Source, launch};
 use super::product::Type;
 use super::weights::{Taps, suffix};
@@ -62,7 +62,8 @@ fn launches(
     if !training {
         return Ok(Some((forward, None)));
     }
-    let backward = fused::backward(shape, size, gpu.shared_limit)?;
+    let room = Room { multiprocessors: gpu.multiprocessors, shared: gpu.shared_limit };
+    let backward = fused::backward(shape, size, room)?;
     Ok(backward.map(|backward| (forward, Some(backward))))
 }
 

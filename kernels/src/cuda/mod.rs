@@ -1,6 +1,7 @@
 //! The block and its training on NVIDIA GPUs; `kernels/README.md` says how the kernels work.
 
 pub mod check;
+mod forward;
 mod fused;
 mod gpu;
 mod middle;
@@ -11,6 +12,7 @@ mod timing;
 mod trainer;
 mod weights;
 
+pub(crate) use forward::Forward;
 pub use gpu::Gpu;
 pub use timing::{Times, measure};
 pub use trainer::{Precision, Trainer};

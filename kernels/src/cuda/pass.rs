@@ -14,6 +14,8 @@ use crate::shape::{BlockShape, TensorShape};
 
 /// Blocks that a reduction over positions is cut into, at least, so that it fills a device.
 const REDUCTION_BLOCKS: usize = 528;
+/// Parts of the means up to which the pooled linear adds them up by itself.
+const FEW_PARTS: usize = 4;
 /// Tiles of 128×128 that a product should have; more of its sum is cut into parts where it has fewer.
 const PRODUCT_TILES: usize = 128;
 /// Rows or columns of a map; the kernels multiply two of them in 32 bits.
@@ -273,7 +275,7 @@ impl Pass {
         unsafe { self.output(weights, x, y, y, 0.0) }
     }
 
-    /// The residual of x's output against the target, its sums, and its mean square in `losses[factors.slot]`.
+    /// The residual of x's output against the target, its sums, and its mean square in `losses[slot]`, which moves on.
     ///
     /// # Safety
     /// `x` and `target` must be addresses of B·H·W·C values of the pass' type, and the pass one for training.
@@ -283,7 +285,7 @@ impl Pass {
         x: Address,
         target: Address,
         losses: Address,
-        factors: Address,
+        slot: Address,
     ) -> Result<()> {
         let residual = self.at.residual;
         // SAFETY: the caller's promise.
@@ -293,41 +295,18 @@ impl Pass {
             self.column_sums(On::Side, residual, 1.0, self.at.residual_parts, self.at.squares)?;
             let share = 1.0 / (self.positions() * self.shape.channels()) as f64;
             let (parts, sums, squares) = (self.at.residual_parts, self.at.residual_sums, self.at.squares);
-            self.reduce(parts, 1.0, sums, squares, share, losses, factors)
+            self.reduce(parts, 1.0, sums, squares, share, losses, slot)
         }
     }
 
     unsafe fn output(&mut self, weights: &Weights, x: Address, y: Address, target: Address, beta: f32) -> Result<()> {
         let gpu = self.gpu.clone();
         let at = self.at;
-        let [up_bias, out_bias, pool_bias] = weights.biases();
-        let [batch, height, width] = self.size;
-        let (batch_size, channels) = (batch as i32, self.shape.channels() as i32);
+        let [up_bias, ..] = weights.biases();
         // SAFETY: the buffers have the sizes that the plan gave them, and the caller's have theirs.
         unsafe {
             gpu.fork()?;
-            let share = 1.0 / (height * width) as f32;
-            if self.sums.parts() == 1 {
-                self.column_sums(On::Side, x, share, at.means, 0)?;
-            } else {
-                self.column_sums(On::Side, x, 1.0, at.input_parts, 0)?;
-                self.reduce(at.input_parts, share, at.means, 0, 0.0, 0, 0)?;
-            }
-            let function = gpu.function(Source::Step, &format!("pooled_linear_{}", suffix(self.kind)))?;
-            let grid = Grid {
-                blocks: (self.shape.channels().div_ceil(8) as u32, batch.div_ceil(4) as u32, 1),
-                threads: 256,
-                shared: 0,
-            };
-            let weight = weights.prepared.pool;
-            launch!(
-                gpu,
-                On::Side,
-                function,
-                grid,
-                [at.means, weight, pool_bias, out_bias, at.shared, batch_size, channels]
-            )?;
-
+            self.shared(weights, x)?;
             let operands =
                 Operands { a: x, b: weights.prepared.up, c: at.hidden, d: at.hidden, bias: 0, alpha: 1.0, beta: 0.0 };
             self.up.run(&gpu, On::Main, operands)?;
@@ -337,6 +316,36 @@ impl Pass {
             let operands =
                 Operands { a: weights.prepared.out, b: at.features, c: target, d: y, bias, alpha: 1.0, beta };
             self.out.run(&gpu, On::Main, operands)
+        }
+    }
+
+    /// x's means, and what all positions of an image share, on the side stream.
+    unsafe fn shared(&self, weights: &Weights, x: Address) -> Result<()> {
+        let (gpu, at) = (&self.gpu, &self.at);
+        let [_, out_bias, pool_bias] = weights.biases();
+        let [batch, height, width] = self.size;
+        let channels = self.shape.channels();
+        let share = 1.0 / (height * width) as f32;
+        let weight = weights.prepared.pool;
+        let (parts, images, width) = (self.sums.parts() as i32, batch as i32, channels as i32);
+        let grid = |x: usize, y: usize| Grid { blocks: (x as u32, y as u32, 1), threads: 256, shared: 0 };
+        // SAFETY: the buffers have the sizes that the plan gave them, and the caller's have theirs.
+        unsafe {
+            self.column_sums(On::Side, x, 1.0, at.input_parts, 0)?;
+            if self.kind == Type::Bf16 && channels.is_multiple_of(32) && self.sums.parts() <= FEW_PARTS {
+                let function = gpu.function(Source::Step, "pooled_linear_of_parts")?;
+                return launch!(
+                    gpu,
+                    On::Side,
+                    function,
+                    grid(channels / 16, batch.div_ceil(16)),
+                    [at.input_parts, parts, share, at.means, weight, pool_bias, out_bias, at.shared, images, width]
+                );
+            }
+            self.reduce(at.input_parts, share, at.means, 0, 0.0, 0, 0)?;
+            let function = gpu.function(Source::Step, &format!("pooled_linear_{}", suffix(self.kind)))?;
+            let grid = grid(channels.div_ceil(8), batch);
+            launch!(gpu, On::Side, function, grid, [at.means, weight, pool_bias, out_bias, at.shared, width])
         }
     }
 
@@ -428,7 +437,7 @@ impl Pass {
         squares: Address,
         share: f64,
         losses: Address,
-        factors: Address,
+        slot: Address,
     ) -> Result<()> {
         let function = self.gpu.function(Source::Step, "reduce_sums")?;
         let length = self.size[0] * self.shape.channels();
@@ -442,7 +451,7 @@ impl Pass {
                 On::Side,
                 function,
                 grid,
-                [parts, count, values, factor, sums, squares, square_count, share, losses, factors]
+                [parts, count, values, factor, sums, squares, square_count, share, losses, slot]
             )
         }
     }

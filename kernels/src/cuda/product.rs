@@ -1,9 +1,10 @@
 //! Matrix products through cuBLASLt. Its matrices are column-major: a row-major [r, c] matrix is a c×r one.
 
 use std::ffi::c_void;
+use std::mem::MaybeUninit;
 
 use cudarc::cublaslt::result::{self as lt, CublasError};
-use cudarc::cublaslt::sys;
+use cudarc::cublaslt::sys::{self, cublasLtMatmulTile_t as Tile};
 
 use super::gpu::{Address, Gpu, On};
 use crate::error::{Error, Result};
@@ -56,7 +57,7 @@ pub(super) struct Shape {
     pub(super) bias: bool,
 }
 
-/// A product with its algorithm, chosen once by cuBLASLt's heuristics and never by timing, so that every run adds in the
+/// A product with its algorithm, chosen once among those of cuBLASLt's heuristics and never by timing, so that every run adds in the
 /// same order.
 #[derive(Debug)]
 pub(super) struct Product {
@@ -142,7 +143,28 @@ impl Product {
     }
 }
 
-/// The heuristics' first choice for operands whose addresses are as aligned as their strides.
+/// Tiles with their rows. A product with a bias that reads `c` too takes up to twice as long with tiles that reach past
+/// its last row, which the heuristics, not knowing of `c`, don't mind.
+const TILES: [(Tile, usize); 13] = [
+    (Tile::CUBLASLT_MATMUL_TILE_64x256, 64),
+    (Tile::CUBLASLT_MATMUL_TILE_80x128, 80),
+    (Tile::CUBLASLT_MATMUL_TILE_96x128, 96),
+    (Tile::CUBLASLT_MATMUL_TILE_128x64, 128),
+    (Tile::CUBLASLT_MATMUL_TILE_128x128, 128),
+    (Tile::CUBLASLT_MATMUL_TILE_128x160, 128),
+    (Tile::CUBLASLT_MATMUL_TILE_128x192, 128),
+    (Tile::CUBLASLT_MATMUL_TILE_128x256, 128),
+    (Tile::CUBLASLT_MATMUL_TILE_160x64, 160),
+    (Tile::CUBLASLT_MATMUL_TILE_160x128, 160),
+    (Tile::CUBLASLT_MATMUL_TILE_192x128, 192),
+    (Tile::CUBLASLT_MATMUL_TILE_256x128, 256),
+    (Tile::CUBLASLT_MATMUL_TILE_320x64, 320),
+];
+/// Choices that the heuristics are asked for.
+const CHOICES: usize = 8;
+
+/// The heuristics' first choice for operands whose addresses are as aligned as their strides; with a bias, the first one
+/// with even tiles.
 fn choose(
     gpu: &Gpu,
     operation: &Operation,
@@ -164,9 +186,42 @@ fn choose(
     for (attribute, matrix) in alignments {
         preference.set(attribute, &alignment(matrix))?;
     }
-    // SAFETY: all descriptors are alive.
-    let found = unsafe { lt::get_matmul_algo_heuristic(gpu.handle(), operation.0, a.0, b.0, d.0, d.0, preference.0) };
-    Ok(found.map_err(failed("choosing a matrix product"))?.algo)
+    let mut choices = [const { MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit() }; CHOICES];
+    let mut count = 0;
+    // SAFETY: all descriptors are alive, and there is room for as many results as asked for.
+    let status = unsafe {
+        sys::cublasLtMatmulAlgoGetHeuristic(
+            gpu.handle(),
+            operation.0,
+            a.0,
+            b.0,
+            d.0,
+            d.0,
+            preference.0,
+            CHOICES as i32,
+            choices.as_mut_ptr().cast(),
+            &raw mut count,
+        )
+    };
+    status.result().map_err(failed("choosing a matrix product"))?;
+    let found = &choices[..usize::try_from(count).unwrap_or(0).min(CHOICES)];
+    // SAFETY: the first `count` results were written.
+    let found: Vec<_> = found.iter().map(|choice| unsafe { choice.assume_init() }.algo).collect();
+    let even = found.iter().find(|algorithm| shape.bias && has_even_tiles(algorithm, shape.d.rows));
+    let unsupported = || Error::Gpu { what: "choosing a matrix product", reason: format!("cuBLASLt has none for {shape:?}") };
+    even.or(found.first()).copied().ok_or_else(unsupported)
+}
+
+fn has_even_tiles(algorithm: &sys::cublasLtMatmulAlgo_t, rows: usize) -> bool {
+    let attribute = sys::cublasLtMatmulAlgoConfigAttributes_t::CUBLASLT_ALGO_CONFIG_TILE_ID;
+    let (mut tile, mut written) = (0_u32, 0);
+    // SAFETY: the attribute is a u32.
+    let status = unsafe {
+        let target = (&raw mut tile).cast();
+        sys::cublasLtMatmulAlgoConfigGetAttribute(algorithm, attribute, target, size_of::<u32>(), &raw mut written)
+    };
+    let even = |&(known, of_tile): &(Tile, usize)| known as u32 == tile && rows.is_multiple_of(of_tile);
+    status.result().is_ok() && TILES.iter().any(even)
 }
 
 /// Bytes that every column of every product of a batch begins at a multiple of, at most 16 (less would be chosen anew

@@ -7,7 +7,7 @@ use cudarc::driver::{CudaGraph, sys};
 
 use super::gpu::{Gpu, failed};
 use super::pass::Pass;
-use super::tensor;
+use super::tensor::View;
 use super::trainer::{Precision, Trainer};
 use super::weights::Weights;
 use crate::adamw::{AdamW, State};
@@ -43,7 +43,7 @@ pub fn measure(gpu: &Arc<Gpu>, device: &Device, case: &Case, step: bool) -> Resu
     let tensor = |seed| {
         Tensor::from_vec(bench::noise(seed, length, 1.0), (batch, height, width, case.channels), device)
             .and_then(|tensor| tensor.to_dtype(DType::BF16))
-            .map_err(|error| Error::of_candle("making a batch", &error))
+            .map_err(|error| Error::of_candle("making a batch", length * 4, &error))
     };
     let pairs = (0..BATCHES as u64)
         .map(|index| Ok((tensor(2 * index)?, tensor(2 * index + 1)?)))
@@ -53,7 +53,7 @@ pub fn measure(gpu: &Arc<Gpu>, device: &Device, case: &Case, step: bool) -> Resu
     let prepared = Weights::new(gpu, &weights, kind)?;
     let mut pass = Pass::new(gpu, &shape, case.size, kind, false)?;
     for (x, y) in &pairs {
-        let at = |of| tensor::address(of, "x", kind);
+        let at = |of| View::new(of, "x").and_then(|view| view.address(kind));
         let (x, y) = (at(x)?, at(y)?);
         // SAFETY: both tensors have the pass' size.
         let mut run = || unsafe { pass.forward(&prepared, x, y) };

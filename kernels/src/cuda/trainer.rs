@@ -3,13 +3,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use candle_core::Tensor;
-use cudarc::driver::{CudaGraph, CudaSlice, result};
+use candle_core::op::BackpropOp;
+use candle_core::{Device, Storage, Tensor};
+use cudarc::driver::{CudaEvent, CudaFunction, CudaGraph, CudaSlice, result};
 
+use super::forward::Passes;
 use super::gpu::{Address, Gpu, Grid, On, Source, address, failed, launch};
 use super::pass::Pass;
 use super::product::Type;
-use super::tensor::{self, Input};
+use super::tensor::{self, Input, View};
 use super::weights::{Weights, suffix};
 use crate::adamw::{self, AdamW, State};
 use crate::error::{Error, Result};
@@ -46,7 +48,7 @@ impl Precision {
     }
 }
 
-/// Mirrors `Factors` of `cuda/step.cu`.
+/// Mirrors `Factors` of `cuda/common.cuh`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 struct Factors {
@@ -62,23 +64,23 @@ struct Factors {
     ema_rest: f32,
     clip_norm: f32,
     gradient_scale: f32,
-    slot: i32,
-    unused: i32,
 }
 
-const _: () = assert!(size_of::<Factors>() == 56, "cuda/step.cu says the same");
+const _: () = assert!(size_of::<Factors>() == 48, "cuda/common.cuh says the same");
 
 /// Trains one block on one device by batches of one size. A step is captured once for each pair of input addresses and
 /// replayed, so that its kernels follow each other without the host.
 ///
 /// Steps are started and not waited for: [`Trainer::losses`] and [`Trainer::download`] wait, and report what failed.
+/// A step's tensors are kept alive until the next step has been started, so that neither stream waits for the other
+/// between two steps.
 pub struct Trainer {
     gpu: Arc<Gpu>,
     optimiser: AdamW,
     weights: Weights,
     pass: Pass,
-    /// Passes for forwards of other sizes.
-    others: HashMap<[usize; 3], Pass>,
+    /// For [`Trainer::forward`].
+    forward: Passes,
     m: CudaSlice<f32>,
     v: CudaSlice<f32>,
     ema: Option<CudaSlice<f32>>,
@@ -88,13 +90,23 @@ pub struct Trainer {
     _norms: CudaSlice<f64>,
     losses: CudaSlice<f64>,
     _factors: CudaSlice<u8>,
+    _slot: CudaSlice<u8>,
     input: Input,
     target: Input,
     at: Addresses,
     graphs: HashMap<(Address, Address), CudaGraph>,
+    last: Option<Held>,
     steps: u64,
+    /// Steps whose losses lie on the device, which counts them too.
     waiting: usize,
     read: Vec<f64>,
+}
+
+/// A step's tensors, and when it ended.
+struct Held {
+    x: Tensor,
+    _target: Tensor,
+    ended: CudaEvent,
 }
 
 /// Where the trainer's own buffers lie; 0 where there is none.
@@ -105,8 +117,11 @@ struct Addresses {
     ema: Address,
     gradients: Address,
     norms: Address,
+    /// [`SLOTS`] of each.
     losses: Address,
     factors: Address,
+    /// How many of them were used.
+    slot: Address,
 }
 
 // SAFETY: a graph may be used from any thread, by one at a time, which `&mut` is for; the rest is Send by itself.
@@ -140,7 +155,8 @@ impl Trainer {
         let (m, v) = (gpu.upload(state.m.values())?, gpu.upload(state.v.values())?);
         let ema = state.ema.as_ref().map(|ema| gpu.upload(ema.values())).transpose()?;
         let gradients = gpu.upload(&vec![0.0; weights.values().len()])?;
-        let (norms, losses, factors) = (zeros(NORM_BLOCKS)?, zeros(SLOTS)?, gpu.alloc(size_of::<Factors>())?);
+        let (norms, losses, factors) = (zeros(NORM_BLOCKS)?, zeros(SLOTS)?, gpu.alloc(SLOTS * size_of::<Factors>())?);
+        let slot = gpu.zeros(size_of::<i32>())?;
         let stream = &gpu.stream;
         let at = Addresses {
             m: address(&m, stream),
@@ -150,11 +166,12 @@ impl Trainer {
             norms: address(&norms, stream),
             losses: address(&losses, stream),
             factors: address(&factors, stream),
+            slot: address(&slot, stream),
         };
         Ok(Self {
             optimiser,
             weights: Weights::new(gpu, weights, kind)?,
-            others: HashMap::new(),
+            forward: Passes::new(gpu, shape, kind),
             m,
             v,
             ema,
@@ -163,10 +180,12 @@ impl Trainer {
             _norms: norms,
             losses,
             _factors: factors,
+            _slot: slot,
             at,
             input: Input::default(),
             target: Input::default(),
             graphs: HashMap::new(),
+            last: None,
             steps: state.step,
             waiting: 0,
             read: Vec::new(),
@@ -207,7 +226,12 @@ impl Trainer {
             self.graphs.insert(key, graph);
         }
         self.steps += 1;
-        self.finish(x)
+        let ended = self.gpu.stream.record_event(None).map_err(failed("recording an event"))?;
+        let held = Held { x: x.clone(), _target: target.clone(), ended };
+        match self.last.replace(held) {
+            Some(before) => before.release(),
+            None => Ok(()),
+        }
     }
 
     /// The mean squared error, and the gradients of `scale` times it: of the weights, and of `x` where wanted.
@@ -226,14 +250,14 @@ impl Trainer {
                 let scale = (2.0 * scale / x.elem_count() as f64) as f32;
                 let dtype = tensor::dtype(self.pass.kind);
                 let gradient = tensor::empty(x.dims(), dtype, x.device())?;
-                let target = tensor::address(&gradient, "x_gradient", self.pass.kind)?;
+                let target = View::new(&gradient, "x_gradient")?.address(self.pass.kind)?;
                 // SAFETY: the tensor was made in x's shape.
                 unsafe { self.pass.input_gradient(&self.weights, scale, target)? };
                 Some(gradient)
             }
             false => None,
         };
-        self.finish(x)?;
+        View::new(x, "x")?.release(&self.gpu)?;
         let mut gradients = Parameters::zeros(self.shape());
         self.gpu.stream.memcpy_dtoh(&self.gradients, gradients.values_mut()).map_err(failed("reading gradients"))?;
         self.gpu.synchronize()?;
@@ -253,7 +277,6 @@ impl Trainer {
     /// where one is kept and wanted.
     pub fn forward(&mut self, x: &Tensor, average: bool) -> Result<Tensor> {
         let kind = self.pass.kind;
-        let size = tensor::size(x, "x", self.shape().channels())?;
         let weights = match (&self.ema, average) {
             (Some(ema), true) => {
                 let mut values = Parameters::zeros(&self.pass.shape);
@@ -267,17 +290,13 @@ impl Trainer {
             }
             _ => &self.weights,
         };
-        let pass = if size == self.pass.size {
-            &mut self.pass
-        } else {
-            match self.others.entry(size) {
-                std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-                std::collections::hash_map::Entry::Vacant(entry) => {
-                    entry.insert(Pass::new(&self.gpu, &self.pass.shape, size, kind, false)?)
-                }
-            }
+        let (storage, layout) = x.storage_and_layout();
+        let Storage::Cuda(storage) = &*storage else {
+            let (found, expected) = ("not on a CUDA device".into(), "there".into());
+            return Err(Error::Tensor { what: "x", found, expected });
         };
-        tensor::through(&self.gpu, pass, weights, x)
+        let y = self.forward.run(weights, storage, layout)?;
+        Ok(Tensor::from_storage(Storage::Cuda(y), x.dims(), BackpropOp::none(), false))
     }
 
     /// The weights and the optimiser's state. Waits for the steps.
@@ -302,8 +321,9 @@ impl Trainer {
     /// Checks the tensors, lets this trainer's stream wait for theirs, and sets the step's numbers.
     fn begin(&mut self, x: &Tensor, target: &Tensor, scale: f64, lr: f64, step: u64) -> Result<()> {
         let channels = self.shape().channels();
-        for (tensor, what) in [(x, "x"), (target, "target")] {
-            let size = tensor::size(tensor, what, channels)?;
+        let (x_view, target_view) = (View::new(x, "x")?, View::new(target, "target")?);
+        for (view, what) in [(&x_view, "x"), (&target_view, "target")] {
+            let size = view.size(channels)?;
             if size != self.pass.size {
                 let expected = format!("[B, H, W] = {:?}", self.pass.size);
                 return Err(Error::Tensor { what, found: format!("{size:?}"), expected });
@@ -313,9 +333,9 @@ impl Trainer {
             self.read_losses()?;
         }
         let gpu = self.gpu.clone();
-        tensor::wait_for(&gpu, x)?;
-        self.input.take(&gpu, x, "x", self.pass.kind)?;
-        self.target.take(&gpu, target, "target", self.pass.kind)?;
+        x_view.wait(&gpu)?;
+        self.input.take(&gpu, &x_view, self.pass.kind)?;
+        self.target.take(&gpu, &target_view, self.pass.kind)?;
         // The device clips by itself, by the norm that it finds.
         let adamw::Factors { keep, beta1, rest1, beta2, rest2, rate, root, eps, ema, ema_rest, .. } =
             self.optimiser.factors(lr, 0.0, step);
@@ -332,20 +352,15 @@ impl Trainer {
             ema_rest,
             clip_norm: self.optimiser.clip_norm.map_or(f32::INFINITY, |norm| norm as f32),
             gradient_scale: (2.0 * scale / x.elem_count() as f64) as f32,
-            slot: self.waiting as i32,
-            unused: 0,
         };
-        let target = self.at.factors;
-        // SAFETY: the buffer has the struct's size, and pageable memory is copied before the call returns.
-        unsafe { result::memcpy_htod_async(target, std::slice::from_ref(&factors), gpu.stream.cu_stream()) }
+        let slot = self.at.factors + (self.waiting * size_of::<Factors>()) as u64;
+        // Beside the main stream, where the step before may still run: no step reads another's slot.
+        // SAFETY: the slot has the struct's size, and pageable memory is copied before the call returns.
+        unsafe { result::memcpy_htod_async(slot, std::slice::from_ref(&factors), gpu.side.cu_stream()) }
             .map_err(failed("setting a step's numbers"))?;
+        gpu.join()?;
         self.waiting += 1;
         Ok(())
-    }
-
-    /// Lets the tensors' stream wait for what reads them.
-    fn finish(&self, x: &Tensor) -> Result<()> {
-        tensor::release(&self.gpu, x)
     }
 
     fn capture(&mut self) -> Result<CudaGraph> {
@@ -360,31 +375,45 @@ impl Trainer {
 
     /// Loads what a step starts, by taking its passes once without the update.
     fn load(&mut self) -> Result<()> {
-        let suffix = suffix(self.pass.kind);
-        self.gpu.function(Source::Step, &format!("adamw_{suffix}"))?;
-        self.gpu.function(Source::Step, "collect_gradient")?;
+        self.optimiser_function(&format!("adamw_{}", suffix(self.pass.kind)))?;
+        self.optimiser_function("collect_gradient")?;
         self.passes()?;
+        self.set_slot(self.waiting - 1)?;
         self.gpu.synchronize()
+    }
+
+    /// Sets the slot that the next step on the device takes.
+    fn set_slot(&self, slot: usize) -> Result<()> {
+        let slot = slot as i32;
+        // SAFETY: the slot's memory has that size, and pageable memory is copied before the call returns.
+        unsafe { result::memcpy_htod_async(self.at.slot, std::slice::from_ref(&slot), self.gpu.stream.cu_stream()) }
+            .map_err(failed("setting a step's numbers"))
     }
 
     /// Forward and backward, up to the parts of the gradients.
     fn passes(&mut self) -> Result<()> {
-        let Addresses { losses, factors, .. } = self.at;
+        let Addresses { losses, slot, .. } = self.at;
         // SAFETY: the inputs were checked and hold the pass' type.
         unsafe {
-            self.pass.residual(&self.weights, self.input.at, self.target.at, losses, factors)?;
+            self.pass.residual(&self.weights, self.input.at, self.target.at, losses, slot)?;
             self.pass.backward(&self.weights, self.input.at)
         }
     }
 
+    /// The kernel for as many neighbours as the weights' layout allows.
+    fn optimiser_function(&self, name: &str) -> Result<CudaFunction> {
+        let ending = if self.weights.arena.lanes() == 1 { "_single" } else { "" };
+        self.gpu.function(Source::Optimiser, &format!("{name}{ending}"))
+    }
+
     fn collect(&self) -> Result<()> {
         let gpu = &self.gpu;
-        let function = gpu.function(Source::Step, "collect_gradient")?;
+        let function = self.optimiser_function("collect_gradient")?;
         let grid = Grid { blocks: (NORM_BLOCKS as u32, 1, 1), threads: 256, shared: 0 };
         let arena = self.pass.arena(&self.weights);
-        let Addresses { gradients, norms, factors, .. } = self.at;
+        let Addresses { gradients, norms, factors, slot, .. } = self.at;
         // SAFETY: the buffers have the arena's length.
-        unsafe { launch!(gpu, On::Main, function, grid, [arena, factors, gradients, norms]) }
+        unsafe { launch!(gpu, On::Main, function, grid, [arena, factors, slot, gradients, norms]) }
     }
 
     fn update(&self) -> Result<()> {
@@ -393,12 +422,12 @@ impl Trainer {
             self.collect()?;
         }
         let gpu = &self.gpu;
-        let function = gpu.function(Source::Step, &format!("adamw_{}", suffix(self.pass.kind)))?;
+        let function = self.optimiser_function(&format!("adamw_{}", suffix(self.pass.kind)))?;
         let arena = self.pass.arena(&self.weights);
-        let Addresses { m, v, ema, gradients, norms, factors, .. } = self.at;
+        let Addresses { m, v, ema, gradients, norms, factors, slot, .. } = self.at;
         let (norms, count) = (if clips { norms } else { 0 }, NORM_BLOCKS as i32);
         let (weights, prepared) = (self.weights.at, self.weights.prepared);
-        let grid = Grid::over(arena.len());
+        let grid = Grid::over(arena.len() / arena.lanes());
         // SAFETY: the buffers have the arena's length.
         unsafe {
             launch!(
@@ -406,7 +435,7 @@ impl Trainer {
                 On::Main,
                 function,
                 grid,
-                [arena, factors, gradients, norms, count, weights, m, v, ema, prepared]
+                [arena, factors, slot, gradients, norms, count, weights, m, v, ema, prepared]
             )
         }
     }
@@ -417,6 +446,25 @@ impl Trainer {
         self.gpu.synchronize()?;
         self.read.extend_from_slice(&all[..self.waiting]);
         self.waiting = 0;
+        // Nothing runs any more that reads them.
+        self.last = None;
+        self.set_slot(0)
+    }
+}
+
+impl Held {
+    /// Lets the tensors' stream wait for the step before it frees them.
+    fn release(self) -> Result<()> {
+        if let Device::Cuda(device) = self.x.device() {
+            device.cuda_stream().wait(&self.ended).map_err(failed("releasing a tensor"))?;
+        }
         Ok(())
+    }
+}
+
+impl Drop for Trainer {
+    fn drop(&mut self) {
+        // A device that failed keeps nobody waiting; an error has nobody to go to.
+        let _ = self.last.take().map(Held::release);
     }
 }

@@ -11,8 +11,11 @@ use crate::error::Result;
 use crate::parameters::Parameters;
 use crate::shape::BlockShape;
 
+/// Values from which the optimiser has enough threads when each takes 4.
+const MANY_VALUES: i64 = 1 << 19;
+
 /// Where the tensors lie in the arena, and the parts that their gradients are made of. Mirrors `Arena` of
-/// `cuda/step.cu`.
+/// `cuda/optimiser.cu`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Arena {
@@ -39,8 +42,8 @@ pub(super) struct Arena {
     pub(super) means: Address,
 }
 
-const _: () = assert!(size_of::<Arena>() == 136, "cuda/step.cu says the same");
-const _: () = assert!(size_of::<Prepared>() == 56, "cuda/step.cu says the same");
+const _: () = assert!(size_of::<Arena>() == 136, "cuda/optimiser.cu says the same");
+const _: () = assert!(size_of::<Prepared>() == 56, "cuda/optimiser.cu says the same");
 
 impl Arena {
     pub(super) fn new(shape: &BlockShape) -> Self {
@@ -71,9 +74,19 @@ impl Arena {
     pub(super) fn len(&self) -> usize {
         self.end as usize
     }
+
+    /// How many neighbours the optimiser takes in one access: 4 where all tensors and their rows begin at multiples of
+    /// that and so many threads still fill a device, else 1.
+    pub(super) fn lanes(&self) -> usize {
+        let Self { up_bias, taps, out, out_bias, pool, pool_bias, end, .. } = *self;
+        let starts = [up_bias, taps, out, out_bias, pool, pool_bias, end];
+        let rows = [self.channels, self.inner];
+        let even = starts.iter().all(|start| start % 4 == 0) && rows.iter().all(|row| row % 4 == 0);
+        if even && end >= MANY_VALUES { 4 } else { 1 }
+    }
 }
 
-/// Mirrors `Prepared` of `cuda/step.cu`.
+/// Mirrors `Prepared` of `cuda/optimiser.cu`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Prepared {
@@ -140,7 +153,7 @@ impl Weights {
 
     /// Rewrites what the products read.
     fn prepare(&self, gpu: &Gpu, kind: Type) -> Result<()> {
-        let function = gpu.function(Source::Step, &format!("prepare_{}", suffix(kind)))?;
+        let function = gpu.function(Source::Optimiser, &format!("prepare_{}", suffix(kind)))?;
         // SAFETY: both buffers have the arena's lengths.
         unsafe { launch!(gpu, On::Main, function, Grid::over(self.arena.len()), [self.arena, self.at, self.prepared]) }
     }
