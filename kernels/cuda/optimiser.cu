@@ -20,6 +20,21 @@ template <class T, int N> struct alignas(N * sizeof(T)) Some {
   T lanes[N];
 };
 template <int N> using Floats = Some<float, N>;
+// As load and store, for what nothing else reads before the next step, which is long out of the cache by then.
+template <int N> __device__ __forceinline__ Floats<N> load_once(const float* from) {
+  Floats<N> values;
+  if constexpr (N == 4)
+    *reinterpret_cast<float4*>(&values) = __ldcs(reinterpret_cast<const float4*>(from));
+  else
+    values.lanes[0] = __ldcs(from);
+  return values;
+}
+template <int N> __device__ __forceinline__ void store_once(float* to, const Floats<N>& values) {
+  if constexpr (N == 4)
+    __stcs(reinterpret_cast<float4*>(to), *reinterpret_cast<const float4*>(&values));
+  else
+    __stcs(to, values.lanes[0]);
+}
 template <int N> __device__ __forceinline__ Floats<N> load(const float* from) {
   return *reinterpret_cast<const Floats<N>*>(from);
 }
@@ -150,8 +165,8 @@ __device__ void adamw(const Arena& arena, const Factors* factors, const int* slo
   }
   const int64_t step = int64_t(gridDim.x) * 256 * N;
   for (int64_t i = (int64_t(blockIdx.x) * 256 + threadIdx.x) * N; i < arena.end; i += step) {
-    Floats<N> first = load<N>(m + i), second = load<N>(v + i), weight = load<N>(weights + i), average = {};
-    if (ema) average = load<N>(ema + i);
+    Floats<N> first = load_once<N>(m + i), second = load_once<N>(v + i), weight = load_once<N>(weights + i), average = {};
+    if (ema) average = load_once<N>(ema + i);
     const Floats<N> found = norms ? load<N>(gradients + i) : gradient<N>(arena, i);
     const float scale = norms ? clip : f.gradient_scale;
 #pragma unroll
@@ -165,10 +180,10 @@ __device__ void adamw(const Arena& arena, const Factors* factors, const int* slo
       weight.lanes[lane] = next;
       average.lanes[lane] = f.ema * average.lanes[lane] + f.ema_rest * next;
     }
-    store(m + i, first);
-    store(v + i, second);
-    store(weights + i, weight);
-    if (ema) store(ema + i, average);
+    store_once(m + i, first);
+    store_once(v + i, second);
+    store_once(weights + i, weight);
+    if (ema) store_once(ema + i, average);
     prepare<T, N>(arena, to, i, weight);
   }
 }
@@ -189,12 +204,12 @@ COLLECT(collect_gradient_single, 1)
 PREPARE(float, f32)
 PREPARE(bf16, bf16)
 
-#define ADAMW(T, NAME, N)                                                                                            \
-  extern "C" __global__ void __launch_bounds__(256)                                                                 \
-      adamw_##NAME(const __grid_constant__ Arena arena, const Factors* factors, const int* slot, const float* gradients, \
-                   const double* norms, int norm_count, float* weights, float* m, float* v, float* ema,             \
-                   const __grid_constant__ Prepared<T> to) {                                                        \
-    adamw<T, N>(arena, factors, slot, gradients, norms, norm_count, weights, m, v, ema, to);                              \
+#define ADAMW(T, NAME, N)                                                                                              \
+  extern "C" __global__ void __launch_bounds__(256, 4)                                                                 \
+      adamw_##NAME(const __grid_constant__ Arena arena, const Factors* factors,                                        \
+                   const int* slot, const float* gradients, const double* norms, int norm_count, float* weights,       \
+                   float* m, float* v, float* ema, const __grid_constant__ Prepared<T> to) {                           \
+    adamw<T, N>(arena, factors, slot, gradients, norms, norm_count, weights, m, v, ema, to);                           \
   }
 ADAMW(float, f32, 4)
 ADAMW(bf16, bf16, 4)

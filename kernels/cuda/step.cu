@@ -112,7 +112,7 @@ __device__ __forceinline__ uint32_t packed(float low, float high) {
 }
 
 // As pooled_linear, on the tensor cores and from the means' parts [count, B, C], whose sum times `factor` the first blocks
-// write to `mean`. For channels in multiples of 32. A block computes 16 channels of 16 images, its 8 warps take turns at
+// write to `mean` where it is not null. For channels in multiples of 32. A block computes 16 channels of 16 images, its 8 warps take turns at
 // pieces of 32 inputs. The means enter as the sum of two bf16 values each, so that they lose nothing. Within a piece a
 // lane's inputs are 8 neighbours, in weights and means alike: a sum doesn't mind which input stands where.
 // Grid (C / 16, ⌈B / 16⌉), 256 threads.
@@ -144,7 +144,7 @@ extern "C" __global__ void __launch_bounds__(256)
         }
 #pragma unroll
         for (int i = 0; i < 8; ++i) values[i] *= factor;
-        if (blockIdx.x == 0) {
+        if (mean && blockIdx.x == 0) {
           float4* target = reinterpret_cast<float4*>(mean + at);
           target[0] = make_float4(values[0], values[1], values[2], values[3]);
           target[1] = make_float4(values[4], values[5], values[6], values[7]);

@@ -68,11 +68,12 @@ pub(crate) struct Forward {
 }
 
 impl Forward {
-    /// A block for tensors of this dtype, on the device of candle's.
+    /// A block for tensors of this dtype.
     pub(crate) fn new(gpu: &Arc<Gpu>, parameters: &Parameters, dtype: DType) -> Result<Self> {
         let precision = if dtype == DType::F32 { Precision::F32 } else { Precision::Bf16 };
         let shape = parameters.shape();
-        let kind = precision.kind(shape);
+        // One set of weights for all sizes: outputs, unlike gradients, are sums over channels alone.
+        let kind = precision.kind(shape, [usize::MAX, 1, 1]);
         Ok(Self { weights: Weights::new(gpu, parameters, kind)?, passes: Passes::new(gpu, shape, kind) })
     }
 

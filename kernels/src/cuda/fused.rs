@@ -150,23 +150,19 @@ pub(super) fn fits(shape: &BlockShape) -> bool {
 }
 
 /// The forward kernel's launch; `None` where not even a strip of a row fits.
-pub(super) fn forward(shape: &BlockShape, size: [usize; 3], limit: usize) -> Result<Option<Launch>> {
+pub(super) fn forward(shape: &BlockShape, size: [usize; 3], room: Room) -> Result<Option<Launch>> {
     let [batch, height, _] = size;
+    let limit = FORWARD_SHARED.min(room.shared);
     let images = if height < BACKWARD_ROWS { (FORWARD_ROWS / height).clamp(1, batch) } else { 1 };
-    let whole = forward_with(shape, size, images, height)?;
-    if whole.shared <= FORWARD_SHARED.min(limit) {
-        return Ok(Some(whole));
-    }
+    let mut launch = forward_with(shape, size, images, height)?;
+    // Few large maps are cut into strips, to have blocks for all of the device.
+    let few = |launch: &Launch| launch.blocks.0 * launch.blocks.1 < 2 * room.multiprocessors as u32;
     let mut strip = height.next_multiple_of(16);
-    while strip > 16 {
+    while strip > 16 && (launch.shared > limit || images == 1 && few(&launch)) {
         strip -= 16;
-        let launch = forward_with(shape, size, 1, strip)?;
-        if launch.shared <= FORWARD_SHARED.min(limit) {
-            return Ok(Some(launch));
-        }
+        launch = forward_with(shape, size, 1, strip)?;
     }
-    let thinnest = forward_with(shape, size, 1, 16.min(height))?;
-    Ok((thinnest.shared <= limit).then_some(thinnest))
+    Ok((launch.shared <= room.shared).then_some(launch))
 }
 
 fn forward_with(shape: &BlockShape, size: [usize; 3], images: usize, strip: usize) -> Result<Launch> {

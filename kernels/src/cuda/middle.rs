@@ -58,11 +58,11 @@ fn launches(
     if kind != Type::Bf16 || !fused::fits(shape) {
         return Ok(None);
     }
-    let Some(forward) = fused::forward(shape, size, gpu.shared_limit)? else { return Ok(None) };
+    let room = Room { multiprocessors: gpu.multiprocessors, shared: gpu.shared_limit };
+    let Some(forward) = fused::forward(shape, size, room)? else { return Ok(None) };
     if !training {
         return Ok(Some((forward, None)));
     }
-    let room = Room { multiprocessors: gpu.multiprocessors, shared: gpu.shared_limit };
     let backward = fused::backward(shape, size, room)?;
     Ok(backward.map(|backward| (forward, Some(backward))))
 }

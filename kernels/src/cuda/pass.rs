@@ -16,13 +16,17 @@ use crate::shape::{BlockShape, TensorShape};
 const REDUCTION_BLOCKS: usize = 528;
 /// Parts of the means up to which the pooled linear adds them up by itself.
 const FEW_PARTS: usize = 4;
-/// Tiles of 128×128 that a product should have; more of its sum is cut into parts where it has fewer.
-const PRODUCT_TILES: usize = 128;
+/// Bytes of a batch whose columns are added up before anything else starts. Smaller ones are added up beside it in no time,
+/// those of larger ones don't stay in the cache for what follows.
+const LARGE_BATCH: std::ops::RangeInclusive<usize> = (32 << 20)..=(48 << 20);
+/// Tiles of 128×128 that a product over positions may have; its sum is cut into parts until it has about so many.
+const TILES: usize = 128;
+const TILE_VALUES: usize = 128 * 128;
 /// Rows or columns of a map; the kernels multiply two of them in 32 bits.
 const LONGEST_EDGE: usize = 32768;
 /// Values of a block's weights; their indices are 32 bits in the optimiser.
 const MOST_VALUES: usize = 1 << 31;
-/// Positions that one part of such a sum has at least.
+/// Positions that one part of a sum has at least.
 const PART_POSITIONS: usize = 1024;
 
 /// A block's forward pass, and its way back where it is trained, for batches of one size.
@@ -141,8 +145,8 @@ impl Pass {
         let e = kind.bytes();
         let sums = ColumnSums::new(c, size, kind);
         let middle_parts = Middle::parts(gpu, shape, size, kind)?;
-        let up_parts = parts(positions, c.div_ceil(128) * d.div_ceil(128));
-        let out_parts = parts(positions, c.div_ceil(128) * f.div_ceil(128));
+        let up_parts = parts(positions, c * d);
+        let out_parts = parts(positions, f * c);
 
         let mut plan = Plan::default();
         let mut at = Buffers {
@@ -305,8 +309,15 @@ impl Pass {
         let [up_bias, ..] = weights.biases();
         // SAFETY: the buffers have the sizes that the plan gave them, and the caller's have theirs.
         unsafe {
+            let large = LARGE_BATCH.contains(&(self.positions() * self.shape.channels() * self.kind.bytes()));
+            if large {
+                self.column_sums(On::Main, x, 1.0, at.input_parts, 0)?;
+            }
             gpu.fork()?;
-            self.shared(weights, x)?;
+            if !large {
+                self.column_sums(On::Side, x, 1.0, at.input_parts, 0)?;
+            }
+            self.shared(weights)?;
             let operands =
                 Operands { a: x, b: weights.prepared.up, c: at.hidden, d: at.hidden, bias: 0, alpha: 1.0, beta: 0.0 };
             self.up.run(&gpu, On::Main, operands)?;
@@ -319,8 +330,8 @@ impl Pass {
         }
     }
 
-    /// x's means, and what all positions of an image share, on the side stream.
-    unsafe fn shared(&self, weights: &Weights, x: Address) -> Result<()> {
+    /// x's means from their parts, and what all positions of an image share, on the side stream.
+    unsafe fn shared(&self, weights: &Weights) -> Result<()> {
         let (gpu, at) = (&self.gpu, &self.at);
         let [_, out_bias, pool_bias] = weights.biases();
         let [batch, height, width] = self.size;
@@ -331,18 +342,24 @@ impl Pass {
         let grid = |x: usize, y: usize| Grid { blocks: (x as u32, y as u32, 1), threads: 256, shared: 0 };
         // SAFETY: the buffers have the sizes that the plan gave them, and the caller's have theirs.
         unsafe {
-            self.column_sums(On::Side, x, 1.0, at.input_parts, 0)?;
-            if self.kind == Type::Bf16 && channels.is_multiple_of(32) && self.sums.parts() <= FEW_PARTS {
+            let few = self.sums.parts() <= FEW_PARTS;
+            let on_tensor_cores = self.kind == Type::Bf16 && channels.is_multiple_of(32);
+            if !(few && on_tensor_cores) {
+                self.reduce(at.input_parts, share, at.means, 0, 0.0, 0, 0)?;
+            }
+            if on_tensor_cores {
+                let none: Address = 0;
+                let (from, parts, factor, to) =
+                    if few { (at.input_parts, parts, share, at.means) } else { (at.means, 1, 1.0, none) };
                 let function = gpu.function(Source::Step, "pooled_linear_of_parts")?;
                 return launch!(
                     gpu,
                     On::Side,
                     function,
                     grid(channels / 16, batch.div_ceil(16)),
-                    [at.input_parts, parts, share, at.means, weight, pool_bias, out_bias, at.shared, images, width]
+                    [from, parts, factor, to, weight, pool_bias, out_bias, at.shared, images, width]
                 );
             }
-            self.reduce(at.input_parts, share, at.means, 0, 0.0, 0, 0)?;
             let function = gpu.function(Source::Step, &format!("pooled_linear_{}", suffix(self.kind)))?;
             let grid = grid(channels.div_ceil(8), batch);
             launch!(gpu, On::Side, function, grid, [at.means, weight, pool_bias, out_bias, at.shared, width])
@@ -489,9 +506,9 @@ fn fits_kernels(values: usize) -> bool {
     values <= 1 << 40
 }
 
-/// Into how many equal parts the sum over positions is cut, so that a product of `tiles` tiles fills the device.
-fn parts(positions: usize, tiles: usize) -> usize {
-    let most = (PRODUCT_TILES / tiles).min(positions / PART_POSITIONS).max(1);
+/// Into how many equal parts the sum over positions is cut that gives a matrix of so many values.
+fn parts(positions: usize, values: usize) -> usize {
+    let most = (TILES * TILE_VALUES / values).min(positions / PART_POSITIONS).max(1);
     let even = |parts: &usize| positions.is_multiple_of(*parts) && (positions / parts).is_multiple_of(8);
     (1..=most).rev().find(even).unwrap_or(1)
 }

@@ -145,9 +145,8 @@ impl Product {
 
 /// Tiles with their rows. A product with a bias that reads `c` too takes up to twice as long with tiles that reach past
 /// its last row, which the heuristics, not knowing of `c`, don't mind.
-const TILES: [(Tile, usize); 13] = [
+const TILES: [(Tile, usize); 12] = [
     (Tile::CUBLASLT_MATMUL_TILE_64x256, 64),
-    (Tile::CUBLASLT_MATMUL_TILE_80x128, 80),
     (Tile::CUBLASLT_MATMUL_TILE_96x128, 96),
     (Tile::CUBLASLT_MATMUL_TILE_128x64, 128),
     (Tile::CUBLASLT_MATMUL_TILE_128x128, 128),

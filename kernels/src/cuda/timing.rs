@@ -37,7 +37,7 @@ pub fn measure(gpu: &Arc<Gpu>, device: &Device, case: &Case, step: bool) -> Resu
     let shape = case.shape()?;
     let weights = bench::weights(&shape, bench::WEIGHTS_SEED, 1.0);
     let precision = Precision::Bf16;
-    let kind = precision.kind(&shape);
+    let kind = precision.kind(&shape, case.size);
     let [batch, height, width] = case.size;
     let length = batch * height * width * case.channels;
     let tensor = |seed| {

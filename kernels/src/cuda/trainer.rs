@@ -22,8 +22,9 @@ use crate::shape::BlockShape;
 const SLOTS: usize = 1024;
 /// Captured steps that are kept, each for its pair of input addresses.
 const GRAPHS: usize = 8;
-/// Channels below which a block is computed in f32.
+/// Channels below which a block is computed in f32, and positions of a batch.
 const NARROW: usize = 48;
+const SMALL: usize = 64;
 /// Blocks that the gradients' norm is summed by.
 const NORM_BLOCKS: usize = 264;
 
@@ -33,16 +34,16 @@ pub enum Precision {
     /// f32 throughout, without the tensor cores' reduced forms.
     F32,
     /// bf16, which has f32's range: nothing overflows that would not in f32. f16 tensors are converted to it. Blocks of
-    /// fewer than 48 channels are computed in f32 all the same.
+    /// fewer than 48 channels, and batches of fewer than 64 positions, are computed in f32 all the same.
     Bf16,
 }
 
 impl Precision {
-    /// What a block of this shape is computed in: narrow ones in f32 always, since over few channels the roundings of
-    /// bf16 don't average out, and they cost next to nothing.
-    pub(super) fn kind(self, shape: &BlockShape) -> Type {
+    /// What a block of this shape is computed in, over batches of so many positions: narrow and small ones in f32
+    /// always, since over few values the roundings of bf16 don't average out, and they cost next to nothing.
+    pub(super) fn kind(self, shape: &BlockShape, size: [usize; 3]) -> Type {
         match self {
-            Self::Bf16 if shape.channels() >= NARROW => Type::Bf16,
+            Self::Bf16 if shape.channels() >= NARROW && size.iter().product::<usize>() >= SMALL => Type::Bf16,
             Self::F32 | Self::Bf16 => Type::F32,
         }
     }
@@ -149,7 +150,7 @@ impl Trainer {
         if let Some(ema) = &state.ema {
             ema.check_shape("moving average", shape)?;
         }
-        let kind = precision.kind(shape);
+        let kind = precision.kind(shape, size);
         let pass = Pass::new(gpu, shape, size, kind, true)?;
         let zeros = |length: usize| gpu.stream.alloc_zeros::<f64>(length).map_err(failed("allocating memory"));
         let (m, v) = (gpu.upload(state.m.values())?, gpu.upload(state.v.values())?);
@@ -416,6 +417,7 @@ impl Trainer {
         unsafe { launch!(gpu, On::Main, function, grid, [arena, factors, slot, gradients, norms]) }
     }
 
+    /// The optimiser's step, after [`Self::passes`].
     fn update(&self) -> Result<()> {
         let clips = self.optimiser.clip_norm.is_some();
         if clips {
