@@ -12,8 +12,8 @@ use crate::adamw::{AdamW, State};
 use crate::bench::{self, noise};
 use crate::cpu::{self, Workspace};
 use crate::error::{Error, Result};
-use crate::parameters::Parameters;
 use crate::op::BlockOp;
+use crate::parameters::Parameters;
 use crate::shape::{BlockShape, Gate};
 
 /// How far results may be from the CPU's, as ‖a − b‖ / ‖b‖.

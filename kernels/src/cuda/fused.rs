@@ -9,8 +9,9 @@ pub(super) const LARGEST: usize = 13;
 const MAX_SCALES: usize = 3;
 /// Bytes of a table of taps, a row of taps.
 const TAP_ROW: usize = 128;
-/// Bytes behind the last plane that a product of 16 rows may read, to throw the result away.
-const SLACK: usize = 512;
+/// Bytes behind the planes that a product's last columns may read, to throw the result away. On the way back, where planes
+/// and sums are written while others are read, nothing else lies there.
+const SLACK: usize = 128;
 /// Bytes of shared memory from which a block gets twice the threads, since few of them fit a multiprocessor.
 const LARGE_FORWARD: usize = 48 << 10;
 const LARGE_BACKWARD: usize = 56 << 10;
@@ -245,8 +246,8 @@ pub(super) fn backward(shape: &BlockShape, size: [usize; 3], room: Room) -> Resu
                 rows: rows as i32,
                 pitch_x: pitch_x as i32,
                 pitch_g: pitch_g as i32,
-                x: region.take(2 * images * rows * pitch_x * 2),
-                g: region.take(2 * images * rows * pitch_g * 2),
+                x: region.take(2 * images * rows * pitch_x * 2 + SLACK),
+                g: region.take(2 * images * rows * pitch_g * 2 + SLACK),
                 sums: region.take(2 * kernel * kernel * 4),
                 ..Scale::default()
             };
@@ -265,7 +266,7 @@ pub(super) fn backward(shape: &BlockShape, size: [usize; 3], room: Room) -> Resu
         let parts = units.min(MOST_PARTS);
         let scratch_of = |threads: usize| threads / 32 * 16 * (span * 8 + 1) * 4;
         let at_once = |threads: usize| {
-            let shared = region.0 + scratch_of(threads) + SLACK;
+            let shared = region.0 + scratch_of(threads);
             room.at_once(shape.half() * parts, threads, registers(kernel), shared)
         };
         let threads = match kernel {
@@ -274,7 +275,7 @@ pub(super) fn backward(shape: &BlockShape, size: [usize; 3], room: Room) -> Resu
             _ => 256,
         };
         let scratch = region.take(scratch_of(threads));
-        let shared = region.0 + SLACK;
+        let shared = region.0;
         // The kernel has a few variables of its own.
         if shared + 1024 > room.shared {
             if images == 1 {

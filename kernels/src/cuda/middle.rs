@@ -1,7 +1,5 @@
 //! The block's middle, between conv_up and conv_out: fused where the fused kernels can, else stage by stage.
 
-use std::sync::Arc;
-
 use super::fused::{self, Launch, Room};
 use super::gpu::{Address, Gpu, Grid, On, Source, launch};
 use super::product::Type;
@@ -68,35 +66,34 @@ fn launches(
 }
 
 impl Middle {
-    /// Parts that the sums over a batch are left in.
-    pub(super) fn parts(gpu: &Gpu, shape: &BlockShape, size: [usize; 3], kind: Type) -> Result<usize> {
-        let launches = launches(gpu, shape, size, kind, true)?;
-        Ok(launches.and_then(|(_, backward)| backward).map_or(1, |backward| backward.parts))
-    }
-
-    /// Bytes of buffers that the middle needs.
-    pub(super) fn bytes(gpu: &Gpu, shape: &BlockShape, size: [usize; 3], kind: Type, training: bool) -> Result<usize> {
-        if launches(gpu, shape, size, kind, training)?.is_some() {
-            return Ok(0);
-        }
-        Ok(Staged::new(shape, size, kind, 0)?.1)
-    }
-
+    /// How the middle is computed, and the bytes of buffers that it needs, which [`Self::place`] gives it.
     pub(super) fn new(
-        gpu: &Arc<Gpu>,
+        gpu: &Gpu,
         shape: &BlockShape,
         size: [usize; 3],
         kind: Type,
-        at: Address,
         training: bool,
-    ) -> Result<Self> {
+    ) -> Result<(Self, usize)> {
         if let Some((forward, backward)) = launches(gpu, shape, size, kind, training)? {
             let (forward, backward) = (Box::new(forward), backward.map(Box::new));
-            return Ok(Self::Fused { kernel: shape.kernel_size(), forward, backward });
+            return Ok((Self::Fused { kernel: shape.kernel_size(), forward, backward }, 0));
         }
-        Ok(Self::Staged(Staged::new(shape, size, kind, at)?.0))
+        let (staged, bytes) = Staged::new(shape, size, kind)?;
+        Ok((Self::Staged(staged), bytes))
     }
 
+    /// Sets where the buffers begin.
+    pub(super) fn place(&mut self, at: Address) {
+        let Self::Staged(staged) = self else { return };
+        for ScaleBuffers { input, convolved, gated } in &mut staged.scales {
+            for address in [input, convolved, gated] {
+                *address += at;
+            }
+        }
+        staged.full = staged.full.map(|full| full + at);
+    }
+
+    /// Parts that the sums over a batch are left in.
     pub(super) fn sum_parts(&self) -> usize {
         match self {
             Self::Fused { backward, .. } => backward.as_ref().map_or(1, |backward| backward.parts),
@@ -172,12 +169,12 @@ impl Middle {
 }
 
 impl Staged {
-    /// The stages with their buffers from `at` on, and the bytes of these.
-    fn new(shape: &BlockShape, size: [usize; 3], kind: Type, at: Address) -> Result<(Self, usize)> {
+    /// The stages with their buffers from 0 on, and the bytes of these.
+    fn new(shape: &BlockShape, size: [usize; 3], kind: Type) -> Result<(Self, usize)> {
         let maps = fused::maps(shape, size)?;
         let mut end = 0;
         let mut take = |values: usize| {
-            let start = at + end as u64;
+            let start = end as u64;
             end += (values * 4).next_multiple_of(256);
             start
         };

@@ -1,4 +1,4 @@
-//! The block over a batch of one size: its buffers, its products, and the order in which kernels run.
+//! The block over a batch of one size: its products, and the order in which kernels run.
 
 use std::sync::Arc;
 
@@ -6,28 +6,22 @@ use cudarc::driver::{CudaSlice, result};
 
 use super::fused;
 use super::gpu::{Address, Gpu, Grid, On, Source, address, failed, launch};
+use super::layout::{Buffers, ColumnSums, Plan, parts};
 use super::middle::Middle;
 use super::product::{Matrix, Operands, Product, Shape, Type};
 use super::weights::{Arena, Weights, suffix};
 use crate::error::{Error, Result};
 use crate::shape::{BlockShape, TensorShape};
 
-/// Blocks that a reduction over positions is cut into, at least, so that it fills a device.
-const REDUCTION_BLOCKS: usize = 528;
 /// Parts of the means up to which the pooled linear adds them up by itself.
 const FEW_PARTS: usize = 4;
 /// Bytes of a batch whose columns are added up before anything else starts. Smaller ones are added up beside it in no time,
 /// those of larger ones don't stay in the cache for what follows.
 const LARGE_BATCH: std::ops::RangeInclusive<usize> = (32 << 20)..=(48 << 20);
-/// Tiles of 128×128 that a product over positions may have; its sum is cut into parts until it has about so many.
-const TILES: usize = 128;
-const TILE_VALUES: usize = 128 * 128;
 /// Rows or columns of a map; the kernels multiply two of them in 32 bits.
 const LONGEST_EDGE: usize = 32768;
 /// Values of a block's weights; their indices are 32 bits in the optimiser.
 const MOST_VALUES: usize = 1 << 31;
-/// Positions that one part of a sum has at least.
-const PART_POSITIONS: usize = 1024;
 
 /// A block's forward pass, and its way back where it is trained, for batches of one size.
 #[derive(Debug)]
@@ -60,67 +54,6 @@ struct Back {
     input: Product,
 }
 
-/// Where the buffers lie; 0 for those that the pass has not.
-#[derive(Debug, Clone, Copy, Default)]
-struct Buffers {
-    /// conv_up's output without its bias, planes [d, B, H, W]; its gradient replaces it.
-    hidden: Address,
-    /// [S·d/2, B, H, W].
-    features: Address,
-    feature_gradient: Address,
-    /// y − target, then twice its half: the squared error's gradient but for the factor. [B, H, W, C].
-    residual: Address,
-    input_parts: Address,
-    residual_parts: Address,
-    squares: Address,
-    /// f32 [B, C].
-    means: Address,
-    residual_sums: Address,
-    /// What all positions of an image share, [B, C].
-    shared: Address,
-    out_parts: Address,
-    up_parts: Address,
-    taps_parts: Address,
-    bias_parts: Address,
-}
-
-/// How the sums over positions are cut.
-#[derive(Debug, Clone, Copy)]
-struct ColumnSums {
-    blocks: (u32, u32, u32),
-    wide: bool,
-}
-
-impl ColumnSums {
-    fn new(channels: usize, [batch, height, width]: [usize; 3], kind: Type) -> Self {
-        let lanes = 16 / kind.bytes();
-        let wide = channels.is_multiple_of(lanes);
-        let columns = channels.div_ceil(8 * if wide { lanes } else { 1 });
-        let parts = REDUCTION_BLOCKS.div_ceil(columns * batch).clamp(1, (height * width).div_ceil(64));
-        Self { blocks: (columns as u32, parts as u32, batch as u32), wide }
-    }
-
-    fn parts(self) -> usize {
-        self.blocks.1 as usize
-    }
-
-    fn count(self) -> usize {
-        self.blocks.0 as usize * self.blocks.1 as usize * self.blocks.2 as usize
-    }
-}
-
-/// Hands out parts of one allocation.
-#[derive(Default)]
-struct Plan(usize);
-
-impl Plan {
-    fn take(&mut self, bytes: usize) -> u64 {
-        let start = self.0;
-        self.0 += bytes.next_multiple_of(256);
-        start as u64
-    }
-}
-
 impl Pass {
     pub(super) fn new(
         gpu: &Arc<Gpu>,
@@ -144,7 +77,8 @@ impl Pass {
         let (c, d, f) = (shape.channels(), shape.inner(), shape.features());
         let e = kind.bytes();
         let sums = ColumnSums::new(c, size, kind);
-        let middle_parts = Middle::parts(gpu, shape, size, kind)?;
+        let (mut middle, middle_bytes) = Middle::new(gpu, shape, size, kind, training)?;
+        let middle_parts = middle.sum_parts();
         let up_parts = parts(positions, c * d);
         let out_parts = parts(positions, f * c);
 
@@ -169,11 +103,12 @@ impl Pass {
             at.taps_parts = plan.take(middle_parts * taps * d * 4);
             at.bias_parts = plan.take(middle_parts * d * 4);
         }
-        let middle_at = plan.take(Middle::bytes(gpu, shape, size, kind, training)?);
+        let middle_at = plan.take(middle_bytes);
         let bytes = plan.0;
         let memory = gpu.alloc(bytes)?;
         let base = address(&memory, &gpu.stream);
         at.shift(base);
+        middle.place(base + middle_at);
 
         let row =
             |rows, columns, leading, stride, transposed| Matrix { rows, columns, leading, stride, kind, transposed };
@@ -242,7 +177,7 @@ impl Pass {
             None
         };
         Ok(Self {
-            middle: Middle::new(gpu, shape, size, kind, base + middle_at, training)?,
+            middle,
             gpu: gpu.clone(),
             shape: shape.clone(),
             size,
@@ -474,41 +409,7 @@ impl Pass {
     }
 }
 
-impl Buffers {
-    /// From offsets to addresses.
-    fn shift(&mut self, base: Address) {
-        let Self {
-            hidden,
-            features,
-            feature_gradient,
-            residual,
-            input_parts,
-            residual_parts,
-            squares,
-            means,
-            residual_sums,
-            shared,
-            out_parts,
-            up_parts,
-            taps_parts,
-            bias_parts,
-        } = self;
-        let all = [hidden, features, feature_gradient, residual, input_parts, residual_parts, squares];
-        let more = [means, residual_sums, shared, out_parts, up_parts, taps_parts, bias_parts];
-        for address in all.into_iter().chain(more) {
-            *address += base;
-        }
-    }
-}
-
 /// Sizes that the kernels' 32-bit counts of rows, and the products' dimensions, can hold.
 fn fits_kernels(values: usize) -> bool {
     values <= 1 << 40
-}
-
-/// Into how many equal parts the sum over positions is cut that gives a matrix of so many values.
-fn parts(positions: usize, values: usize) -> usize {
-    let most = (TILES * TILE_VALUES / values).min(positions / PART_POSITIONS).max(1);
-    let even = |parts: &usize| positions.is_multiple_of(*parts) && (positions / parts).is_multiple_of(8);
-    (1..=most).rev().find(even).unwrap_or(1)
 }

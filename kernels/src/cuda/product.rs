@@ -207,7 +207,8 @@ fn choose(
     // SAFETY: the first `count` results were written.
     let found: Vec<_> = found.iter().map(|choice| unsafe { choice.assume_init() }.algo).collect();
     let even = found.iter().find(|algorithm| shape.bias && has_even_tiles(algorithm, shape.d.rows));
-    let unsupported = || Error::Gpu { what: "choosing a matrix product", reason: format!("cuBLASLt has none for {shape:?}") };
+    let unsupported =
+        || Error::Gpu { what: "choosing a matrix product", reason: format!("cuBLASLt has none for {shape:?}") };
     even.or(found.first()).copied().ok_or_else(unsupported)
 }
 
