@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use deltaconv_proto::teacher::Teacher;
-use deltaconv_worker::teacher::{LoadOptions, Original, UNet, Weights};
+use deltaconv_worker::teacher::{Conditions, LoadOptions, Original, UNet, Weights};
 
 #[allow(clippy::print_stdout)] // its output is the measurement
 fn main() -> Result<(), Box<dyn Error>> {
@@ -26,15 +26,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (height, width) = config.sample_size.unwrap_or((32, 32));
     let sample = Tensor::randn(0_f32, 1.0, (batch, config.in_channels, height, width), &Device::Cpu)?;
     let timestep = Tensor::full(500_f32, batch, &Device::Cpu)?;
-    let text = Tensor::randn(0_f32, 1.0, (batch, 4, 64), &Device::Cpu)?;
+    let conditions = Conditions::from(Tensor::randn(0_f32, 1.0, (batch, 4, 64), &Device::Cpu)?);
 
-    model.forward(&sample, &timestep, &text, &mut Original)?;
+    model.forward(&sample, &timestep, &conditions, &mut Original)?;
     let start = Instant::now();
     let mut samples = 0;
     let mut fastest = Duration::MAX;
     while start.elapsed() < Duration::from_secs(seconds as u64) {
         let start = Instant::now();
-        model.forward(&sample, &timestep, &text, &mut Original)?;
+        model.forward(&sample, &timestep, &conditions, &mut Original)?;
         fastest = fastest.min(start.elapsed());
         samples += batch;
     }

@@ -2,23 +2,22 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::Device;
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::safetensors::LENGTH_BYTES;
-use deltaconv_proto::teacher::{Scheduler, Teacher as Configuration, UNetConfig};
+use deltaconv_proto::teacher::{Scheduler, Teacher as Configuration};
 use deltaconv_proto::{digest, v1};
 
 use crate::data::Data;
 use crate::student::Student;
 use crate::task::{Context, Error};
-use crate::teacher::{LoadOptions, Sampler, UNet, Weights};
+use crate::teacher::{Denoiser, LoadOptions, Sampler, Weights};
 
 /// config.json and its like.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// The pre-trained model and its noise schedule.
 pub(crate) struct Teacher {
-    pub(crate) unet: UNet,
+    pub(crate) denoiser: Denoiser,
     pub(crate) sampler: Sampler,
 }
 
@@ -85,33 +84,26 @@ async fn load_teacher(url: &str, plan: &v1::JobPlan) -> Result<Teacher, Error> {
         let reason = format!("its header's digest is {found}, and it was planned with {}", plan.header_digest);
         return Err(Error::Unexpected { what, reason });
     }
-    let (unet, _) = load_unet(&objects, folder, LoadOptions::default()).await?;
-    Ok(Teacher { unet, sampler })
+    let (denoiser, _) = load_denoiser(&objects, folder, LoadOptions::default()).await?;
+    Ok(Teacher { denoiser, sampler })
 }
 
-/// A UNet and its weights file, from the folder of a model in diffusers layout.
-pub(crate) async fn load_unet(objects: &Objects, folder: &str, options: LoadOptions) -> Result<(UNet, Weights), Error> {
-    let config = unet_config(objects, folder).await?;
+/// A denoiser and its weights file, from the folder of a model in diffusers layout.
+pub(crate) async fn load_denoiser(
+    objects: &Objects,
+    folder: &str,
+    options: LoadOptions,
+) -> Result<(Denoiser, Weights), Error> {
+    let json = objects.get(&format!("{folder}/config.json"), MAX_CONFIG_BYTES).await?;
+    let config = Configuration::parse(&json).map_err(crate::teacher::Error::from)?;
     let key = weights_key(folder);
     let mut weights = match local_path(objects, &key) {
         // Read tensor by tensor: the file is never whole in memory.
         Some(path) => Weights::open([path])?,
         None => Weights::from_bytes(objects.get(&key, u64::MAX).await?)?,
     };
-    let unet = UNet::load(&config, &mut weights, &Device::Cpu, options)?;
-    Ok((unet, weights))
-}
-
-async fn unet_config(objects: &Objects, folder: &str) -> Result<UNetConfig, Error> {
-    let json = objects.get(&format!("{folder}/config.json"), MAX_CONFIG_BYTES).await?;
-    match Configuration::parse(&json).map_err(crate::teacher::Error::from)? {
-        Configuration::UNet(config) => Ok(config),
-        #[allow(unreachable_patterns, reason = "classes that the formats know are added before the model is")]
-        _ => {
-            let what = format!("{}/{folder}/config.json", objects.url());
-            Err(Error::Unexpected { what, reason: "this worker computes UNet2DConditionModel only".into() })
-        }
-    }
+    let denoiser = Denoiser::load(&config, &mut weights, options)?;
+    Ok((denoiser, weights))
 }
 
 fn weights_key(folder: &str) -> String {

@@ -7,18 +7,19 @@ use candle_core::Tensor;
 use deltaconv_kernels::{BlockOp, Parameters};
 use deltaconv_proto::description::{Description, FORMAT_VERSION};
 use deltaconv_proto::objects::Objects;
+use deltaconv_proto::teacher::folder_of;
 use deltaconv_proto::{block, keys, v1};
 
 use crate::distill::block_shape;
-use crate::models::load_unet;
+use crate::models::load_denoiser;
 use crate::task::Error;
-use crate::teacher::{self, Call, LoadOptions, SelfAttention, UNet};
+use crate::teacher::{self, Call, Denoiser, LoadOptions, SelfAttention};
 
 const MAX_DESCRIPTION_BYTES: u64 = 16 << 20;
 
 /// A model with blocks in place of attention.
 pub(crate) struct Student {
-    pub(crate) unet: UNet,
+    pub(crate) denoiser: Denoiser,
     blocks: HashMap<String, BlockOp>,
 }
 
@@ -35,7 +36,10 @@ impl Student {
             return Err(unexpected(format!("format_version is {found}, this worker reads {FORMAT_VERSION}")));
         }
         let options = LoadOptions { without_self_attention: true };
-        let (unet, mut weights) = load_unet(&output, "unet", options).await?;
+        let folder = folder_of(&description.teacher.class).ok_or_else(|| {
+            unexpected(format!("teacher.class is `{}`, which this worker does not compute", description.teacher.class))
+        })?;
+        let (denoiser, mut weights) = load_denoiser(&output, folder, options).await?;
         let mut blocks = HashMap::new();
         for layer in description.layers {
             let plan = v1::LayerPlan {
@@ -55,10 +59,10 @@ impl Student {
             }
             blocks.insert(layer.name, BlockOp::new(Arc::new(parameters)));
         }
-        Ok(Self { unet, blocks })
+        Ok(Self { denoiser, blocks })
     }
 
-    /// What takes the place of attention in [`Self::unet`].
+    /// What takes the place of attention in [`Self::denoiser`].
     pub(crate) fn attention(&self) -> Blocks<'_> {
         Blocks { blocks: &self.blocks }
     }

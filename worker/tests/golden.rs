@@ -1,7 +1,8 @@
 //! The teachers against diffusers: one trial for each recorded forward pass.
 //!
 //! A recording `<name>.safetensors` holds the arguments of diffusers' `forward` (`latent`, `timestep`,
-//! `encoder_hidden_states`), its output `sample`, and each layer's `<layer>.attn1.input` and `.output` [B, L, C]. The
+//! `encoder_hidden_states` and, where the model takes them, `encoder_attention_mask` [B, T] of 0 and 1, `resolution` [B, 2]
+//! and `aspect_ratio` [B, 1]), its output `sample`, and each layer's `<layer>.attn1.input` and `.output` [B, L, C]. The
 //! model is `teachers/<name>` beside it, or the teacher of that name that ships with the binary. `DELTACONV_GOLDEN`
 //! names a folder of recordings to use instead of `tests/golden`.
 
@@ -13,7 +14,7 @@ use std::{env, fs};
 
 use candle_core::{DType, Device, Tensor};
 use deltaconv_proto::teacher::{self, Teacher};
-use deltaconv_worker::teacher::{Call, Error, LoadOptions, SelfAttention, UNet, Weights};
+use deltaconv_worker::teacher::{Call, Conditions, Denoiser, Error, LoadOptions, SelfAttention, Weights};
 use libtest_mimic::{Arguments, Completion, Failed, Trial, run};
 
 /// Largest ‖ours − theirs‖ / ‖theirs‖.
@@ -81,8 +82,7 @@ fn compare(folder: &Path, name: &str) -> Result<Outcome, Failed> {
     let config = model.join("config.json");
     let json = fs::read(&config).map_err(|e| format!("{}: {e}", config.display()))?;
     let config = match Teacher::parse(&json) {
-        Ok(Teacher::UNet(config)) => config,
-        Ok(_) => return Ok(Outcome::Skipped("the worker does not run models of this class".to_owned())),
+        Ok(config) => config,
         Err(
             refusal @ (teacher::Error::Class { .. }
             | teacher::Error::Unsupported { .. }
@@ -96,14 +96,18 @@ fn compare(folder: &Path, name: &str) -> Result<Outcome, Failed> {
     let expected = take(&mut recorded, &["sample"])?;
     let latent = take(&mut recorded, &LATENT)?;
     let timestep = take(&mut recorded, &["timestep"])?;
-    let encoder_hidden_states = take(&mut recorded, &["encoder_hidden_states"])?;
+    let mut conditions = Conditions::from(take(&mut recorded, &["encoder_hidden_states"])?);
+    conditions.encoder_attention_mask = recorded.remove("encoder_attention_mask");
+    conditions.resolution = recorded.remove("resolution");
+    conditions.aspect_ratio = recorded.remove("aspect_ratio");
     if let Some(argument) = recorded.keys().min() {
         return Ok(Outcome::Skipped(format!("the argument `{argument}` is not supported")));
     }
 
-    let model = UNet::load(&config, &mut Weights::open(weights_of(&model)?)?, &Device::Cpu, LoadOptions::default())?;
+    let mut weights = Weights::open(weights_of(&model)?)?;
+    let model = Denoiser::load(&config, &mut weights, LoadOptions::default())?;
     let mut ours = Recorder::default();
-    let sample = model.forward(&latent, &timestep, &encoder_hidden_states, &mut ours)?;
+    let sample = model.forward(&latent, &timestep, &conditions, &mut ours)?;
 
     let (height, width) = (latent.dim(2)?, latent.dim(3)?);
     let listed: Vec<String> = config.layers(height, width)?.into_iter().map(|layer| layer.name).collect();
@@ -112,13 +116,14 @@ fn compare(folder: &Path, name: &str) -> Result<Outcome, Failed> {
         return Err(format!("the forward pass calls other layers than the configuration lists: {listed:?}").into());
     }
     // `attn1` of blocks that attend to the text only is recorded like the others, but is no layer.
-    let text_only: BTreeSet<String> = model
-        .plan()
-        .stages()
-        .flat_map(|stage| &stage.transformers)
-        .filter(|transformer| transformer.attention.only_cross_attention)
-        .flat_map(|transformer| transformer.blocks())
-        .collect();
+    let text_only: BTreeSet<String> = match &model {
+        Denoiser::UNet(unet) => {
+            let transformers = unet.plan().stages().flat_map(|stage| &stage.transformers);
+            let of_text = transformers.filter(|transformer| transformer.attention.only_cross_attention);
+            of_text.flat_map(|transformer| transformer.blocks()).collect()
+        }
+        Denoiser::PixArt(_) => BTreeSet::new(),
+    };
     if let Some(extra) = theirs.keys().find(|name| !listed.contains(name) && !text_only.contains(*name)) {
         return Err(format!("layer `{extra}` of the recording is none of the model's").into());
     }

@@ -6,9 +6,11 @@
 //! that would be built otherwise than diffusers builds it is never accepted.
 
 mod fields;
+mod pixart;
 mod scheduler;
 mod unet;
 
+pub use pixart::PixArtConfig;
 pub use scheduler::{BetaSchedule, PredictionType, Scheduler, TimestepSpacing};
 pub use unet::{
     Activation, Attention, MidBlock, Plan, Resnet, Stage, TimeEmbedding, TimeScaleShift, Transformer, UNetConfig,
@@ -125,10 +127,23 @@ pub struct Layer {
 pub enum Teacher {
     /// diffusers' `UNet2DConditionModel`, in the folder `unet`.
     UNet(UNetConfig),
+    /// diffusers' `PixArtTransformer2DModel`, in the folder `transformer`.
+    PixArt(PixArtConfig),
 }
 
 /// The classes that [`Teacher::parse`] knows.
-const CLASSES: &str = "UNet2DConditionModel";
+const CLASSES: &str = "UNet2DConditionModel, PixArtTransformer2DModel";
+/// The folders that a pipeline keeps its denoiser in.
+pub const DENOISER_FOLDERS: [&str; 2] = ["unet", "transformer"];
+
+/// The folder of a pipeline in which a model of this class lies, by the name of diffusers' class.
+pub fn folder_of(class: &str) -> Option<&'static str> {
+    match class {
+        "UNet2DConditionModel" => Some(DENOISER_FOLDERS[0]),
+        "PixArtTransformer2DModel" => Some(DENOISER_FOLDERS[1]),
+        _ => None,
+    }
+}
 
 impl Teacher {
     /// Reads a model's `config.json`.
@@ -139,7 +154,34 @@ impl Teacher {
         let fields = fields::Fields::parse(json)?;
         match fields.class()?.as_str() {
             "UNet2DConditionModel" => Ok(Self::UNet(UNetConfig::from_fields(fields)?)),
+            // The second is what older files call it, and what diffusers then makes of them; it was other models' too,
+            // and the fields tell.
+            "PixArtTransformer2DModel" | "Transformer2DModel" => Ok(Self::PixArt(PixArtConfig::from_fields(fields)?)),
             found => Err(Error::Class { found: found.to_owned(), supported: CLASSES }),
+        }
+    }
+
+    /// The name of diffusers' class.
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::UNet(_) => "UNet2DConditionModel",
+            Self::PixArt(_) => "PixArtTransformer2DModel",
+        }
+    }
+
+    /// The folder of a pipeline in which a model of this class lies.
+    pub fn folder(&self) -> &'static str {
+        match self {
+            Self::UNet(_) => DENOISER_FOLDERS[0],
+            Self::PixArt(_) => DENOISER_FOLDERS[1],
+        }
+    }
+
+    /// Channels of what the model predicts.
+    pub fn out_channels(&self) -> usize {
+        match self {
+            Self::UNet(config) => config.out_channels,
+            Self::PixArt(config) => config.out_channels,
         }
     }
 
@@ -147,6 +189,7 @@ impl Teacher {
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         match self {
             Self::UNet(config) => config.tensors(),
+            Self::PixArt(config) => config.tensors(),
         }
     }
 
@@ -157,6 +200,7 @@ impl Teacher {
     pub fn layers(&self, height: usize, width: usize) -> Result<Vec<Layer>, Error> {
         match self {
             Self::UNet(config) => config.layers(height, width),
+            Self::PixArt(config) => config.layers(height, width),
         }
     }
 
@@ -164,6 +208,7 @@ impl Teacher {
     pub fn latent_channels(&self) -> usize {
         match self {
             Self::UNet(config) => config.in_channels,
+            Self::PixArt(config) => config.in_channels,
         }
     }
 
@@ -171,6 +216,7 @@ impl Teacher {
     pub fn sample_size(&self) -> Option<(usize, usize)> {
         match self {
             Self::UNet(config) => config.sample_size,
+            Self::PixArt(config) => Some((config.sample_size, config.sample_size)),
         }
     }
 

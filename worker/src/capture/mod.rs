@@ -11,7 +11,7 @@ use half::f16;
 use crate::data::Data;
 use crate::models::Teacher;
 use crate::task::{Context, Error};
-use crate::teacher::{self, Call, SelfAttention};
+use crate::teacher::{self, Call, Conditions, SelfAttention};
 
 /// Samples that go through the teacher at a time. A sample's activations have the same bits in any batch.
 const BATCH: usize = 8;
@@ -55,7 +55,7 @@ pub(crate) fn predict(
     attention: &mut dyn SelfAttention,
 ) -> Result<Tensor, Error> {
     let inputs = Inputs::new(teacher, data, batch)?;
-    Ok(teacher.unet.forward(&inputs.noised, &inputs.timesteps, &inputs.embeddings, attention)?)
+    Ok(teacher.denoiser.predict(&inputs.noised, &inputs.timesteps, &inputs.conditions, attention)?)
 }
 
 /// What a model is given for a batch of samples.
@@ -64,8 +64,7 @@ pub(crate) struct Inputs {
     pub(crate) noised: Tensor,
     /// [B].
     pub(crate) timesteps: Tensor,
-    /// [B, T, D].
-    pub(crate) embeddings: Tensor,
+    pub(crate) conditions: Conditions,
 }
 
 impl Inputs {
@@ -80,7 +79,8 @@ impl Inputs {
         let prompts: Vec<usize> = batch.iter().map(prompt).collect();
         let noised = teacher.sampler.add_noise(&latents, &noise, &timesteps)?;
         let timesteps: Vec<f32> = timesteps.iter().map(|timestep| *timestep as f32).collect();
-        Ok(Self { noised, timesteps: Tensor::new(timesteps, &Device::Cpu)?, embeddings: data.embeddings(&prompts)? })
+        let conditions = Conditions::from(data.embeddings(&prompts)?);
+        Ok(Self { noised, timesteps: Tensor::new(timesteps, &Device::Cpu)?, conditions })
     }
 }
 

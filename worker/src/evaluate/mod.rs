@@ -17,7 +17,7 @@ use crate::data::Data;
 use crate::models::Teacher;
 use crate::student::Student;
 use crate::task::{Context, Error};
-use crate::teacher::{Call, Guidance, Original, Removed, SelfAttention, UNet};
+use crate::teacher::{Call, Denoiser, Guidance, Original, Removed, SelfAttention};
 
 /// Samples that go through a model at a time.
 const BATCH: usize = 8;
@@ -64,15 +64,15 @@ impl Evaluated {
         for batch in numbers.chunks(BATCH) {
             let batch: Vec<Sample> = batch.iter().map(|i| draw.evaluation(*i)).collect();
             let inputs = Inputs::new(&self.teacher, &self.data, &batch)?;
-            let predict = |unet: &UNet, attention: &mut dyn SelfAttention| -> Result<Vec<f32>, Error> {
+            let predict = |model: &Denoiser, attention: &mut dyn SelfAttention| -> Result<Vec<f32>, Error> {
                 let mut stoppable = Stoppable { context, attention };
-                let noise = unet.forward(&inputs.noised, &inputs.timesteps, &inputs.embeddings, &mut stoppable);
+                let noise = model.predict(&inputs.noised, &inputs.timesteps, &inputs.conditions, &mut stoppable);
                 context.check_stop()?;
                 Ok(noise?.flatten_all()?.to_vec1()?)
             };
-            let teacher = predict(&self.teacher.unet, &mut Original)?;
-            let student = predict(&self.student.unet, &mut self.student.attention())?;
-            let removed = predict(&self.teacher.unet, &mut Removed)?;
+            let teacher = predict(&self.teacher.denoiser, &mut Original)?;
+            let student = predict(&self.student.denoiser, &mut self.student.attention())?;
+            let removed = predict(&self.teacher.denoiser, &mut Removed)?;
             let len = teacher.len() / batch.len();
             let difference =
                 |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum() };
@@ -105,16 +105,16 @@ impl Evaluated {
         let guidance = Guidance { scale: evaluation.guidance, empty_prompt };
 
         expect_passes(context, steps);
-        let sample = |unet: &UNet, attention: &mut dyn SelfAttention| -> Result<Tensor, Error> {
+        let sample = |model: &Denoiser, attention: &mut dyn SelfAttention| -> Result<Tensor, Error> {
             let mut stoppable = Stoppable { context, attention };
             let sampler = &self.teacher.sampler;
-            let pictures = sampler.sample(unet, &noise, &embeddings, Some(&guidance), steps, &mut stoppable);
+            let pictures = sampler.sample(model, &noise, &embeddings, Some(&guidance), steps, &mut stoppable);
             context.check_stop()?;
             Ok(pictures?)
         };
-        let teacher = sample(&self.teacher.unet, &mut Original)?;
-        let student = sample(&self.student.unet, &mut self.student.attention())?;
-        let removed = sample(&self.teacher.unet, &mut Removed)?;
+        let teacher = sample(&self.teacher.denoiser, &mut Original)?;
+        let student = sample(&self.student.denoiser, &mut self.student.attention())?;
+        let removed = sample(&self.teacher.denoiser, &mut Removed)?;
         encode_pictures(&[("teacher", teacher), ("student", student), ("removed", removed)], &prompts)
     }
 }

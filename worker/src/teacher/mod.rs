@@ -1,10 +1,14 @@
 //! The teacher: a diffusers model in candle, its self-attention open to be watched and replaced.
 //!
-//! [`UNet`] is built from a [`deltaconv_proto::teacher::UNetConfig`] by the same walk that named its layers. In the
+//! A [`Denoiser`] is built from a [`deltaconv_proto::teacher::Teacher`] by the same walk that named its layers. In the
 //! forward pass every layer goes through a [`SelfAttention`]: capture records what goes in and out, a student computes
 //! its block there, and [`Removed`] gives zeros.
 
+mod attention;
+mod conditions;
+mod denoiser;
 mod ops;
+mod pixart;
 mod sampler;
 mod self_attention;
 #[cfg(test)]
@@ -12,6 +16,9 @@ mod tests;
 mod unet;
 mod weights;
 
+pub use conditions::Conditions;
+pub use denoiser::Denoiser;
+pub use pixart::PixArt;
 pub use sampler::{Guidance, Sampler};
 pub use self_attention::{Call, Original, Removed, SelfAttention};
 pub use unet::{LoadOptions, UNet};

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use deltaconv_proto::teacher::{PredictionType, Scheduler, TimestepSpacing};
 
-use super::{Error, SelfAttention, UNet};
+use super::{Conditions, Denoiser, Error, SelfAttention};
 
 /// Classifier-free guidance: ε = ε(empty) + scale · (ε(prompt) − ε(empty)).
 #[derive(Debug, Clone)]
@@ -98,7 +98,7 @@ impl Sampler {
     /// Shapes that do not fit, a schedule that cannot take so many steps, and whatever the model returns.
     pub fn sample(
         &self,
-        model: &UNet,
+        model: &Denoiser,
         noise: &Tensor,
         prompts: &Tensor,
         guidance: Option<&Guidance>,
@@ -115,18 +115,19 @@ impl Sampler {
             }
             None => prompts.clone(),
         };
+        let conditions = Conditions::from(conditions);
         let stride = self.scheduler.num_train_timesteps / steps.max(1);
         let mut x = noise.to_dtype(DType::F32)?;
         for timestep in self.timesteps(steps)? {
             let t = Tensor::from_slice(&[timestep as f32], 1, &Device::Cpu)?;
             let prediction = match guidance {
                 Some(guidance) => {
-                    let both = model.forward(&Tensor::cat(&[&x, &x], 0)?, &t, &conditions, attention)?;
+                    let both = model.predict(&Tensor::cat(&[&x, &x], 0)?, &t, &conditions, attention)?;
                     let empty = both.narrow(0, 0, batch)?;
                     let prompted = both.narrow(0, batch, batch)?;
                     empty.add(&prompted.sub(&empty)?.affine(guidance.scale, 0.0)?)?
                 }
-                None => model.forward(&x, &t, &conditions, attention)?,
+                None => model.predict(&x, &t, &conditions, attention)?,
             };
             x = self.step(&x, &prediction, timestep, timestep.checked_sub(stride))?;
         }

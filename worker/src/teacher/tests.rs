@@ -40,12 +40,12 @@ fn bits_depend_neither_on_threads_nor_on_the_batch() {
     let timestep = Tensor::new(&[17_i64, 801], &Device::Cpu).unwrap();
     let with_threads = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| model.forward(&sample, &timestep, &text, &mut Original).unwrap())
+        pool.install(|| model.forward(&sample, &timestep, &text.clone().into(), &mut Original).unwrap())
     };
     let both = with_threads(1);
     assert_eq!(bits(&both), bits(&with_threads(2)));
     let second = |tensor: &Tensor| tensor.narrow(0, 1, 1).unwrap();
-    let alone = model.forward(&second(&sample), &second(&timestep), &second(&text), &mut Original).unwrap();
+    let alone = model.forward(&second(&sample), &second(&timestep), &second(&text).into(), &mut Original).unwrap();
     assert_eq!(bits(&second(&both)), bits(&alone));
 }
 
@@ -62,7 +62,9 @@ impl SelfAttention for Without {
 fn layers_can_be_replaced() {
     let model = shipped();
     let (sample, text, timestep) = (numbers(&[1, 3, 32, 32]), numbers(&[1, 4, 64]), numbers(&[1]));
-    let run = |attention: &mut dyn SelfAttention| bits(&model.forward(&sample, &timestep, &text, attention).unwrap());
+    let run = |attention: &mut dyn SelfAttention| {
+        bits(&model.forward(&sample, &timestep, &text.clone().into(), attention).unwrap())
+    };
     let original = run(&mut Original);
     assert_ne!(original, run(&mut Without(3)));
     assert_eq!(original, run(&mut Without(99)));
@@ -98,14 +100,14 @@ fn an_unusual_model_runs_with_odd_latents_and_without_its_attention() {
     let load =
         |options| UNet::load(&config, &mut Weights::from_bytes(bytes.clone()).unwrap(), &Device::Cpu, options).unwrap();
     let (sample, text, timestep) = (numbers(&[2, 5, 7, 10]), numbers(&[2, 3, 8]), numbers(&[2]));
-    let output = load(LoadOptions::default()).forward(&sample, &timestep, &text, &mut Original).unwrap();
+    let output = load(LoadOptions::default()).forward(&sample, &timestep, &text.clone().into(), &mut Original).unwrap();
     assert_eq!(output.dims(), [2, 2, 7, 10]);
     assert!(bits(&output).iter().all(|bits| f32::from_bits(*bits).is_finite()));
 
     let student = load(without);
-    let removed = student.forward(&sample, &timestep, &text, &mut Removed).unwrap();
+    let removed = student.forward(&sample, &timestep, &text.clone().into(), &mut Removed).unwrap();
     assert_eq!(removed.dims(), output.dims());
-    let asked = student.forward(&sample, &timestep, &text, &mut Original);
+    let asked = student.forward(&sample, &timestep, &text.clone().into(), &mut Original);
     assert!(matches!(asked, Err(Error::NoAttention { layer }) if layer == config.layers(7, 10).unwrap()[0].name));
 }
 
@@ -115,7 +117,7 @@ fn arguments_that_do_not_fit_are_errors() {
     let argument = |sample: &[usize], timestep: &[usize], text: &[usize]| match model.forward(
         &numbers(sample),
         &numbers(timestep),
-        &numbers(text),
+        &numbers(text).into(),
         &mut Original,
     ) {
         Err(Error::Argument { argument, .. }) => argument,

@@ -9,6 +9,7 @@ use deltaconv_proto::teacher;
 use half::{bf16, f16};
 
 use super::Error;
+use super::ops::{Conv, Linear, Padding};
 
 /// Something to read weights from.
 trait Source: Read + Seek + Send {}
@@ -62,6 +63,55 @@ impl Weights {
         source.read_exact(&mut bytes)?;
         to_f32(tensor.dtype, &bytes)
             .ok_or_else(|| teacher::Error::WrongDtype { name: name.to_owned(), found: tensor.dtype }.into())
+    }
+}
+
+/// Modules by their diffusers paths, under PyTorch's names.
+impl Weights {
+    /// A linear with bias.
+    pub(super) fn linear(&mut self, path: &str, input: usize, output: usize) -> Result<Linear, Error> {
+        self.linears(&[path.to_owned()], input, output, true)
+    }
+
+    /// Linears that share their input, as one: their outputs side by side.
+    pub(super) fn linears(
+        &mut self,
+        paths: &[String],
+        input: usize,
+        output: usize,
+        bias: bool,
+    ) -> Result<Linear, Error> {
+        let mut weight = Vec::with_capacity(paths.len() * output * input);
+        let mut biases = Vec::new();
+        for path in paths {
+            weight.extend(self.read(&format!("{path}.weight"), &[output, input])?);
+            if bias {
+                biases.extend(self.bias(path, output)?);
+            }
+        }
+        Ok(Linear::new(input, paths.len() * output, &weight, bias.then_some(biases)))
+    }
+
+    /// A convolution of stride 1, padded by ⌊(kernel − 1) / 2⌋.
+    pub(super) fn conv(&mut self, path: &str, channels: (usize, usize), kernel: usize) -> Result<Conv, Error> {
+        let side = (kernel - 1) / 2;
+        self.strided_conv(path, channels, kernel, 1, Padding { before: side, after: side })
+    }
+
+    pub(super) fn strided_conv(
+        &mut self,
+        path: &str,
+        (input, output): (usize, usize),
+        kernel: usize,
+        stride: usize,
+        padding: Padding,
+    ) -> Result<Conv, Error> {
+        let weight = self.read(&format!("{path}.weight"), &[output, input, kernel, kernel])?;
+        Ok(Conv::new((input, output), kernel, stride, padding, &weight, self.bias(path, output)?))
+    }
+
+    pub(super) fn bias(&mut self, path: &str, channels: usize) -> Result<Vec<f32>, Error> {
+        self.read(&format!("{path}.bias"), &[channels])
     }
 }
 

@@ -53,12 +53,26 @@ pub(super) fn gelu(x: f32) -> f32 {
     0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
 }
 
+/// x · Φ(x), approximated by ½ x (1 + tanh(√(2/π) (x + 0.044715 x³))) = x · sigmoid(2 √(2/π) (…)).
+#[inline(always)]
+pub(super) fn gelu_tanh(x: f32) -> f32 {
+    const SLOPE: f32 = 1.595_769_1; // 2 √(2/π)
+    x / (1.0 + exp(-SLOPE * (x * x * x).mul_add(0.044_715, x)))
+}
+
 /// x · tanh(ln(1 + eˣ)), with tanh(ln u) = (u² − 1) / (u² + 1).
 #[inline(always)]
 pub(super) fn mish(x: f32) -> f32 {
     let e = exp(if x > 20.0 { 20.0 } else { x });
     let n = e * (e + 2.0);
     x * (n / (n + 2.0))
+}
+
+for_each_level! {
+    /// [`gelu_tanh`] of every element.
+    pub(super) fn gelu_tanh_slice(elements: &mut [f32]) {
+        elements.iter_mut().for_each(|x| *x = gelu_tanh(*x));
+    }
 }
 
 for_each_level! {
@@ -82,6 +96,15 @@ pub(in super::super) fn activate(x: &Tensor, activation: Activation) -> Result<T
     })
 }
 
+/// [`gelu_tanh`] of a tensor of any shape.
+pub(in super::super) fn activate_gelu_tanh(x: &Tensor) -> Result<Tensor> {
+    with_slices([x], |[x_elements]| {
+        let mut y = x_elements.to_vec();
+        gelu_tanh_slice(&mut y);
+        tensor(y, x.dims())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,6 +116,8 @@ mod tests {
             let wide = f64::from(x);
             assert!((f64::from(exp(x)) / wide.exp() - 1.0).abs() < 3e-7, "exp({x})");
             assert!((f64::from(silu(x)) - wide / (1.0 + (-wide).exp())).abs() < 2e-6, "silu({x})");
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (wide + 0.044715 * wide.powi(3));
+            assert!((f64::from(gelu_tanh(x)) - 0.5 * wide * (1.0 + inner.tanh())).abs() < 2e-6, "gelu_tanh({x})");
             let mish_wide = wide * wide.exp().ln_1p().tanh();
             assert!((f64::from(mish(x)) - mish_wide).abs() < 2e-6 * wide.abs().max(1.0), "mish({x})");
         }

@@ -30,12 +30,14 @@ pub(in super::super) struct Projected<'a> {
     pub(in super::super) offset: usize,
 }
 
-/// softmax(Q Kᵀ / √d) V for each head: [B, .., heads · d], the leading dimensions those of the queries.
+/// softmax(Q Kᵀ / √d + bias) V for each head: [B, .., heads · d], the leading dimensions those of the queries. The bias is
+/// one number a key, [B, keys].
 pub(in super::super) fn attention(
     query: Projected<'_>,
     key: Projected<'_>,
     value: Projected<'_>,
     heads: Heads,
+    bias: Option<&[f32]>,
 ) -> Result<Tensor> {
     let inner = heads.count * heads.dim;
     let batch = query.tensor.dim(0)?;
@@ -52,6 +54,11 @@ pub(in super::super) fn attention(
     let (values, value_stride) = length(value)?;
     if keys != values || keys == 0 {
         bail!("attention needs as many values as keys, and one at least: {keys} keys, {values} values");
+    }
+    if let Some(bias) = bias
+        && bias.len() != batch * keys
+    {
+        bail!("attention to {keys} keys of {batch} samples cannot take {} biases", bias.len());
     }
     let mut shape = query.tensor.dims().to_vec();
     if let Some(last) = shape.last_mut() {
@@ -89,6 +96,9 @@ pub(in super::super) fn attention(
                     let q = &q[(sample * queries + first) * query_stride + query.offset + channel..];
                     let rows = Rows::plain(q, query_stride, heads.dim);
                     multiply(rows, count, packed_keys, Epilogue::default(), scores, keys);
+                    if let Some(bias) = bias {
+                        add_to_rows(scores, &bias[sample * keys..][..keys], 1.0 / scale);
+                    }
                     exponentiate(scores, keys, scale, inverses);
                     let panels = &packed_values.as_ref()[at * value_len..][..value_len];
                     let packed_values = PackedView { k: keys, n: heads.dim, panels };
@@ -103,6 +113,13 @@ pub(in super::super) fn attention(
         Ok(())
     })?;
     tensor(out, &shape)
+}
+
+/// Adds `factor · bias` to every row of scores.
+fn add_to_rows(scores: &mut [f32], bias: &[f32], factor: f32) {
+    for row in scores.chunks_exact_mut(bias.len()) {
+        row.iter_mut().zip(bias).for_each(|(score, bias)| *score = bias.mul_add(factor, *score));
+    }
 }
 
 for_each_level! {

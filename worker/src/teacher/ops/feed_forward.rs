@@ -1,7 +1,7 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::activation::gelu;
+use super::activation::{gelu, gelu_tanh_slice};
 use super::linear::Linear;
 use super::product::{Epilogue, Rows, multiply};
 use super::simd::for_each_level;
@@ -10,37 +10,74 @@ use super::slices::{tensor, with_slices};
 /// Rows that one thread computes at a time; their hidden values, 8C each, should stay in its cache.
 const ROWS: usize = 64;
 
-/// The transformer's feed-forward with diffusers' GEGLU: y = (h · gelu(g)) Wₒᵀ + bₒ, where [h, g] = x Wᵢᵀ + bᵢ.
+/// What lies between the linears of a feed-forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) enum FeedForwardActivation {
+    /// h · gelu(g), where the first linear gives [h, g]: diffusers' `geglu`.
+    Geglu,
+    /// diffusers' `gelu-approximate`.
+    GeluTanh,
+}
+
+/// The transformer's feed-forward: y = activation(x Wᵢᵀ + bᵢ) Wₒᵀ + bₒ.
 #[derive(Debug)]
 pub(in super::super) struct FeedForward {
-    /// C → 8C: `ff.net.0.proj`.
+    pub(in super::super) activation: FeedForwardActivation,
+    /// C → 4C, or 8C where half of it gates the other: `ff.net.0.proj`.
     pub(in super::super) up: Linear,
     /// 4C → C: `ff.net.2`.
     pub(in super::super) down: Linear,
 }
 
 impl FeedForward {
+    /// x [.., C] → y [.., C].
+    pub(in super::super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.apply(x, None)
+    }
+
     /// x [.., C] → residual + y, both [.., C].
     pub(in super::super) fn forward_onto(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
-        let (channels, doubled, hidden) = (self.up.weights.k, self.up.weights.n, self.down.weights.k);
-        if x.dims().last() != Some(&channels) || residual.dims() != x.dims() || doubled != 2 * hidden {
+        self.apply(x, Some(residual))
+    }
+
+    fn apply(&self, x: &Tensor, onto: Option<&Tensor>) -> Result<Tensor> {
+        let (channels, raised, hidden) = (self.up.weights.k, self.up.weights.n, self.down.weights.k);
+        let factor = if self.activation == FeedForwardActivation::Geglu { 2 } else { 1 };
+        let residual = onto.unwrap_or(x);
+        if x.dims().last() != Some(&channels) || residual.dims() != x.dims() || raised != factor * hidden {
             bail!("a feed-forward of {channels} channels cannot take {:?} onto {:?}", x.dims(), residual.dims());
         }
         let mut y = vec![0.0; x.elem_count()];
         with_slices([x, residual], |[x, residual]| {
             let units = y.par_chunks_mut(ROWS * channels).enumerate();
             units.for_each_init(
-                || (vec![0.0; ROWS * doubled], vec![0.0; ROWS * hidden]),
-                |(both, gated), (unit, y)| {
+                || (vec![0.0; ROWS * raised], vec![0.0; ROWS * (raised - hidden)]),
+                |(up_values, gated), (unit, y)| {
                     let x = &x[unit * ROWS * channels..][..y.len()];
                     let residual = &residual[unit * ROWS * channels..][..y.len()];
                     let count = y.len() / channels;
                     let up = Epilogue { bias: self.up.bias.as_deref(), ..Epilogue::default() };
-                    multiply(Rows::plain(x, channels, channels), count, self.up.weights.view(), up, both, doubled);
-                    gate(&both[..count * doubled], hidden, gated);
-                    let down =
-                        Epilogue { bias: self.down.bias.as_deref(), residual: Some(residual), ..Epilogue::default() };
-                    multiply(Rows::plain(gated, hidden, hidden), count, self.down.weights.view(), down, y, channels);
+                    multiply(Rows::plain(x, channels, channels), count, self.up.weights.view(), up, up_values, raised);
+                    let activated = match self.activation {
+                        FeedForwardActivation::Geglu => {
+                            gate(&up_values[..count * raised], hidden, gated);
+                            &*gated
+                        }
+                        FeedForwardActivation::GeluTanh => {
+                            gelu_tanh_slice(&mut up_values[..count * raised]);
+                            &*up_values
+                        }
+                    };
+                    let residual = onto.map(|_| residual);
+                    let down = Epilogue { bias: self.down.bias.as_deref(), residual, ..Epilogue::default() };
+                    multiply(
+                        Rows::plain(activated, hidden, hidden),
+                        count,
+                        self.down.weights.view(),
+                        down,
+                        y,
+                        channels,
+                    );
                 },
             );
             Ok(())

@@ -41,6 +41,52 @@ impl LayerNorm {
     }
 }
 
+/// Layer normalisation over the last dimension without weights of its own, then x · (1 + scale) + shift with a scale and
+/// a shift for each sample: x [B, .., C]; scale and shift [B, C].
+pub(in super::super) fn modulated_norm(x: &Tensor, eps: f32, scale: &[f32], shift: &[f32]) -> Result<Tensor> {
+    let (batch, channels) = match x.dims() {
+        [batch, .., channels] if batch * channels == scale.len() && scale.len() == shift.len() => (*batch, *channels),
+        other => bail!("a norm modulated by {} scales and {} shifts cannot take {other:?}", scale.len(), shift.len()),
+    };
+    let factors: Vec<f32> = scale.iter().map(|scale| 1.0 + scale).collect();
+    let mut y = vec![0.0; x.elem_count()];
+    let sample_len = y.len() / batch.max(1);
+    with_slices([x], |[x]| {
+        let samples = y.par_chunks_mut(sample_len.max(1)).zip(x.par_chunks(sample_len.max(1))).enumerate();
+        samples.for_each(|(sample, (y, x))| {
+            let own = sample * channels..(sample + 1) * channels;
+            y.par_chunks_mut(ROWS * channels).zip(x.par_chunks(ROWS * channels)).for_each(|(y, x)| {
+                normalise(x, &factors[own.clone()], &shift[own.clone()], eps, y);
+            });
+        });
+        Ok(())
+    })?;
+    tensor(y, x.dims())
+}
+
+/// residual + gate · x, with a gate for each sample: residual and x [B, .., C], gate [B, C].
+pub(in super::super) fn add_gated(residual: &Tensor, gate: &[f32], x: &Tensor) -> Result<Tensor> {
+    let (batch, channels) = match x.dims() {
+        [batch, .., channels] if batch * channels == gate.len() && residual.dims() == x.dims() => (*batch, *channels),
+        other => bail!("{} gates cannot be applied to {other:?} onto {:?}", gate.len(), residual.dims()),
+    };
+    let mut y = vec![0.0; x.elem_count()];
+    let sample_len = y.len() / batch.max(1);
+    with_slices([residual, x], |[residual, x]| {
+        let rows = y.par_chunks_mut(channels.max(1)).enumerate();
+        rows.for_each(|(row, y)| {
+            let at = row * channels;
+            let gate = &gate[at / sample_len * channels..][..channels];
+            let both = residual[at..].iter().zip(&x[at..]);
+            for ((y, gate), (residual, x)) in y.iter_mut().zip(gate).zip(both) {
+                *y = gate.mul_add(*x, *residual);
+            }
+        });
+        Ok(())
+    })?;
+    tensor(y, x.dims())
+}
+
 /// Σ f(x) over a row, in `LANES` chains and then those.
 #[inline(always)]
 fn sum(row: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {

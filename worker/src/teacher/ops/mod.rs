@@ -19,12 +19,12 @@ mod slices;
 #[cfg(test)]
 mod tests;
 
-pub(super) use activation::activate;
+pub(super) use activation::{activate, activate_gelu_tanh};
 pub(super) use attention::{Heads, Projected, attention};
 pub(super) use conv::{Added, Conv, Padding};
 pub(super) use embedding::sinusoids;
-pub(super) use feed_forward::FeedForward;
+pub(super) use feed_forward::{FeedForward, FeedForwardActivation};
 pub(super) use group_norm::GroupNorm;
 pub(super) use join::join_channels;
-pub(super) use layer_norm::LayerNorm;
+pub(super) use layer_norm::{LayerNorm, add_gated, modulated_norm};
 pub(super) use linear::Linear;

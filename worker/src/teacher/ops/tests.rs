@@ -4,7 +4,10 @@ use candle_core::{D, Device, Result, Tensor};
 use candle_nn::ops::softmax;
 use deltaconv_proto::teacher::Activation;
 
-use super::{Added, Conv, FeedForward, GroupNorm, Heads, LayerNorm, Linear, Padding, Projected, attention};
+use super::{
+    Added, Conv, FeedForward, FeedForwardActivation, GroupNorm, Heads, LayerNorm, Linear, Padding, Projected,
+    add_gated, attention, modulated_norm,
+};
 
 /// Numbers of about −1 to 1.
 fn numbers(shape: &[usize], seed: u32) -> Tensor {
@@ -83,6 +86,14 @@ fn norms() -> Result<()> {
     let modulated = expected.broadcast_mul(&scale.affine(1.0, 1.0)?)?.broadcast_add(&shift)?.relu()?;
     assert_close("modulated", &norm.forward_modulated(&x, &scale_shift, Activation::Relu)?, &modulated);
 
+    let ones = numbers(&[24], 0).ones_like()?;
+    let plain = candle_nn::ops::layer_norm(&x, &ones, &ones.zeros_like()?, 1e-6)?;
+    let modulated = plain.broadcast_mul(&scale.affine(1.0, 1.0)?)?.broadcast_add(&shift)?;
+    let [scales, shifts] = [&scale, &shift].map(elements);
+    assert_close("modulated layer norm", &modulated_norm(&x, 1e-6, &scales, &shifts)?, &modulated);
+    let gated = x.add(&modulated.broadcast_mul(&scale)?)?;
+    assert_close("gated", &add_gated(&x, &scales, &modulated)?, &gated);
+
     let expected = candle_nn::ops::layer_norm(&x, &weight, &bias, 1e-5)?;
     assert_close("layer norm", &LayerNorm::new(1e-5, elements(&weight), elements(&bias)).forward(&x)?, &expected);
     Ok(())
@@ -99,8 +110,16 @@ fn attention_of_heads() -> Result<()> {
         let expected =
             softmax(&scores, D::Minus1)?.matmul(&split(&v)?)?.transpose(1, 2)?.reshape((2, queries, inner))?;
         let [key, value] = [0, inner].map(|offset| Projected { tensor: &kv, offset });
-        let ours = attention(Projected { tensor: &q, offset: 0 }, key, value, Heads { count, dim })?;
+        let ours = attention(Projected { tensor: &q, offset: 0 }, key, value, Heads { count, dim }, None)?;
         assert_close(&format!("{queries}×{keys}, {count} heads of {dim}"), &ours, &expected);
+
+        let bias = numbers(&[2, keys], 3).affine(4.0, 0.0)?;
+        let biased = scores.broadcast_add(&bias.reshape((2, 1, 1, keys))?)?;
+        let expected =
+            softmax(&biased, D::Minus1)?.matmul(&split(&v)?)?.transpose(1, 2)?.reshape((2, queries, inner))?;
+        let bias = elements(&bias);
+        let ours = attention(Projected { tensor: &q, offset: 0 }, key, value, Heads { count, dim }, Some(&bias))?;
+        assert_close(&format!("{queries}×{keys} with a bias"), &ours, &expected);
     }
     Ok(())
 }
@@ -119,6 +138,10 @@ fn linears_and_the_feed_forward() -> Result<()> {
     assert_close("linear", &up.forward(&x)?, &both);
     let hidden = both.narrow(2, 0, 36)?.mul(&both.narrow(2, 36, 36)?.gelu_erf()?)?;
     let expected = residual.add(&down_expected(&hidden)?)?;
-    assert_close("feed-forward", &FeedForward { up, down }.forward_onto(&residual, &x)?, &expected);
+    assert_close(
+        "feed-forward",
+        &FeedForward { activation: FeedForwardActivation::Geglu, up, down }.forward_onto(&residual, &x)?,
+        &expected,
+    );
     Ok(())
 }

@@ -6,10 +6,12 @@ mod stage;
 mod transformer;
 
 use candle_core::{Device, Tensor};
-use deltaconv_proto::teacher::{Activation, Layer, Plan, UNetConfig};
+use deltaconv_proto::teacher::{Activation, Plan, UNetConfig};
 
 use self::builder::Builder;
 use self::stage::Stage;
+use super::attention::Layers;
+use super::conditions::{Conditions, Text, host_f32, of_each_sample};
 use super::ops::{Conv, GroupNorm, Linear, activate, sinusoids};
 use super::{Error, SelfAttention, Weights};
 
@@ -40,11 +42,8 @@ struct Pass<'a> {
     activation: Activation,
     /// The time embedding after the resnets' activation: [B, dim].
     time: Tensor,
-    /// [B, T, D].
-    encoder_hidden_states: &'a Tensor,
-    /// The layers of this map size, in order; those still to come.
-    layers: std::slice::Iter<'a, Layer>,
-    attention: &'a mut dyn SelfAttention,
+    text: Text,
+    layers: Layers<'a>,
 }
 
 impl UNet {
@@ -69,14 +68,14 @@ impl UNet {
             stages.iter().map(|stage| Stage::load(builder, stage, down)).collect::<Result<Vec<_>, Error>>()
         };
         Ok(Self {
-            conv_in: builder.conv("conv_in", (config.in_channels, first), config.conv_in_kernel)?,
-            time_1: builder.linear("time_embedding.linear_1", first, config.time.dim)?,
-            time_2: builder.linear("time_embedding.linear_2", config.time.dim, config.time.dim)?,
+            conv_in: builder.weights.conv("conv_in", (config.in_channels, first), config.conv_in_kernel)?,
+            time_1: builder.weights.linear("time_embedding.linear_1", first, config.time.dim)?,
+            time_2: builder.weights.linear("time_embedding.linear_2", config.time.dim, config.time.dim)?,
             down: stages(&mut builder, &plan.down, true)?,
             mid: plan.mid.as_ref().map(|stage| Stage::load(&mut builder, stage, false)).transpose()?,
             up: stages(&mut builder, &plan.up, false)?,
             norm_out: builder.group_norm("conv_norm_out", first, config.norm_eps)?,
-            conv_out: builder.conv("conv_out", (first, config.out_channels), config.conv_out_kernel)?,
+            conv_out: builder.weights.conv("conv_out", (first, config.out_channels), config.conv_out_kernel)?,
             config: config.clone(),
             plan,
         })
@@ -95,7 +94,7 @@ impl UNet {
     /// What the model predicts: [B, out_channels, H, W] f32.
     ///
     /// `sample` [B, in_channels, H, W], `timestep` [B] (or one element, for the whole batch; integers or floats),
-    /// `encoder_hidden_states` [B, T, D]; any float dtype. A sample's result has the same bits whatever batch it is in
+    /// of `conditions` the text; any float dtype. A sample's result has the same bits whatever batch it is in
     /// and however many threads compute it.
     ///
     /// # Errors
@@ -104,22 +103,16 @@ impl UNet {
         &self,
         sample: &Tensor,
         timestep: &Tensor,
-        encoder_hidden_states: &Tensor,
+        conditions: &Conditions,
         attention: &mut dyn SelfAttention,
     ) -> Result<Tensor, Error> {
         let (batch, height, width) = self.check_sample(sample)?;
-        let encoder_hidden_states = host_f32(encoder_hidden_states)?;
-        if !matches!(encoder_hidden_states.dims(), [b, tokens, _] if *b == batch && *tokens > 0) {
-            let problem = format!("expected [{batch}, T, D], found {:?}", encoder_hidden_states.dims());
-            return Err(Error::Argument { argument: "encoder_hidden_states", problem });
-        }
         let layers = self.config.layers(height, width)?;
         let mut pass = Pass {
             activation: self.config.activation,
             time: activate(&self.embed_time(timestep, batch)?, self.config.activation)?,
-            encoder_hidden_states: &encoder_hidden_states,
-            layers: layers.iter(),
-            attention,
+            text: conditions.text(batch)?,
+            layers: Layers { rest: layers.iter(), attention },
         };
 
         let mut x = host_f32(&sample.permute((0, 2, 3, 1))?)?;
@@ -157,14 +150,7 @@ impl UNet {
 
     /// [B, dim].
     fn embed_time(&self, timestep: &Tensor, batch: usize) -> Result<Tensor, Error> {
-        let mut timesteps = host_f32(&timestep.flatten_all()?)?.to_vec1::<f32>()?;
-        if timesteps.len() == 1 {
-            timesteps.resize(batch, timesteps[0]);
-        }
-        if timesteps.len() != batch {
-            let problem = format!("expected {batch} elements or 1, found {}", timesteps.len());
-            return Err(Error::Argument { argument: "timestep", problem });
-        }
+        let timesteps = of_each_sample(timestep, batch, "timestep")?;
         let time = &self.config.time;
         let embedding = self.time_1.forward(&sinusoids(&timesteps, time)?)?;
         let mut embedding = self.time_2.forward(&activate(&embedding, self.config.activation)?)?;
@@ -173,9 +159,4 @@ impl UNet {
         }
         Ok(embedding)
     }
-}
-
-/// f32, contiguous, in host memory.
-fn host_f32(tensor: &Tensor) -> Result<Tensor, Error> {
-    Ok(tensor.to_device(&Device::Cpu)?.to_dtype(candle_core::DType::F32)?.contiguous()?)
 }

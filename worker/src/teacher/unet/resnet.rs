@@ -29,11 +29,11 @@ impl Resnet {
         };
         Ok(Self {
             norm1: builder.group_norm(&format!("{name}.norm1"), input, eps)?,
-            conv1: builder.conv(&format!("{name}.conv1"), (input, output), 3)?,
-            time: builder.linear(&format!("{name}.time_emb_proj"), builder.config.time.dim, projected)?,
+            conv1: builder.weights.conv(&format!("{name}.conv1"), (input, output), 3)?,
+            time: builder.weights.linear(&format!("{name}.time_emb_proj"), builder.config.time.dim, projected)?,
             time_scale_shift,
             norm2: builder.group_norm(&format!("{name}.norm2"), output, eps)?,
-            conv2: builder.conv(&format!("{name}.conv2"), (output, output), 3)?,
+            conv2: builder.weights.conv(&format!("{name}.conv2"), (output, output), 3)?,
             shortcut: if input == output {
                 None
             } else {

@@ -25,9 +25,9 @@ impl Stage {
                     0 => Padding { before: 0, after: 1 },
                     side => Padding { before: side, after: side },
                 };
-                Some(builder.strided_conv(path, channels, 3, 2, padding)?)
+                Some(builder.weights.strided_conv(path, channels, 3, 2, padding)?)
             }
-            Some(path) => Some(builder.conv(path, channels, 3)?),
+            Some(path) => Some(builder.weights.conv(path, channels, 3)?),
         };
         Ok(Self {
             resnets: stage.resnets.iter().map(|resnet| Resnet::load(builder, resnet)).collect::<Result<_, _>>()?,
