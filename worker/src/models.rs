@@ -63,7 +63,7 @@ impl Models {
     /// The job's student, from the folder that assembly wrote.
     pub(crate) fn student(&self, context: &Context) -> Result<Arc<Student>, Error> {
         let origin = context.job.output_url.clone();
-        self.student.get(origin, || context.wait(Student::load(&context.objects)))
+        self.student.get(origin, || context.wait(Student::load(&context.objects, &context.plan.denoiser_folder)))
     }
 
     /// The job's data set.

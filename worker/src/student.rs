@@ -7,7 +7,6 @@ use candle_core::Tensor;
 use deltaconv_kernels::{BlockOp, Parameters};
 use deltaconv_proto::description::{Description, FORMAT_VERSION};
 use deltaconv_proto::objects::Objects;
-use deltaconv_proto::teacher::folder_of;
 use deltaconv_proto::{block, keys, v1};
 
 use crate::distill::block_shape;
@@ -24,8 +23,8 @@ pub(crate) struct Student {
 }
 
 impl Student {
-    /// Loads the output of the job whose prefix `objects` are.
-    pub(crate) async fn load(objects: &Objects) -> Result<Self, Error> {
+    /// Loads the output of the job whose prefix `objects` are; its denoiser lies in `folder`.
+    pub(crate) async fn load(objects: &Objects, folder: &str) -> Result<Self, Error> {
         let output = objects.below(keys::OUTPUT)?;
         let json = output.get(keys::DESCRIPTION, MAX_DESCRIPTION_BYTES).await?;
         let unexpected =
@@ -36,9 +35,6 @@ impl Student {
             return Err(unexpected(format!("format_version is {found}, this worker reads {FORMAT_VERSION}")));
         }
         let options = LoadOptions { without_self_attention: true };
-        let folder = folder_of(&description.teacher.class).ok_or_else(|| {
-            unexpected(format!("teacher.class is `{}`, which this worker does not compute", description.teacher.class))
-        })?;
         let (denoiser, mut weights) = load_denoiser(&output, folder, options).await?;
         let mut blocks = HashMap::new();
         for layer in description.layers {

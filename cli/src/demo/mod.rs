@@ -30,6 +30,7 @@ mod teacher;
 use folder::Folder;
 use outcome::Outcome;
 use processes::{Processes, Program};
+use teacher::Teacher;
 
 /// Opening the state takes longest after a crash, when it is copied first.
 const LISTENS_WITHIN: Duration = Duration::from_secs(60);
@@ -37,6 +38,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
+    /// The model to convert
+    #[arg(long, value_enum, value_name = "NAME", default_value = "tiny-unet")]
+    teacher: Teacher,
     /// Folder for everything that the demo writes
     #[arg(long, value_name = "DIR", default_value = "deltaconv-demo")]
     out: PathBuf,
@@ -99,7 +103,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         tell(&outcome, &arguments);
         return Ok(ExitCode::SUCCESS);
     }
-    teacher::extract(&folder.path(".teacher").join(teacher::NAME))?;
+    arguments.teacher.extract(&folder.path(".teacher").join(arguments.teacher.name()))?;
 
     match convert(&arguments, &folder, &spec).await? {
         Ended::Done(outcome) => {
@@ -126,7 +130,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
 
 fn tell(outcome: &Outcome, arguments: &Arguments) {
     match arguments.output.format {
-        Format::Text => output::print(&outcome.describe(teacher::NAME, &arguments.out)),
+        Format::Text => output::print(&outcome.describe(arguments.teacher.name(), &arguments.out)),
         Format::Json => output::print_json(&outcome.told(&arguments.out)),
     }
 }
@@ -147,10 +151,10 @@ fn spec(arguments: &Arguments, folder: &Folder) -> Result<v1::JobSpec, Error> {
     ] {
         *field = asked.unwrap_or(*field);
     }
-    let teacher_url = folder.url(&format!(".teacher/{}", teacher::NAME))?;
+    let teacher_url = folder.url(&format!(".teacher/{}", arguments.teacher.name()))?;
     let held_out_latents = DataTable::default().held_out_latents;
     let data = v1::Data { url: teacher_url.clone(), seed: arguments.seed, held_out_latents };
-    Ok(job_file::spec(teacher::NAME.into(), teacher_url, folder.url("")?, data, recipe, evaluation))
+    Ok(job_file::spec(arguments.teacher.name().into(), teacher_url, folder.url("")?, data, recipe, evaluation))
 }
 
 /// Runs the job to its end with processes of its own, of which none is left afterwards.

@@ -1,23 +1,34 @@
-//! The shipped teacher, carried in the executable so that the demo works from anywhere.
+//! The shipped teachers, carried in the executable so that the demo works from anywhere.
 
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process;
 
+use clap::ValueEnum;
+
 use crate::error::Error;
 
-/// The name of the teacher and of its folder.
-pub(super) const NAME: &str = "tiny-unet";
+/// A teacher that ships with the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Teacher {
+    /// A UNet as Stable Diffusion's
+    TinyUnet,
+    /// A transformer as PixArt's
+    TinyPixart,
+}
+
+/// Paths in a folder with contents.
+type Files = &'static [(&'static str, &'static [u8])];
 
 macro_rules! shipped {
-    ($($path:literal),* $(,)?) => {
-        &[$(($path, include_bytes!(concat!("../../teachers/tiny-unet/", $path)))),*]
+    ($teacher:literal: $($path:literal),* $(,)?) => {
+        &[$(($path, include_bytes!(concat!("../../teachers/", $teacher, "/", $path)))),*]
     };
 }
 
-/// Every file of the teacher: its path in the folder and its content.
-const FILES: &[(&str, &[u8])] = shipped![
+const TINY_UNET: Files = shipped![
+    "tiny-unet":
     "latents.safetensors",
     "prompt_embeddings.safetensors",
     "prompts.json",
@@ -26,25 +37,52 @@ const FILES: &[(&str, &[u8])] = shipped![
     "unet/diffusion_pytorch_model.safetensors",
 ];
 
-/// Makes `folder` hold the teacher and nothing else. One that is whole stays as it is; one that isn't is replaced.
-pub(super) fn extract(folder: &Path) -> Result<(), Error> {
-    if is_whole(folder) {
-        return Ok(());
+const TINY_PIXART: Files = shipped![
+    "tiny-pixart":
+    "latents.safetensors",
+    "prompt_embeddings.safetensors",
+    "prompts.json",
+    "scheduler/scheduler_config.json",
+    "transformer/config.json",
+    "transformer/diffusion_pytorch_model.safetensors",
+];
+
+impl Teacher {
+    /// Its name and that of its folder.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::TinyUnet => "tiny-unet",
+            Self::TinyPixart => "tiny-pixart",
+        }
     }
-    let part = folder.with_file_name(format!("{NAME}.part-{}", process::id()));
-    write(&part)?;
-    if folder.exists() {
-        fs::remove_dir_all(folder).map_err(Error::file("remove", folder))?;
+
+    fn files(self) -> Files {
+        match self {
+            Self::TinyUnet => TINY_UNET,
+            Self::TinyPixart => TINY_PIXART,
+        }
     }
-    fs::rename(&part, folder).map_err(Error::file("create", folder))
+
+    /// Makes `folder` hold the teacher and nothing else. One that is whole stays as it is; one that isn't is replaced.
+    pub(super) fn extract(self, folder: &Path) -> Result<(), Error> {
+        if self.is_whole(folder) {
+            return Ok(());
+        }
+        let part = folder.with_file_name(format!("{}.part-{}", self.name(), process::id()));
+        write(&part, self.files())?;
+        if folder.exists() {
+            fs::remove_dir_all(folder).map_err(Error::file("remove", folder))?;
+        }
+        fs::rename(&part, folder).map_err(Error::file("create", folder))
+    }
+
+    fn is_whole(self, folder: &Path) -> bool {
+        self.files().iter().all(|(path, content)| fs::read(folder.join(path)).is_ok_and(|found| found == *content))
+    }
 }
 
-fn is_whole(folder: &Path) -> bool {
-    FILES.iter().all(|(path, content)| fs::read(folder.join(path)).is_ok_and(|found| found == *content))
-}
-
-fn write(folder: &Path) -> Result<(), Error> {
-    for (path, content) in FILES {
+fn write(folder: &Path, files: Files) -> Result<(), Error> {
+    for (path, content) in files {
         let path = folder.join(path);
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(Error::file("create", parent))?;
@@ -64,16 +102,20 @@ mod tests {
 
     #[test]
     fn a_damaged_teacher_is_replaced_and_a_whole_one_kept() {
-        let parent = tempfile::tempdir().expect("a folder");
-        let folder = parent.path().join(NAME);
-        extract(&folder).expect("extracted");
-        let config = folder.join("unet/config.json");
-        let written = fs::metadata(&config).and_then(|meta| meta.modified()).expect("a time");
-        extract(&folder).expect("kept");
-        assert_eq!(fs::metadata(&config).and_then(|meta| meta.modified()).expect("a time"), written);
-        fs::write(&config, b"{}").expect("damaged");
-        extract(&folder).expect("replaced");
-        assert!(is_whole(&folder));
-        assert_eq!(fs::read_dir(parent.path()).expect("listed").count(), 1);
+        for (teacher, config) in
+            [(Teacher::TinyUnet, "unet/config.json"), (Teacher::TinyPixart, "transformer/config.json")]
+        {
+            let parent = tempfile::tempdir().expect("a folder");
+            let folder = parent.path().join(teacher.name());
+            teacher.extract(&folder).expect("extracted");
+            let config = folder.join(config);
+            let written = fs::metadata(&config).and_then(|meta| meta.modified()).expect("a time");
+            teacher.extract(&folder).expect("kept");
+            assert_eq!(fs::metadata(&config).and_then(|meta| meta.modified()).expect("a time"), written);
+            fs::write(&config, b"{}").expect("damaged");
+            teacher.extract(&folder).expect("replaced");
+            assert!(teacher.is_whole(&folder));
+            assert_eq!(fs::read_dir(parent.path()).expect("listed").count(), 1);
+        }
     }
 }

@@ -7,7 +7,7 @@ use futures::TryStreamExt;
 use super::Error;
 use super::stream::{self, Upload};
 use crate::plan::data::{EMBEDDINGS, LATENTS};
-use crate::plan::teacher::{CONFIG, FOLDER};
+use crate::plan::teacher::Denoiser;
 
 /// Pipelines have a few dozen. Each file that is written is listed in the job's record, which is small.
 const MAX_FILES: usize = 64;
@@ -17,13 +17,18 @@ const MAX_LISTED: usize = 10_000;
 const WEIGHTS: [&str; 5] = [".safetensors", ".ckpt", ".bin", ".pt", ".pth"];
 
 /// Copies everything that belongs into the output beside the denoiser's weights, byte for byte, in order of the keys.
-pub(super) async fn copy(teacher: &Objects, objects: &Objects, folder: &str) -> Result<Vec<ObjectRef>, Error> {
+pub(super) async fn copy(
+    teacher: &Objects,
+    objects: &Objects,
+    denoiser: Denoiser,
+    folder: &str,
+) -> Result<Vec<ObjectRef>, Error> {
     let too_many = |limit| Error::TooManyFiles { url: teacher.url().to_owned(), limit };
     let mut keys = teacher.list(MAX_LISTED + 1).await?;
     if keys.len() > MAX_LISTED {
         return Err(too_many(MAX_LISTED));
     }
-    keys.retain(|key| belongs(key));
+    keys.retain(|key| belongs(denoiser, key));
     if keys.len() > MAX_FILES {
         return Err(too_many(MAX_FILES));
     }
@@ -37,12 +42,12 @@ pub(super) async fn copy(teacher: &Objects, objects: &Objects, folder: &str) -> 
 }
 
 /// Whether a file of the teacher's folder goes into the output.
-fn belongs(key: &str) -> bool {
+fn belongs(denoiser: Denoiser, key: &str) -> bool {
     let is_weights = WEIGHTS.iter().any(|ending| key.ends_with(ending));
     match key.split_once('/') {
         _ if key.split('/').any(|part| part.starts_with('.')) => false,
         // Of the denoiser only the configuration: other variants of its weights still hold the attention.
-        Some((FOLDER, _)) => key == CONFIG,
+        Some((folder, _)) if folder == denoiser.folder => key == denoiser.config,
         Some(_) => true,
         None => key == EMBEDDINGS || (key != LATENTS && !is_weights),
     }
@@ -68,6 +73,7 @@ async fn copy_file(teacher: &Objects, objects: &Objects, from: &str, to: &str) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::teacher::{TRANSFORMER, UNET};
 
     #[test]
     fn no_copy_of_the_attention_gets_into_the_output() {
@@ -79,7 +85,7 @@ mod tests {
             "prompts.json",
             "prompt_embeddings.safetensors",
         ] {
-            assert!(belongs(key), "{key} was left out");
+            assert!(belongs(UNET, key), "{key} was left out");
         }
         for key in [
             "unet/diffusion_pytorch_model.safetensors",
@@ -91,7 +97,9 @@ mod tests {
             ".gitattributes",
             ".cache/huggingface/x.json",
         ] {
-            assert!(!belongs(key), "{key} was copied");
+            assert!(!belongs(UNET, key), "{key} was copied");
         }
+        assert!(!belongs(TRANSFORMER, "transformer/diffusion_pytorch_model.safetensors"));
+        assert!(belongs(TRANSFORMER, "transformer/config.json"));
     }
 }

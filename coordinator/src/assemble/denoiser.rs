@@ -10,7 +10,7 @@ use super::Error;
 use super::blocks::{self, LayerBlock};
 use super::stream::{self, Digest, Upload};
 use crate::plan::header::{self, FileHeader};
-use crate::plan::teacher::{MAX_HEADER_BYTES, WEIGHTS};
+use crate::plan::teacher::{Denoiser, MAX_HEADER_BYTES};
 
 /// A denoiser that was written.
 pub(super) struct Merged {
@@ -28,12 +28,13 @@ pub(super) async fn merge(
     blocks: &[LayerBlock],
     key: &str,
 ) -> Result<Merged, Error> {
-    let file = header::read(teacher, WEIGHTS, MAX_HEADER_BYTES).await?;
+    let weights = Denoiser::of(plan).weights;
+    let file = header::read(teacher, weights, MAX_HEADER_BYTES).await?;
     if file.digest != plan.header_digest {
-        let (url, key) = (teacher.url().to_owned(), WEIGHTS.to_owned());
+        let (url, key) = (teacher.url().to_owned(), weights.to_owned());
         return Err(Error::TeacherChanged { url, key, expected: plan.header_digest.clone(), found: file.digest });
     }
-    let frozen = frozen(teacher, &file.header, blocks)?;
+    let frozen = frozen(teacher, weights, &file.header, blocks)?;
     let published = blocks::published(blocks);
     let new = published.iter().map(|(name, shape)| (name.as_str(), Dtype::F32, shape.as_slice()));
     let kept = frozen.iter().map(|(name, info)| (*name, info.dtype, info.shape.as_slice()));
@@ -44,7 +45,7 @@ pub(super) async fn merge(
     let written = async {
         upload.write(&header).await?;
         blocks::write_tensors(objects, blocks, &mut upload).await?;
-        copy_frozen(teacher, &file, &frozen, &mut upload).await
+        copy_frozen(teacher, weights, &file, &frozen, &mut upload).await
     }
     .await;
     let (teacher_digest, model) = upload.end(written).await?;
@@ -54,13 +55,14 @@ pub(super) async fn merge(
 /// The teacher's tensors that no block replaces, in the order in which they lie in the file.
 fn frozen<'h>(
     teacher: &Objects,
+    weights: &str,
     header: &'h Header,
     blocks: &[LayerBlock],
 ) -> Result<Vec<(&'h str, &'h TensorInfo)>, Error> {
     let replaced: Vec<String> = blocks.iter().map(|(layer, _)| block::replaced_prefix(&layer.name)).collect();
     let untouched = |prefix: &&String| !header.tensors.keys().any(|name| name.starts_with(prefix.as_str()));
     if let Some(prefix) = replaced.iter().find(untouched) {
-        let (url, key, prefix) = (teacher.url().to_owned(), WEIGHTS.to_owned(), prefix.clone());
+        let (url, key, prefix) = (teacher.url().to_owned(), weights.to_owned(), prefix.clone());
         return Err(Error::NothingReplaced { url, key, prefix });
     }
     let stays = |name: &str| !replaced.iter().any(|prefix| name.starts_with(prefix));
@@ -73,6 +75,7 @@ fn frozen<'h>(
 /// Reads the teacher's file once from start to end, writes the frozen tensors on, and returns the file's digest.
 async fn copy_frozen(
     teacher: &Objects,
+    weights: &str,
     file: &FileHeader,
     frozen: &[(&str, &TensorInfo)],
     upload: &mut Upload<'_>,
@@ -83,7 +86,7 @@ async fn copy_frozen(
     let mut spans = spans.into_iter().peekable();
     let mut digest = Digest::default();
     let mut position = 0;
-    let mut pieces = std::pin::pin!(stream::read(teacher, WEIGHTS, file.file_len));
+    let mut pieces = std::pin::pin!(stream::read(teacher, weights, file.file_len));
     while let Some(piece) = pieces.try_next().await? {
         digest.update(&piece).await;
         let end = position + piece.len() as u64;

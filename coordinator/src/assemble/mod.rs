@@ -23,7 +23,7 @@ pub use blocks::LayerBlock;
 pub use error::Error;
 pub use tensors::Error as TensorError;
 
-use crate::plan::teacher::WEIGHTS;
+use crate::plan::teacher::Denoiser;
 
 /// What was written, with keys under the job's prefix.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,8 +39,8 @@ pub struct Assembled {
 }
 
 /// The key of the student's weights under the job's prefix.
-pub(crate) fn model_key() -> String {
-    format!("{}/{WEIGHTS}", keys::OUTPUT)
+pub(crate) fn model_key(plan: &JobPlan) -> String {
+    format!("{}/{}", keys::OUTPUT, Denoiser::of(plan).weights)
 }
 
 /// The key of the blocks alone under the job's prefix.
@@ -64,9 +64,9 @@ pub async fn assemble(spec: &JobSpec, plan: &JobPlan, blocks: &[LayerBlock]) -> 
     let blocks = blocks::in_forward_order(plan, blocks)?;
 
     let denoiser::Merged { model, teacher_digest } =
-        denoiser::merge(&teacher, &objects, plan, &blocks, &model_key()).await?;
+        denoiser::merge(&teacher, &objects, plan, &blocks, &model_key(plan)).await?;
     let alone = blocks::write_alone(&objects, &blocks, &blocks_key()).await?;
-    let mut written = copy::copy(&teacher, &objects, keys::OUTPUT).await?;
+    let mut written = copy::copy(&teacher, &objects, Denoiser::of(plan), keys::OUTPUT).await?;
 
     let (model_digest, blocks_digest) = (model.digest.clone(), alone.digest.clone());
     written.extend([model, alone]);

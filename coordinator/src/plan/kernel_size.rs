@@ -19,6 +19,10 @@ const SD15: Published =
 /// SDXL (arXiv 2504.21292), whose finest blocks have no attention.
 const SDXL: Published = Published { channels: &[320, 640, 1280], down: &[0, 9, 7], mid: 9, up: &[9, 13, 0] };
 
+/// PixArt-α and -Σ (arXiv 2504.21292), by their channels.
+const PIXART: u32 = 13;
+const PIXART_CHANNELS: usize = 1152;
+
 /// The kernel size of a layer's block where the job doesn't override it.
 pub(super) fn planned(teacher: &Teacher, layer: &Layer) -> u32 {
     let published = match teacher {
@@ -26,6 +30,7 @@ pub(super) fn planned(teacher: &Teacher, layer: &Layer) -> u32 {
             let blocks = config.plan();
             [SD15, SDXL].into_iter().find(|p| p.is_of(&blocks)).and_then(|p| p.of(&layer.name))
         }
+        Teacher::PixArt(config) => (config.inner() == PIXART_CHANNELS).then_some(PIXART),
         // Other classes have no published sizes here.
         _ => None,
     };
@@ -113,6 +118,18 @@ mod tests {
         let blocks =
             [("down_blocks.1", 9), ("down_blocks.2", 7), ("mid_block", 9), ("up_blocks.0", 9), ("up_blocks.1", 13)];
         assert_eq!(sizes(&sdxl, 128, 128), expected(&blocks));
+    }
+
+    #[test]
+    fn pixart_gets_its_published_size() {
+        let sized = |heads: usize| {
+            let json = format!(
+                r#"{{"_class_name": "PixArtTransformer2DModel", "num_attention_heads": {heads}, "caption_channels": null}}"#
+            );
+            let teacher = Teacher::parse(json.as_bytes()).expect("a config");
+            planned(&teacher, &teacher.layers(128, 128).expect("layers")[0])
+        };
+        assert_eq!((sized(16), sized(8)), (13, 7));
     }
 
     #[test]

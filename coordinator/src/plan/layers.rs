@@ -32,7 +32,7 @@ fn plan_layer(teacher: &Teacher, layer: &Layer, recipe: &Recipe) -> Result<Layer
         width: layer.width as u32,
         kernel_size: override_.unwrap_or_else(|| kernel_size::planned(teacher, layer)),
         scales: recipe.scales.clone(),
-        gate: block::SCALED.to_owned(),
+        gate: gate(teacher).to_owned(),
         inter_ratio: recipe.inter_ratio,
         parameters: 0,
     };
@@ -68,6 +68,14 @@ fn plan_layer(teacher: &Teacher, layer: &Layer, recipe: &Recipe) -> Result<Layer
         return Err(invalid("recipe.inter_ratio", recipe.inter_ratio, expected));
     }
     Ok(plan)
+}
+
+/// The gate that was published for a model's class (arXiv 2504.21292).
+fn gate(teacher: &Teacher) -> &'static str {
+    match teacher {
+        Teacher::PixArt(_) => block::SIGMOID,
+        _ => block::SCALED,
+    }
 }
 
 /// Bytes that one sample takes in a shard: input and output in f16, and the timestep.

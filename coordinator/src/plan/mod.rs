@@ -36,8 +36,9 @@ const MAX_JOB_BYTES: usize = 48 << 10;
 pub async fn plan(spec: &v1::JobSpec) -> Result<v1::JobPlan, Error> {
     let checked = spec::check(spec)?;
     let teacher = teacher::read(&checked.teacher_folder).await?;
-    let denoiser = denoiser(&teacher.teacher, checked.teacher_folder.url())?;
-    let data = data::read(&checked.data_folder, teacher.teacher.latent_channels(), denoiser.context).await?;
+    check_channels(&teacher.teacher, checked.teacher_folder.url())?;
+    let data =
+        data::read(&checked.data_folder, teacher.teacher.latent_channels(), teacher.teacher.text_channels()).await?;
 
     if checked.data.held_out_latents as usize >= data.latents {
         let expected =
@@ -55,7 +56,7 @@ pub async fn plan(spec: &v1::JobSpec) -> Result<v1::JobPlan, Error> {
         return Err(invalid("evaluation.ddim_steps", checked.evaluation.ddim_steps, expected));
     }
 
-    let at_config = |source| Error::teacher(checked.teacher_folder.url(), teacher::CONFIG, source);
+    let at_config = |source| Error::teacher(checked.teacher_folder.url(), teacher.denoiser.config, source);
     let found = teacher.teacher.layers(data.height, data.width).map_err(at_config)?;
     if found.is_empty() {
         return Err(Error::NoLayers { url: checked.teacher_folder.url().to_owned() });
@@ -63,8 +64,8 @@ pub async fn plan(spec: &v1::JobSpec) -> Result<v1::JobPlan, Error> {
     let layers = layers::plan(&teacher.teacher, &found, checked.recipe)?;
 
     let plan = v1::JobPlan {
-        teacher_class: denoiser.class.to_owned(),
-        denoiser_folder: teacher::FOLDER.to_owned(),
+        teacher_class: teacher.teacher.class().to_owned(),
+        denoiser_folder: teacher.denoiser.folder.to_owned(),
         header_digest: teacher.weights.digest.clone(),
         latent_channels: data.channels as u32,
         latent_height: data.height as u32,
@@ -87,31 +88,14 @@ pub async fn plan(spec: &v1::JobSpec) -> Result<v1::JobPlan, Error> {
     Ok(plan)
 }
 
-/// What a plan needs to know of the teacher beside its layers and tensors.
-struct Denoiser {
-    class: &'static str,
-    /// Width of the text embeddings that it attends to; none in a model without cross-attention.
-    context: Option<usize>,
-}
-
-fn denoiser(teacher: &Teacher, url: &str) -> Result<Denoiser, Error> {
-    match teacher {
-        Teacher::UNet(config) => {
-            let (input, output) = (config.in_channels, config.out_channels);
-            if input != output {
-                return Err(Error::OutputChannels { url: url.to_owned(), input, output });
-            }
-            let blocks = config.plan();
-            let context = blocks.stages().flat_map(|stage| &stage.transformers).map(|t| t.attention.context).next();
-            Ok(Denoiser { class: "UNet2DConditionModel", context })
-        }
-        // A class that the formats know and the plan doesn't yet.
-        _ => {
-            let supported = "UNet2DConditionModel";
-            let source = deltaconv_proto::teacher::Error::Class { found: "another".to_owned(), supported };
-            Err(Error::teacher(url, teacher::CONFIG, source))
-        }
+/// A teacher predicts the noise, and may predict its variance behind it.
+fn check_channels(teacher: &Teacher, url: &str) -> Result<(), Error> {
+    let (input, output) = (teacher.latent_channels(), teacher.out_channels());
+    let with_variance = matches!(teacher, Teacher::PixArt(_)) && output == 2 * input;
+    if input == output || with_variance {
+        return Ok(());
     }
+    Err(Error::OutputChannels { url: url.to_owned(), input, output })
 }
 
 fn data_url(spec: &v1::JobSpec) -> &str {

@@ -1,17 +1,39 @@
 //! The teacher, from its configurations and the header of its weights.
 
-use deltaconv_proto::objects::Objects;
+use deltaconv_proto::objects::{self, Objects};
 use deltaconv_proto::teacher::{Scheduler, Teacher};
+use deltaconv_proto::v1::JobPlan;
 
 use super::Error;
 use super::header::{self, FileHeader};
 
-/// The denoiser's folder.
-pub(crate) const FOLDER: &str = "unet";
-/// The denoiser's configuration.
-pub(crate) const CONFIG: &str = "unet/config.json";
-/// The denoiser's weights.
-pub(crate) const WEIGHTS: &str = "unet/diffusion_pytorch_model.safetensors";
+/// Where a pipeline keeps its denoiser.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Denoiser {
+    pub(crate) folder: &'static str,
+    /// Its configuration.
+    pub(crate) config: &'static str,
+    /// Its weights.
+    pub(crate) weights: &'static str,
+}
+
+/// Of Stable Diffusion.
+pub(crate) const UNET: Denoiser =
+    Denoiser { folder: "unet", config: "unet/config.json", weights: "unet/diffusion_pytorch_model.safetensors" };
+/// Of PixArt.
+pub(crate) const TRANSFORMER: Denoiser = Denoiser {
+    folder: "transformer",
+    config: "transformer/config.json",
+    weights: "transformer/diffusion_pytorch_model.safetensors",
+};
+
+impl Denoiser {
+    /// That of a plan. A plan's folder is one of these, since it was made of them.
+    pub(crate) fn of(plan: &JobPlan) -> Self {
+        if plan.denoiser_folder == TRANSFORMER.folder { TRANSFORMER } else { UNET }
+    }
+}
+
 /// The noise schedule's configuration.
 pub(crate) const SCHEDULER: &str = "scheduler/scheduler_config.json";
 
@@ -23,29 +45,34 @@ pub(crate) const MAX_HEADER_BYTES: u64 = 16 << 20;
 /// Everything that is known of a teacher without reading its weights.
 pub(super) struct Known {
     pub(super) teacher: Teacher,
+    pub(super) denoiser: Denoiser,
     pub(super) weights: FileHeader,
     pub(super) scheduler: Scheduler,
 }
 
 pub(super) async fn read(folder: &Objects) -> Result<Known, Error> {
-    let config = folder.get(CONFIG, MAX_CONFIG_BYTES).await.map_err(|e| {
+    let (denoiser, config) = match folder.get(UNET.config, MAX_CONFIG_BYTES).await {
+        Err(objects::Error::NotFound { .. }) => (TRANSFORMER, folder.get(TRANSFORMER.config, MAX_CONFIG_BYTES).await),
+        found => (UNET, found),
+    };
+    let config = config.map_err(|e| {
         Error::missing(
             e,
-            CONFIG,
+            "unet/config.json or transformer/config.json",
             "teacher_url is the folder of a model in diffusers layout, the one with model_index.json",
         )
     })?;
     let at = |key| move |source| Error::teacher(folder.url(), key, source);
-    let teacher = Teacher::parse(&config).map_err(at(CONFIG))?;
+    let teacher = Teacher::parse(&config).map_err(at(denoiser.config))?;
 
-    let weights = header::read(folder, WEIGHTS, MAX_HEADER_BYTES).await.map_err(|e| {
+    let weights = header::read(folder, denoiser.weights, MAX_HEADER_BYTES).await.map_err(|e| {
         Error::missing_header(
             e,
-            WEIGHTS,
+            denoiser.weights,
             "save the model with safe_serialization=True, as one file and without a variant",
         )
     })?;
-    teacher.check(&weights.header).map_err(at(WEIGHTS))?;
+    teacher.check(&weights.header).map_err(at(denoiser.weights))?;
 
     let scheduler = folder.get(SCHEDULER, MAX_CONFIG_BYTES).await.map_err(|e| {
         Error::missing(
@@ -55,5 +82,5 @@ pub(super) async fn read(folder: &Objects) -> Result<Known, Error> {
         )
     })?;
     let scheduler = Scheduler::parse(&scheduler).map_err(at(SCHEDULER))?;
-    Ok(Known { teacher, weights, scheduler })
+    Ok(Known { teacher, denoiser, weights, scheduler })
 }

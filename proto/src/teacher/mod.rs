@@ -133,17 +133,6 @@ pub enum Teacher {
 
 /// The classes that [`Teacher::parse`] knows.
 const CLASSES: &str = "UNet2DConditionModel, PixArtTransformer2DModel";
-/// The folders that a pipeline keeps its denoiser in.
-pub const DENOISER_FOLDERS: [&str; 2] = ["unet", "transformer"];
-
-/// The folder of a pipeline in which a model of this class lies, by the name of diffusers' class.
-pub fn folder_of(class: &str) -> Option<&'static str> {
-    match class {
-        "UNet2DConditionModel" => Some(DENOISER_FOLDERS[0]),
-        "PixArtTransformer2DModel" => Some(DENOISER_FOLDERS[1]),
-        _ => None,
-    }
-}
 
 impl Teacher {
     /// Reads a model's `config.json`.
@@ -169,11 +158,15 @@ impl Teacher {
         }
     }
 
-    /// The folder of a pipeline in which a model of this class lies.
-    pub fn folder(&self) -> &'static str {
+    /// Width of the text embeddings that it attends to; none in a model without cross-attention.
+    pub fn text_channels(&self) -> Option<usize> {
         match self {
-            Self::UNet(_) => DENOISER_FOLDERS[0],
-            Self::PixArt(_) => DENOISER_FOLDERS[1],
+            Self::UNet(config) => {
+                let plan = config.plan();
+                let mut transformers = plan.stages().flat_map(|stage| &stage.transformers);
+                transformers.next().map(|transformer| transformer.attention.context)
+            }
+            Self::PixArt(config) => Some(config.text_channels()),
         }
     }
 

@@ -99,7 +99,7 @@ impl Report {
             digests: Digests {
                 teacher: description.teacher.digest.clone(),
                 blocks: digest(assemble::blocks_key())?,
-                model: digest(assemble::model_key())?,
+                model: digest(assemble::model_key(input.plan))?,
             },
             recipe: spec.recipe.clone().unwrap_or_default(),
         })
