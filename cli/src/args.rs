@@ -27,6 +27,8 @@ pub(crate) enum Command {
     Worker(commands::worker::Arguments),
     /// Submit a job, or see what it would do
     Submit(commands::submit::Arguments),
+    /// Show what a model is: its layers, which of them are replaced, and the memory that it needs
+    Inspect(commands::inspect::Arguments),
     /// List the jobs
     Jobs(commands::jobs::Arguments),
     /// Show where a job stands

@@ -47,6 +47,9 @@ pub(crate) enum Error {
     #[error("{message}")]
     Bench { message: String },
 
+    #[error("{message}")]
+    Model { message: String },
+
     #[error("cannot {action} {}: {source}", path.display())]
     File { action: &'static str, path: PathBuf, source: io::Error },
 

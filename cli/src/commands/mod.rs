@@ -9,6 +9,7 @@ use crate::error::Error;
 pub(crate) mod bench;
 pub(crate) mod cancel;
 pub(crate) mod coordinator;
+pub(crate) mod inspect;
 pub(crate) mod jobs;
 pub(crate) mod status;
 pub(crate) mod submit;
@@ -24,6 +25,7 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Coordinator(arguments) => coordinator::run(arguments).await,
         Command::Worker(arguments) => worker::run(arguments).await,
         Command::Submit(arguments) => submit::run(arguments).await,
+        Command::Inspect(arguments) => inspect::run(arguments).await,
         Command::Jobs(arguments) => jobs::run(arguments).await,
         Command::Status(arguments) => status::run(arguments).await,
         Command::Watch(arguments) => watch::run(arguments).await,

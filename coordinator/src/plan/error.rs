@@ -123,6 +123,16 @@ pub enum Error {
         /// The last row that there is.
         last: u64,
     },
+    /// A converted model's description can't be read.
+    #[error("{url}/{key}: {reason}; the folder is no output of this version's `deltaconv`, or was changed")]
+    Description {
+        /// The model's folder.
+        url: String,
+        /// The file.
+        key: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The output's prefix belongs to something else.
     #[error("{url} holds {found}, {what}: choose another output folder, or empty this one")]
     OutputTaken {

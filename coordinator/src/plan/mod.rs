@@ -7,6 +7,7 @@ mod error;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub(crate) mod header;
+pub mod inspect;
 mod kernel_size;
 mod layers;
 mod output;

@@ -51,6 +51,14 @@ pub(super) struct Known {
 }
 
 pub(super) async fn read(folder: &Objects) -> Result<Known, Error> {
+    let known = read_unchecked(folder).await?;
+    let at = |source| Error::teacher(folder.url(), known.denoiser.weights, source);
+    known.teacher.check(&known.weights.header).map_err(at)?;
+    Ok(known)
+}
+
+/// As [`read`], of weights that may be a converted model's.
+pub(super) async fn read_unchecked(folder: &Objects) -> Result<Known, Error> {
     let (denoiser, config) = match folder.get(UNET.config, MAX_CONFIG_BYTES).await {
         Err(objects::Error::NotFound { .. }) => (TRANSFORMER, folder.get(TRANSFORMER.config, MAX_CONFIG_BYTES).await),
         found => (UNET, found),
@@ -72,7 +80,6 @@ pub(super) async fn read(folder: &Objects) -> Result<Known, Error> {
             "save the model with safe_serialization=True, as one file and without a variant",
         )
     })?;
-    teacher.check(&weights.header).map_err(at(denoiser.weights))?;
 
     let scheduler = folder.get(SCHEDULER, MAX_CONFIG_BYTES).await.map_err(|e| {
         Error::missing(

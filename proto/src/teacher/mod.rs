@@ -220,17 +220,25 @@ impl Teacher {
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::WrongShape`] or [`Error::WrongDtype`] for the first tensor at fault.
     pub fn check(&self, header: &Header) -> Result<(), Error> {
-        for (name, expected) in self.tensors() {
-            let Some(found) = header.tensors.get(&name) else {
-                return Err(Error::MissingTensor { name });
-            };
-            if found.shape != expected {
-                return Err(Error::WrongShape { name, expected, found: found.shape.clone() });
-            }
-            if !found.dtype.is_weight() {
-                return Err(Error::WrongDtype { name, found: found.dtype });
-            }
-        }
-        Ok(())
+        check(header, self.tensors())
     }
+}
+
+/// Checks that a header has these tensors, of floats.
+///
+/// # Errors
+/// [`Error::MissingTensor`], [`Error::WrongShape`] or [`Error::WrongDtype`] for the first tensor at fault.
+pub fn check(header: &Header, tensors: impl IntoIterator<Item = (String, Vec<usize>)>) -> Result<(), Error> {
+    for (name, expected) in tensors {
+        let Some(found) = header.tensors.get(&name) else {
+            return Err(Error::MissingTensor { name });
+        };
+        if found.shape != expected {
+            return Err(Error::WrongShape { name, expected, found: found.shape.clone() });
+        }
+        if !found.dtype.is_weight() {
+            return Err(Error::WrongDtype { name, found: found.dtype });
+        }
+    }
+    Ok(())
 }

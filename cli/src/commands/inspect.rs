@@ -1,0 +1,99 @@
+//! `deltaconv inspect`.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Args;
+use deltaconv_coordinator::plan::inspect::{Inspection, inspect};
+
+use crate::args::{Format, Output};
+use crate::error::{Error, explain};
+use crate::{location, output, table};
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Folder or URL of a model in diffusers layout: a teacher, or the output of a conversion
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// Height and width of the latents, instead of those that the model was trained at
+    #[arg(long, value_name = "HxW", value_parser = size)]
+    latent: Option<(usize, usize)>,
+    #[command(flatten)]
+    output: Output,
+}
+
+fn size(text: &str) -> Result<(usize, usize), String> {
+    let sides = text.split_once(['x', '×']).map(|(height, width)| (height.trim().parse(), width.trim().parse()));
+    match sides {
+        Some((Ok(height), Ok(width))) if height > 0 && width > 0 => Ok((height, width)),
+        _ => Err("write height and width as 64x96".to_owned()),
+    }
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
+    let url = location::url(&arguments.model, Path::new(""))?;
+    let found = inspect(&url, arguments.latent).await.map_err(|e| Error::Model { message: explain(&e) })?;
+    match arguments.output.format {
+        Format::Text => output::print(&describe(&found)),
+        Format::Json => output::print_json(&found),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(found: &Inspection) -> String {
+    let [channels, height, width] = found.latent;
+    let dtypes: Vec<String> =
+        found.dtypes.iter().map(|(dtype, bytes)| format!("{} {dtype}", table::bytes(*bytes))).collect();
+    let text = found.text_channels.map_or_else(|| "none".to_owned(), |channels| format!("embeddings of {channels}"));
+    let replaced = found.layers.iter().filter(|layer| layer.replaced).count();
+    let state = match (found.converted, replaced) {
+        (false, _) => "not converted".to_owned(),
+        (true, count) => format!("converted: {count} of {} layers replaced by blocks", found.layers.len()),
+    };
+    let mut head = table::table(["", ""]);
+    head.set_header(Vec::<String>::new());
+    let rows = [
+        ("model", format!("{}/{}", found.url, found.denoiser)),
+        ("class", format!("{}, {state}", found.class)),
+        ("parameters", format!("{:.1} M", found.parameters as f64 / 1e6)),
+        ("stored", dtypes.join(" and ")),
+        ("memory of a worker", format!("{} for the weights in F32", table::bytes(found.worker_bytes))),
+        ("latents", format!("{channels}×{height}×{width}")),
+        ("text", text),
+        ("predicts", format!("{}, {} timesteps", found.prediction_type, found.timesteps)),
+    ];
+    for (name, value) in rows {
+        head.add_row([name.to_owned(), value]);
+    }
+    let mut layers = table::table(["layer", "map", "channels", "heads", "computed by", "parameters"]);
+    for layer in &found.layers {
+        let by = match layer.replaced {
+            true => format!("block, kernel {}", layer.kernel_size),
+            false => format!("attention (kernel {} planned)", layer.kernel_size),
+        };
+        layers.add_row([
+            layer.name.clone(),
+            format!("{}×{}", layer.map[0], layer.map[1]),
+            layer.channels.to_string(),
+            layer.heads.to_string(),
+            by,
+            layer.parameters.to_string(),
+        ]);
+    }
+    table::numbers(&mut layers, &[2, 3, 5]);
+    format!("{}\n\n{}", table::text(&head).trim_start(), table::text(&layers))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_height_times_width() {
+        assert_eq!(size("64x96"), Ok((64, 96)));
+        assert_eq!(size("8×8"), Ok((8, 8)));
+        for wrong in ["64", "0x64", "64x-1", "x", "64x64x64"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+}
