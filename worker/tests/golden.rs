@@ -1,8 +1,8 @@
 //! The teachers against diffusers: one trial for each recorded forward pass.
 //!
 //! A recording `<name>.safetensors` holds the arguments of diffusers' `forward` (`latent`, `timestep`,
-//! `encoder_hidden_states` and, where the model takes them, `encoder_attention_mask` [B, T] of 0 and 1, `resolution` [B, 2]
-//! and `aspect_ratio` [B, 1]), its output `sample`, and each layer's `<layer>.attn1.input` and `.output` [B, L, C]. The
+//! `encoder_hidden_states` and, where the model takes them, `encoder_attention_mask` [B, T] of 0 and 1, `text_embeds`
+//! [B, P], `time_ids` [B, n], `resolution` [B, 2] and `aspect_ratio` [B, 1]), its output `sample`, and each layer's `<layer>.attn1.input` and `.output` [B, L, C]. The
 //! model is `teachers/<name>` beside it, or the teacher of that name that ships with the binary. `DELTACONV_GOLDEN`
 //! names a folder of recordings to use instead of `tests/golden`.
 
@@ -98,6 +98,8 @@ fn compare(folder: &Path, name: &str) -> Result<Outcome, Failed> {
     let timestep = take(&mut recorded, &["timestep"])?;
     let mut conditions = Conditions::from(take(&mut recorded, &["encoder_hidden_states"])?);
     conditions.encoder_attention_mask = recorded.remove("encoder_attention_mask");
+    conditions.text_embeds = recorded.remove("text_embeds");
+    conditions.time_ids = recorded.remove("time_ids");
     conditions.resolution = recorded.remove("resolution");
     conditions.aspect_ratio = recorded.remove("aspect_ratio");
     if let Some(argument) = recorded.keys().min() {

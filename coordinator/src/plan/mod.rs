@@ -38,6 +38,7 @@ pub async fn plan(spec: &v1::JobSpec) -> Result<v1::JobPlan, Error> {
     let checked = spec::check(spec)?;
     let teacher = teacher::read(&checked.teacher_folder).await?;
     check_channels(&teacher.teacher, checked.teacher_folder.url())?;
+    check_conditions(&teacher.teacher, checked.teacher_folder.url(), teacher.denoiser.config)?;
     let data =
         data::read(&checked.data_folder, teacher.teacher.latent_channels(), teacher.teacher.text_channels()).await?;
 
@@ -87,6 +88,21 @@ pub async fn plan(spec: &v1::JobSpec) -> Result<v1::JobPlan, Error> {
         return Err(invalid("the job", format!("{} layers", plan.layers.len()), expected));
     }
     Ok(plan)
+}
+
+/// A job's data has embeddings of prompts, and nothing else that a model may be conditioned on.
+fn check_conditions(teacher: &Teacher, url: &str, config: &'static str) -> Result<(), Error> {
+    match teacher {
+        Teacher::UNet(unet) if unet.added.is_some() => {
+            let source = deltaconv_proto::teacher::Error::Unsupported {
+                field: "addition_embed_type",
+                value: "\"text_time\"".to_owned(),
+                supported: "null, until data sets have pooled text embeddings; such models can be inspected",
+            };
+            Err(Error::teacher(url, config, source))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A teacher predicts the noise, and may predict its variance behind it.

@@ -13,7 +13,8 @@ mod unet;
 pub use pixart::PixArtConfig;
 pub use scheduler::{BetaSchedule, PredictionType, Scheduler, TimestepSpacing};
 pub use unet::{
-    Activation, Attention, MidBlock, Plan, Resnet, Stage, TimeEmbedding, TimeScaleShift, Transformer, UNetConfig,
+    Activation, AddedEmbedding, Attention, MidBlock, Plan, Resnet, Stage, TimeEmbedding, TimeScaleShift, Transformer,
+    UNetConfig,
 };
 
 use crate::safetensors::{Dtype, Header};

@@ -9,5 +9,5 @@ mod tensors;
 #[cfg(test)]
 mod tests;
 
-pub use config::{Activation, MidBlock, TimeEmbedding, TimeScaleShift, UNetConfig};
+pub use config::{Activation, AddedEmbedding, MidBlock, TimeEmbedding, TimeScaleShift, UNetConfig};
 pub use plan::{Attention, Plan, Resnet, Stage, Transformer};

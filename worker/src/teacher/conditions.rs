@@ -11,6 +11,10 @@ pub struct Conditions {
     pub encoder_hidden_states: Tensor,
     /// [B, T]: 1 for tokens that are attended to, 0 for padding. All are attended to where there is none.
     pub encoder_attention_mask: Option<Tensor>,
+    /// The prompts' pooled embeddings, [B, P]; for models that take them.
+    pub text_embeds: Option<Tensor>,
+    /// Numbers about the picture, [B, n]; for models that take them.
+    pub time_ids: Option<Tensor>,
     /// Height and width of the picture in pixels, [B, 2]; for models that take it. 8 times the latents' where there is
     /// none, as the models' VAE makes them.
     pub resolution: Option<Tensor>,
@@ -20,7 +24,14 @@ pub struct Conditions {
 
 impl From<Tensor> for Conditions {
     fn from(encoder_hidden_states: Tensor) -> Self {
-        Self { encoder_hidden_states, encoder_attention_mask: None, resolution: None, aspect_ratio: None }
+        Self {
+            encoder_hidden_states,
+            encoder_attention_mask: None,
+            text_embeds: None,
+            time_ids: None,
+            resolution: None,
+            aspect_ratio: None,
+        }
     }
 }
 

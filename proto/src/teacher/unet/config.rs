@@ -65,6 +65,15 @@ pub struct TimeEmbedding {
     pub final_activation: Option<Activation>,
 }
 
+/// What is added to the time embedding: the pooled text and numbers about the picture, SDXL's `text_time`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AddedEmbedding {
+    /// Channels of both together, which two linears bring to those of the time embedding.
+    pub input: usize,
+    /// Channels of the sinusoids of each number.
+    pub time_channels: usize,
+}
+
 /// A `UNet2DConditionModel` with every choice made; see [`UNetConfig::plan`] for its modules.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UNetConfig {
@@ -82,6 +91,8 @@ pub struct UNetConfig {
     pub conv_out_kernel: usize,
     /// The embedding of the timestep.
     pub time: TimeEmbedding,
+    /// What is added to it; none in most models.
+    pub added: Option<AddedEmbedding>,
     /// Activation of resnets, of the time embedding and before the last convolution.
     pub activation: Activation,
     /// Groups of every group norm.
@@ -105,7 +116,7 @@ pub struct UNetConfig {
 /// Fields that change nothing in a model of the supported blocks.
 ///
 /// `resnet_skip_time_act`, `resnet_out_scale_factor`, `cross_attention_norm` and `mid_block_only_cross_attention` reach
-/// only block types that are refused; `addition_*` and `projection_*` only embeddings that are refused;
+/// only block types that are refused; `addition_embed_type_num_heads` only an embedding that is refused;
 /// `upcast_attention` only computes in f32, as we always do. The last row is what diffusers' `EMAModel` leaves in the
 /// configurations it saves.
 const WITHOUT_EFFECT: &[&str] = &[
@@ -113,11 +124,9 @@ const WITHOUT_EFFECT: &[&str] = &[
     "_diffusers_version",
     "_name_or_path",
     "addition_embed_type_num_heads",
-    "addition_time_embed_dim",
     "cross_attention_norm",
     "dropout",
     "mid_block_only_cross_attention",
-    "projection_class_embeddings_input_dim",
     "resnet_out_scale_factor",
     "resnet_skip_time_act",
     "upcast_attention",
@@ -152,6 +161,7 @@ impl UNetConfig {
             conv_in_kernel: fields.count("conv_in_kernel", 3, 1, MAX_KERNEL)?,
             conv_out_kernel: fields.count("conv_out_kernel", 3, 1, MAX_KERNEL)?,
             time: time_embedding(fields, block_out_channels[0])?,
+            added: added_embedding(fields)?,
             activation: activation(fields, "act_fn", Some("silu"))?.unwrap_or(Activation::Silu),
             norm_num_groups: fields.count("norm_num_groups", 32, 1, MAX_CHANNELS)?,
             norm_eps: positive(fields, "norm_eps", 1e-5)?,
@@ -189,7 +199,6 @@ impl UNetConfig {
 /// What a later step may add: refused by name and value.
 fn refuse_what_is_missing_here(fields: &mut Fields) -> Result<(), Error> {
     for (field, harmless, supported) in [
-        ("addition_embed_type", Value::Null, "null (SDXL's \"text_time\" is not, yet)"),
         ("attention_type", Value::from("default"), "\"default\""),
         ("class_embed_type", Value::Null, "null"),
         ("class_embeddings_concat", Value::Bool(false), "false"),
@@ -407,6 +416,22 @@ fn time_embedding(fields: &mut Fields, channels: usize) -> Result<TimeEmbedding,
         post_activation: activation(fields, "timestep_post_act", None)?,
         final_activation: activation(fields, "time_embedding_act_fn", None)?,
     })
+}
+
+fn added_embedding(fields: &mut Fields) -> Result<Option<AddedEmbedding>, Error> {
+    // Both are often there in models that have no such embedding, where they change nothing.
+    let time_channels = fields.take("addition_time_embed_dim");
+    let input = fields.take("projection_class_embeddings_input_dim");
+    match fields.string("addition_embed_type", None)?.as_deref() {
+        None => Ok(None),
+        Some("text_time") => {
+            let given = |field, value: Option<Value>| count(field, &value.unwrap_or(Value::Null), 1, MAX_CHANNELS);
+            let time_channels = given("addition_time_embed_dim", time_channels)?;
+            let input = given("projection_class_embeddings_input_dim", input)?;
+            Ok(Some(AddedEmbedding { input, time_channels }))
+        }
+        other => Err(unsupported("addition_embed_type", other, "null, \"text_time\"")),
+    }
 }
 
 fn activation(fields: &mut Fields, field: &'static str, default: Option<&str>) -> Result<Option<Activation>, Error> {

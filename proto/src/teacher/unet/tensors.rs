@@ -80,6 +80,10 @@ impl UNetConfig {
         tensors.conv("conv_in", self.in_channels, first, self.conv_in_kernel);
         tensors.linear("time_embedding.linear_1", first, self.time.dim);
         tensors.linear("time_embedding.linear_2", self.time.dim, self.time.dim);
+        if let Some(added) = self.added {
+            tensors.linear("add_embedding.linear_1", added.input, self.time.dim);
+            tensors.linear("add_embedding.linear_2", self.time.dim, self.time.dim);
+        }
         for stage in self.plan().stages() {
             for resnet in &stage.resnets {
                 tensors.resnet(resnet, self.time.dim, self.time_scale_shift);

@@ -80,7 +80,7 @@ fn odd_latents_follow_the_way_down() {
 #[test]
 fn what_is_not_supported_is_refused_by_name_and_value() {
     for (field, value) in [
-        ("addition_embed_type", json!("text_time")),
+        ("addition_embed_type", json!("text_image")),
         ("class_embed_type", json!("timestep")),
         ("encoder_hid_dim", json!(768)),
         ("time_embedding_type", json!("fourier")),
@@ -107,8 +107,8 @@ fn what_is_not_supported_is_refused_by_name_and_value() {
     let mut fields = sd15();
     fields["down_block_types"] = json!(["AttnDownBlock2D", "DownBlock2D", "DownBlock2D", "DownBlock2D"]);
     assert!(parse(fields).unwrap_err().to_string().contains("AttnDownBlock2D"));
-    let class = Teacher::parse(br#"{"_class_name": "PixArtTransformer2DModel"}"#).unwrap_err().to_string();
-    assert_eq!(class, "_class_name is `PixArtTransformer2DModel`; supported: UNet2DConditionModel");
+    let class = Teacher::parse(br#"{"_class_name": "SD3Transformer2DModel"}"#).unwrap_err().to_string();
+    assert_eq!(class, "_class_name is `SD3Transformer2DModel`; supported: UNet2DConditionModel, PixArtTransformer2DModel");
 }
 
 #[test]

@@ -6,7 +6,7 @@ mod stage;
 mod transformer;
 
 use candle_core::{Device, Tensor};
-use deltaconv_proto::teacher::{Activation, Plan, UNetConfig};
+use deltaconv_proto::teacher::{Activation, AddedEmbedding, Plan, TimeEmbedding, UNetConfig};
 
 use self::builder::Builder;
 use self::stage::Stage;
@@ -30,6 +30,8 @@ pub struct UNet {
     conv_in: Conv,
     time_1: Linear,
     time_2: Linear,
+    /// Of the added embedding, where the model has one.
+    added: Option<(Linear, Linear)>,
     down: Vec<Stage>,
     mid: Option<Stage>,
     up: Vec<Stage>,
@@ -71,6 +73,13 @@ impl UNet {
             conv_in: builder.weights.conv("conv_in", (config.in_channels, first), config.conv_in_kernel)?,
             time_1: builder.weights.linear("time_embedding.linear_1", first, config.time.dim)?,
             time_2: builder.weights.linear("time_embedding.linear_2", config.time.dim, config.time.dim)?,
+            added: match config.added {
+                Some(added) => Some((
+                    builder.weights.linear("add_embedding.linear_1", added.input, config.time.dim)?,
+                    builder.weights.linear("add_embedding.linear_2", config.time.dim, config.time.dim)?,
+                )),
+                None => None,
+            },
             down: stages(&mut builder, &plan.down, true)?,
             mid: plan.mid.as_ref().map(|stage| Stage::load(&mut builder, stage, false)).transpose()?,
             up: stages(&mut builder, &plan.up, false)?,
@@ -110,7 +119,7 @@ impl UNet {
         let layers = self.config.layers(height, width)?;
         let mut pass = Pass {
             activation: self.config.activation,
-            time: activate(&self.embed_time(timestep, batch)?, self.config.activation)?,
+            time: activate(&self.embed_time(timestep, conditions, batch)?, self.config.activation)?,
             text: conditions.text(batch)?,
             layers: Layers { rest: layers.iter(), attention },
         };
@@ -149,14 +158,58 @@ impl UNet {
     }
 
     /// [B, dim].
-    fn embed_time(&self, timestep: &Tensor, batch: usize) -> Result<Tensor, Error> {
+    fn embed_time(&self, timestep: &Tensor, conditions: &Conditions, batch: usize) -> Result<Tensor, Error> {
         let timesteps = of_each_sample(timestep, batch, "timestep")?;
         let time = &self.config.time;
         let embedding = self.time_1.forward(&sinusoids(&timesteps, time)?)?;
         let mut embedding = self.time_2.forward(&activate(&embedding, self.config.activation)?)?;
-        for activation in [time.post_activation, time.final_activation].into_iter().flatten() {
+        if let Some(activation) = time.post_activation {
             embedding = activate(&embedding, activation)?;
         }
-        Ok(embedding)
+        if let (Some(linears), Some(added)) = (&self.added, self.config.added) {
+            embedding = embedding.add(&self.embed_added(linears, added, conditions, batch)?)?;
+        }
+        Ok(match time.final_activation {
+            Some(activation) => activate(&embedding, activation)?,
+            None => embedding,
+        })
+    }
+
+    /// [B, dim], of the pooled text and the numbers about the picture.
+    fn embed_added(
+        &self,
+        (first, second): &(Linear, Linear),
+        added: AddedEmbedding,
+        conditions: &Conditions,
+        batch: usize,
+    ) -> Result<Tensor, Error> {
+        let given = |tensor: &Option<Tensor>, argument| match tensor {
+            Some(tensor) if tensor.rank() == 2 && tensor.dim(0)? == batch => host_f32(tensor),
+            Some(tensor) => {
+                let problem = format!("expected [{batch}, n], found {:?}", tensor.dims());
+                Err(Error::Argument { argument, problem })
+            }
+            None => {
+                let problem =
+                    "the model takes it (`addition_embed_type` is text_time), and it was not given".to_owned();
+                Err(Error::Argument { argument, problem })
+            }
+        };
+        let text = given(&conditions.text_embeds, "text_embeds")?;
+        let numbers = given(&conditions.time_ids, "time_ids")?;
+        let time = TimeEmbedding { channels: added.time_channels, ..self.config.time };
+        let sinusoids = sinusoids(&numbers.flatten_all()?.to_vec1::<f32>()?, &time)?;
+        let both = Tensor::cat(&[&text, &sinusoids.reshape((batch, numbers.dim(1)? * added.time_channels))?], 1)?;
+        if both.dim(1)? != added.input {
+            let problem = format!(
+                "with the sinusoids of {} numbers they are {} channels, expected {}",
+                numbers.dim(1)?,
+                both.dim(1)?,
+                added.input
+            );
+            return Err(Error::Argument { argument: "text_embeds", problem });
+        }
+        // diffusers' `TimestepEmbedding`, whatever the model's activation.
+        Ok(second.forward(&activate(&first.forward(&both)?, Activation::Silu)?)?)
     }
 }
