@@ -8,26 +8,27 @@ or of any fine-tune of it: the blocks fit all of them, and the rest of the weigh
 and safetensors, and a diffusers that has the pipeline's class.
 
 The layers that deltaconv.json lists get a ΔConvBlock (arXiv 2504.21292) as `<layer>.conv1`, under its published tensor
-names, so that `save_pretrained` writes what `output/` holds. `<layer>.attn1` stays as a module without weights that calls
-it. Layers that deltaconv.json doesn't list keep their attention.
+names, so that `save_pretrained` writes what `output/` holds. `<layer>.attn1` stays as a module without weights that
+calls it. Layers that deltaconv.json doesn't list keep their attention.
 
 What holds:
-- f32, f16 and bf16, also by `pipe.to(...)` afterwards, and any device; the gate and what sums it up run in f32, since
-  f16 overflows there. Autocast is off inside a block.
-- Any size and aspect whose maps leave a pixel at the smallest scale; a block learns its map's height and width from the
+- f32, f16 and bf16, also by a later `pipe.to(...)`, on any device. The gate and what sums it up run in f32, since f16
+  overflows there; autocast is off inside a block.
+- Any size and aspect whose maps leave a pixel at the smallest scale: a block learns its map's height and width from the
   call of the module around it.
-- `attn_processors`, `set_attn_processor`, `enable_xformers_memory_efficient_attention`, attention slicing, `fuse_qkv_projections`:
-  the same names as before. A processor set on a replaced attn1 is kept but never called; one that does more than plain
-  attention gives a warning.
+- `attn_processors`, `set_attn_processor`, `enable_xformers_memory_efficient_attention`, attention slicing and
+  `fuse_qkv_projections` see the same names as before. A processor set on a replaced attn1 is kept and never called; one
+  that does more than plain attention gives a warning.
 - IP-Adapter and whatever else works on attn2; ControlNet and T2I-Adapter, which add to the residuals.
-- LoRA, before or after: what it holds for other layers works. What it holds for a replaced attn1 is lost: peft skips it
-  with a warning if it is loaded afterwards. Targets named by hand must not match `conv1` (use a full name or an expression).
+- LoRA, loaded before or after: what it holds for other layers works. What it holds for a replaced attn1 has no effect.
+  Targets named by hand as `conv1` or `conv_out` would match parts of blocks too: give their full names.
 - deepcopy, pickle, gradient checkpointing, `enable_model_cpu_offload`. Sequential and group offload, layerwise casting,
   caches and torch.compile come after apply_deltaconv; it refuses a model that has them already.
 
-What doesn't: whatever acts on self-attention, on replaced layers (reference-only control, perturbed-attention guidance,
-token merging, prompt-to-prompt's self-attention maps); an attention mask there, which is an error; `ControlNetModel.from_unet`
-of a converted model; nn.DataParallel; one model called by several threads at once with different sizes.
+What doesn't, on replaced layers: whatever acts on self-attention (reference-only control, perturbed-attention guidance,
+token merging, prompt-to-prompt's self-attention maps) and attention masks, which are an error. Nor do
+`ControlNetModel.from_unet` of a converted model, nn.DataParallel, and several threads that call one model with
+different sizes at once.
 """
 
 import json
@@ -43,8 +44,8 @@ from torch import nn
 __all__ = ["DeltaConvBlock", "DeltaConvError", "apply_deltaconv"]
 
 FORMAT_VERSION = 1
-CLASSES = ("UNet2DConditionModel", "PixArtTransformer2DModel")
-COMPONENTS = ("unet", "transformer")
+# Class of the denoiser → its name in pipelines and folders.
+COMPONENTS = {"UNet2DConditionModel": "unet", "PixArtTransformer2DModel": "transformer"}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 STORED_DTYPES = ("F32", "F16", "BF16")
@@ -99,9 +100,9 @@ class DepthwiseGate(nn.Module):
 class DeltaConvBlock(nn.Module):
     """The ΔConvBlock of arXiv 2504.21292, channels last: x [B, H, W, C] to the same shape and dtype.
 
-    With h = conv_up(x), C → d: for each scale s, h pooled to (⌊H·s⌋, ⌊W·s⌋) goes through a depthwise K×K whose halves a, b
-    make a·b·√(d/2) ("scaled") or a·sigmoid(b) ("sigmoid"), resized bilinearly to H×W. The result is conv_out of all scales'
-    channels, plus conv_pool of x's mean over the map.
+    With h = conv_up(x), C → d: for each scale s, h pooled to (⌊H·s⌋, ⌊W·s⌋) goes through a depthwise K×K whose halves
+    a, b make a·b·√(d/2) ("scaled") or a·sigmoid(b) ("sigmoid"), resized bilinearly to H×W. The result: conv_out of all
+    scales' channels, plus conv_pool of x's mean over the map.
     """
 
     def __init__(self, channels, kernel_size, scales=(1.0, 0.5), gate="scaled", inter_ratio=0.5):
@@ -154,7 +155,7 @@ class MapSize:
 
 
 class ReplacedAttention(nn.Module):
-    """Stands where a layer's attention stood, with its interface: [B, H·W, C], rows first, to the same shape and dtype."""
+    """Stands where a layer's attention stood: [B, H·W, C], rows first, to the same shape and dtype."""
 
     def __init__(self, layer, block, map_size, processor):
         super().__init__()
@@ -203,7 +204,7 @@ def apply_deltaconv(pipe, folder):
     model = find_model(pipe, description["class"])
     for layer in layers:
         check_layer(model, layer)
-    weights = read_blocks(folder, layers)
+    weights = read_blocks(folder, description)
     blocks = [make_block(model, layer, weights.pop(layer["name"])) for layer in layers]
 
     map_sizes = {}
@@ -241,8 +242,8 @@ def read_description(folder):
         )
     teacher = json_.get("teacher")
     class_ = teacher.get("class") if isinstance(teacher, dict) else None
-    if class_ not in CLASSES:
-        refuse("teacher.class", class_, " or ".join(CLASSES))
+    if class_ not in COMPONENTS:
+        refuse("teacher.class", class_, " or ".join(COMPONENTS))
     layers = json_.get("layers")
     if not isinstance(layers, list) or not layers:
         refuse("layers", layers, "a list of layers")
@@ -280,7 +281,7 @@ def where(folder):
 
 def find_model(pipe, class_):
     """The denoiser in `pipe`, or `pipe` itself."""
-    found = [pipe] if isinstance(pipe, nn.Module) else [getattr(pipe, name, None) for name in COMPONENTS]
+    found = [pipe] if isinstance(pipe, nn.Module) else [getattr(pipe, name, None) for name in COMPONENTS.values()]
     found = [model for model in found if model is not None]
     for model in found:
         if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
@@ -323,20 +324,24 @@ def check_layer(model, layer):
     width = attention.to_q.in_features
     if width != layer["width"]:
         raise DeltaConvError(
-            f"{name} has {width} channels, its block {layer['width']}; load the model that was converted, or a fine-tune"
+            f"{name} has {width} channels, its block {layer['width']}; load the model that was converted"
         )
     if attention.to_k.in_features != width or getattr(model.get_submodule(name), "only_cross_attention", False):
-        raise DeltaConvError(f"{name}.attn1 is cross-attention, which no block replaces; load the model that was converted")
+        raise DeltaConvError(
+            f"{name}.attn1 is cross-attention, which no block replaces; load the model that was converted"
+        )
     map_source(model, name)
 
 
 def map_source(model, name):
-    """The module around a layer whose input is [B, channels, H, W], and how many of its pixels make one of the layer's."""
+    """The module around a layer whose input is [B, _, H, W], and how many rows of that make one of the layer's map."""
     around, _, _ = name.rpartition(".transformer_blocks.")
     if around:
         return model.get_submodule(around), 1
     if not hasattr(model, "pos_embed"):
-        raise DeltaConvError(f"{name} lies in no transformer, so its map's size isn't known; load the model that was converted")
+        raise DeltaConvError(
+            f"{name} lies in no transformer, so its map's size isn't known; load the model that was converted"
+        )
     return model.pos_embed, model.config.patch_size
 
 
@@ -353,13 +358,16 @@ def shapes(layer):
     return found
 
 
-def read_blocks(folder, layers):
+def read_blocks(folder, description):
     """Layer → its block's tensors in f32, from blocks.safetensors or, without it, from the merged model."""
+    layers = description["layers"]
     alone = folder / "blocks.safetensors"
-    merged = [folder / component / WEIGHTS for component in COMPONENTS]
-    path = next((path for path in [alone, *merged] if path.is_file()), None)
+    merged = folder / COMPONENTS[description["class"]] / WEIGHTS
+    path = next((path for path in (alone, merged) if path.is_file()), None)
     if path is None:
-        raise DeltaConvError(f"{folder} has no blocks.safetensors, and no unet/{WEIGHTS} either; copy the output again")
+        raise DeltaConvError(
+            f"{folder} has neither blocks.safetensors nor {merged.relative_to(folder)}; copy the output again"
+        )
 
     expected = {}
     for layer in layers:
@@ -388,17 +396,15 @@ def read_blocks(folder, layers):
                     )
                 if view.get_dtype() not in STORED_DTYPES:
                     raise DeltaConvError(
-                        f"{path}: {name} is {view.get_dtype()}, expected {', '.join(STORED_DTYPES)}; copy the output again"
+                        f"{path}: {name} is {view.get_dtype()}, expected {' or '.join(STORED_DTYPES)}; copy it again"
                     )
             for name in expected:
                 tensors[name] = file.get_tensor(name).float()
                 check_finite(tensors[name], f"{path}: {name}", "copy the output again")
     except (OSError, SafetensorError) as error:
         raise DeltaConvError(f"{path} can't be read ({error}); copy the output again") from error
-    prefixes = {layer["name"]: f"{layer['name']}.conv1." for layer in layers}
     return {
-        name: {key: tensors[prefix + key] for key in shapes(layer)}
-        for layer, (name, prefix) in zip(layers, prefixes.items())
+        layer["name"]: {name: tensors[f"{layer['name']}.conv1.{name}"] for name in shapes(layer)} for layer in layers
     }
 
 
@@ -415,7 +421,9 @@ def make_block(model, layer, weights):
     weight = next((p for p in of_layer.attn1.parameters() if p.dtype in DTYPES), None)
     if weight is None:
         found = next(of_layer.attn1.parameters()).dtype
-        raise DeltaConvError(f"{layer['name']} is in {found}; blocks run in f32, f16 or bf16: load the pipeline in one of them")
+        raise DeltaConvError(
+            f"{layer['name']} is in {found}; blocks run in f32, f16 or bf16: load the pipeline in one of them"
+        )
     # attn1 itself is not there where the pipeline was loaded from the converted model.
     device = next((p.device for p in of_layer.parameters() if not p.is_meta), None)
     if device is None:
@@ -425,13 +433,15 @@ def make_block(model, layer, weights):
         block = DeltaConvBlock(layer["width"], *arguments)
     for name in weights:
         weights[name] = weights[name].to(weight.dtype)
-        check_finite(weights[name], f"{layer['name']}.conv1.{name} in {weight.dtype}", "load the pipeline in bf16 or f32")
+        check_finite(
+            weights[name], f"{layer['name']}.conv1.{name} in {weight.dtype}", "load the pipeline in bf16 or f32"
+        )
     block.load_state_dict(weights, assign=True)
     return block.to(device).train(of_layer.attn1.training).requires_grad_(weight.requires_grad)
 
 
 def put_block(model, name, block, map_sizes):
-    """Puts a block in a layer's place. `map_sizes`: what the layers so far learn their map's size from, by its source."""
+    """Puts a block in a layer's place; `map_sizes`: what other layers learn their map's size from, by its source."""
     source, patch_size = map_source(model, name)
     if source not in map_sizes:
         map_sizes[source] = MapSize(patch_size)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ def load_loader():
     """The loader as it lies in the sources."""
     path = ROOT / "coordinator/src/assemble/deltaconv_diffusers.py"
     spec = importlib.util.spec_from_file_location("deltaconv_diffusers", path)
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 

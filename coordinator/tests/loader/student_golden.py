@@ -1,10 +1,10 @@
-"""Writes worker/tests/golden/student-<teacher>.safetensors: converted models, computed by diffusers and the loader in f32.
+"""Writes worker/tests/golden/student-<teacher>.safetensors: converted models by diffusers and the loader, in f32.
 
     python coordinator/tests/loader/student_golden.py
 
 Each file holds random blocks under their published names; `latent` [2, 3, 32, 32], `timestep` [2] (i64),
-`encoder_hidden_states` [2, 4, 64] and the output `sample`; and the same with the prefix `wide.` for one latent of 24×40. Its
-metadata has the model's `deltaconv.json`. All layers of tiny-unet are replaced; two of tiny-pixart's keep their attention.
+`encoder_hidden_states` [2, 4, 64] and the output `sample`; the same four behind `wide.` for one latent of 24×40. The
+model's `deltaconv.json` is in the metadata. All layers of tiny-unet are replaced, two of tiny-pixart's are kept.
 """
 
 import json

@@ -1,7 +1,7 @@
 """The loader in the real diffusers, on the CPU.
 
-    pip install -r coordinator/tests/loader/requirements.txt
-    python -m unittest discover coordinator/tests/loader
+pip install -r coordinator/tests/loader/requirements.txt
+python -m unittest discover coordinator/tests/loader
 """
 
 import copy
@@ -13,6 +13,7 @@ import unittest
 import warnings
 from pathlib import Path
 
+import accelerate
 import torch
 import torch.nn.functional as F
 from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionPipeline
@@ -27,7 +28,7 @@ GOLDEN_BLOCKS = fixture.ROOT / "kernels/tests/golden"
 GOLDEN_STUDENTS = fixture.ROOT / "worker/tests/golden"
 KEPT = {"tiny-unet": ("mid_block.attentions.0.transformer_blocks.0",), "tiny-pixart": ("transformer_blocks.3",)}
 TEACHERS = {name: fixture.load_teacher(name) for name in fixture.TEACHERS}
-SIZES = [(32, 32), (24, 40), (20, 12)]
+SIZES = [(16, 16), (12, 20), (20, 12)]
 
 
 def relative(found, expected):
@@ -41,7 +42,11 @@ def teacher(name):
 
 def block_by_pixel_shifts(layer, tensors, x):
     """The block as DESIGN writes it, x [B, H, W, C], without a convolution and without the loader."""
-    at = {key.removeprefix(f"{layer['name']}.conv1."): value for key, value in tensors.items() if layer["name"] + "." in key}
+    at = {
+        key.removeprefix(f"{layer['name']}.conv1."): value
+        for key, value in tensors.items()
+        if layer["name"] + "." in key
+    }
     height, width = x.shape[1:3]
     h = x @ at["conv_up.weight"].T + at["conv_up.bias"]
     parts = []
@@ -71,7 +76,12 @@ def reference(model, layers, tensors, height, width):
     def halvings(name):
         stage, _, rest = name.partition(".")
         index = int(rest.split(".")[0]) if stage != "mid_block" else 0
-        return {"down_blocks": index, "mid_block": stages - 1, "up_blocks": stages - 1 - index, "transformer_blocks": 1}[stage]
+        return {
+            "down_blocks": index,
+            "mid_block": stages - 1,
+            "up_blocks": stages - 1 - index,
+            "transformer_blocks": 1,
+        }[stage]
 
     for layer in layers:
         rows, columns = (side >> halvings(layer["name"]) for side in (height, width))
@@ -96,7 +106,6 @@ class Case(unittest.TestCase):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.folder = Path(folder.name) / "output"
-        self.outputs = {}
         torch.manual_seed(0)
 
     def output(self, name, kept=()):
@@ -116,8 +125,13 @@ class Case(unittest.TestCase):
         self.assertTrue(error <= limit, f"relative error {error:.2g}, at most {limit:g} expected")
 
 
-@torch.no_grad()
 class Numbers(Case):
+    def setUp(self):
+        super().setUp()
+        no_grad = torch.no_grad()
+        no_grad.__enter__()
+        self.addCleanup(no_grad.__exit__, None, None, None)
+
     def test_golden_blocks(self):
         cases = json.loads((GOLDEN_BLOCKS / "blocks.json").read_text())
         self.assertEqual({case["gate"] for case in cases}, {"scaled", "sigmoid"})
@@ -161,7 +175,7 @@ class Numbers(Case):
     def test_half_precision_before_or_after(self):
         for name in fixture.TEACHERS:
             expected = fixture.call(self.converted(name), **fixture.inputs())
-            for dtype, limit in [(torch.float16, 1e-2), (torch.bfloat16, 6e-2)]:
+            for dtype, limit in [(torch.float16, 3e-3), (torch.bfloat16, 3e-2)]:
                 before = loader.apply_deltaconv(teacher(name).to(dtype), self.folder)
                 after = loader.apply_deltaconv(teacher(name), self.folder).to(dtype)
                 with self.subTest(name, dtype=dtype):
@@ -173,7 +187,8 @@ class Numbers(Case):
 
     def test_a_gate_beyond_f16(self):
         block = loader.DeltaConvBlock(64, 3)
-        for name, tensor in fixture.random_blocks([{"name": "l", "width": 64, "kernel_size": 3, "scales": [1.0, 0.5], "gate": "scaled", "inter_ratio": 0.5}]).items():
+        layer = {"name": "l", "width": 64, "kernel_size": 3, "scales": [1.0, 0.5], "gate": "scaled", "inter_ratio": 0.5}
+        for name, tensor in fixture.random_blocks([layer]).items():
             # conv_up 300 times as large: a·b·√(d/2) is 90 000 times as large, conv_out brings it back.
             factor = {"conv_up": 300, "conv_out": 1 / 90000}.get(name.split(".")[2], 1)
             block.get_parameter(name.removeprefix("l.conv1.")).copy_(tensor * factor)
@@ -198,7 +213,9 @@ class Numbers(Case):
             merged = load_file(self.folder / component / loader.WEIGHTS)
             state = model.state_dict()
             with self.subTest(name):
-                self.assertEqual({key: value.shape for key, value in state.items()}, {k: v.shape for k, v in merged.items()})
+                self.assertEqual(
+                    {key: value.shape for key, value in state.items()}, {k: v.shape for k, v in merged.items()}
+                )
                 self.assertTrue(all(torch.equal(state[key], merged[key]) for key in merged))
 
     def test_another_fine_tune_keeps_its_weights(self):
@@ -206,22 +223,22 @@ class Numbers(Case):
         fine_tune = teacher("tiny-unet")
         for parameter in fine_tune.parameters():
             parameter.mul_(1.01)
-        expected = fixture.call(reference(copy.deepcopy(fine_tune), layers, tensors, 32, 32), **fixture.inputs())
+        expected = fixture.call(reference(copy.deepcopy(fine_tune), layers, tensors, 12, 20), **fixture.inputs(12, 20))
         model = loader.apply_deltaconv(fine_tune, self.folder)
-        self.assert_close(fixture.call(model, **fixture.inputs()), expected, 1e-5)
+        self.assert_close(fixture.call(model, **fixture.inputs(12, 20)), expected, 1e-5)
 
 
 class Around(Case):
-    """What diffusers and others do with a model, before and after; each against the reference that had the same done."""
+    """What diffusers and others do with a model; each against the reference that had the same done."""
 
     def both(self, name, kept=()):
-        """The loader's model and the reference for 24×40."""
+        """The loader's model and the reference for 12×20."""
         layers, tensors = self.output(name, kept)
-        return loader.apply_deltaconv(teacher(name), self.folder), reference(teacher(name), layers, tensors, 24, 40)
+        return loader.apply_deltaconv(teacher(name), self.folder), reference(teacher(name), layers, tensors, 12, 20)
 
     @torch.no_grad()
     def assert_same(self, found, expected, differs_from=None, **kwargs):
-        inputs = fixture.inputs(24, 40)
+        inputs = fixture.inputs(12, 20)
         value = fixture.call(found, **inputs, **kwargs)
         self.assert_close(value, fixture.call(expected, **inputs, **kwargs), 1e-5)
         if differs_from is not None:
@@ -271,7 +288,9 @@ class Around(Case):
                 pipe.load_lora_weights({f"unet.{key}": value for key, value in weights.items()}, adapter_name="style")
             with self.subTest(what):
                 self.assert_same(model, expected, differs_from=plain)
-                blocks = [n for n, m in model.named_modules() if hasattr(m, "lora_A") and "transformer_blocks.0.conv1" in n]
+                blocks = [
+                    n for n, m in model.named_modules() if hasattr(m, "lora_A") and "transformer_blocks.0.conv1" in n
+                ]
                 self.assertEqual(blocks, [])
                 for unet in (model, expected):
                     pipeline(unet).set_adapters("style", 0.3)
@@ -289,13 +308,18 @@ class Around(Case):
         model, expected = teacher("tiny-unet"), teacher("tiny-unet")
         for unet in (model, expected):
             unet.load_lora_adapter(weights, prefix=None)
-        self.assert_same(loader.apply_deltaconv(model, self.folder), reference(expected, layers, tensors, 24, 40))
+        self.assert_same(loader.apply_deltaconv(model, self.folder), reference(expected, layers, tensors, 12, 20))
 
     def test_ip_adapter(self):
-        weights = {"image_proj": {
-            "proj.weight": torch.randn(4 * 64, 32), "proj.bias": torch.randn(4 * 64),
-            "norm.weight": torch.ones(64), "norm.bias": torch.zeros(64),
-        }, "ip_adapter": {}}
+        weights = {
+            "image_proj": {
+                "proj.weight": torch.randn(4 * 64, 32),
+                "proj.bias": torch.randn(4 * 64),
+                "norm.weight": torch.ones(64),
+                "norm.bias": torch.zeros(64),
+            },
+            "ip_adapter": {},
+        }
         crosses = [p for p in TEACHERS["tiny-unet"].attn_processors if "attn2" in p]
         for index, name in enumerate(crosses):
             width = TEACHERS["tiny-unet"].get_submodule(name.removesuffix(".processor")).to_q.in_features
@@ -309,24 +333,31 @@ class Around(Case):
         kinds = {name: type(p) for name, p in model.attn_processors.items()}
         self.assertTrue(all((kind is IPAdapterAttnProcessor2_0) == ("attn2" in name) for name, kind in kinds.items()))
         with torch.no_grad():
-            inputs = fixture.inputs(24, 40)
+            inputs = fixture.inputs(12, 20)
             found = fixture.call(model, **inputs, added_cond_kwargs=image)
             self.assert_close(found, fixture.call(expected, **inputs, added_cond_kwargs=image), 1e-5)
             self.assertGreater(relative(found, fixture.call(plain, **inputs)), 1e-3)
         # The first IP-Adapter's own code counts the processors of all layers, attn1's included.
-        listed = torch.nn.ModuleList(p if isinstance(p, torch.nn.Module) else torch.nn.Module() for p in model.attn_processors.values())
-        self.assertEqual([i for i, p in enumerate(listed) if "attn2" in list(kinds)[i]], list(range(1, 2 * len(crosses), 2)))
+        listed = torch.nn.ModuleList(
+            p if isinstance(p, torch.nn.Module) else torch.nn.Module() for p in model.attn_processors.values()
+        )
+        self.assertEqual(
+            [i for i, p in enumerate(listed) if "attn2" in list(kinds)[i]], list(range(1, 2 * len(crosses), 2))
+        )
 
     def test_controlnet(self):
         control = ControlNetModel.from_unet(TEACHERS["tiny-unet"], conditioning_embedding_out_channels=(16,)).eval()
         for parameter in control.parameters():
             torch.nn.init.normal_(parameter, std=0.05)
         model, expected = self.both("tiny-unet")
-        inputs = fixture.inputs(24, 40)
+        inputs = fixture.inputs(12, 20)
         with torch.no_grad():
             down, mid = control(
-                inputs["latent"], inputs["timestep"], inputs["encoder_hidden_states"],
-                controlnet_cond=torch.randn(2, 3, 24, 40), return_dict=False,
+                inputs["latent"],
+                inputs["timestep"],
+                inputs["encoder_hidden_states"],
+                controlnet_cond=torch.randn(2, 3, 12, 20),
+                return_dict=False,
             )
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
             found = fixture.call(model, **inputs, **residuals)
@@ -337,35 +368,40 @@ class Around(Case):
         layers, tensors = self.output("tiny-unet")
         pipe = pipeline(teacher("tiny-unet"))
         self.assertIs(loader.apply_deltaconv(pipe, str(self.folder)), pipe)
-        expected = pipeline(reference(teacher("tiny-unet"), layers, tensors, 24, 40))
+        expected = pipeline(reference(teacher("tiny-unet"), layers, tensors, 12, 20))
         embeddings = fixture.inputs()["encoder_hidden_states"]
         pictures = [
             p(
-                prompt_embeds=embeddings[:1], negative_prompt_embeds=embeddings[1:], num_inference_steps=3,
-                latents=fixture.inputs(24, 40, 1)["latent"], height=24 * 8, width=40 * 8, output_type="latent",
+                prompt_embeds=embeddings[:1],
+                negative_prompt_embeds=embeddings[1:],
+                num_inference_steps=3,
+                latents=fixture.inputs(12, 20, 1)["latent"],
+                height=12 * 8,
+                width=20 * 8,
+                output_type="latent",
             ).images
             for p in (pipe, expected)
         ]
         self.assert_close(pictures[0], pictures[1], 1e-4)
         pipe.enable_attention_slicing()
-        pipe.enable_model_cpu_offload  # needs an accelerator; what it does is a hook on the whole model
+        self.assert_same(pipe.unet, expected.unet)
 
     @torch.no_grad()
     def test_the_merged_model_itself_as_a_pipeline(self):
         for name, (class_, component, _) in fixture.TEACHERS.items():
-            expected = fixture.call(self.converted(name, KEPT[name]), **fixture.inputs(24, 40))
+            expected = fixture.call(self.converted(name, KEPT[name]), **fixture.inputs(12, 20))
             model = class_.from_pretrained(self.folder, subfolder=component, low_cpu_mem_usage=False)
             with self.subTest(name):
-                found = fixture.call(loader.apply_deltaconv(model, self.folder).eval(), **fixture.inputs(24, 40))
+                found = fixture.call(loader.apply_deltaconv(model, self.folder).eval(), **fixture.inputs(12, 20))
                 self.assertTrue(torch.equal(found, expected))
 
     @torch.no_grad()
     def test_copies_are_independent(self):
         for name in fixture.TEACHERS:
             model = self.converted(name)
-            wide, high = fixture.inputs(24, 40), fixture.inputs(40, 24)
+            wide, high = fixture.inputs(12, 20), fixture.inputs(20, 12)
             expected = [fixture.call(model, **wide), fixture.call(model, **high)]
-            for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(copy.deepcopy(model)))) if name == "x" else (copy.deepcopy(model),):
+            for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
                 fixture.call(model, **wide)
                 found = [fixture.call(copied, **wide), fixture.call(copied, **high)]
                 self.assertTrue(all(map(torch.equal, found, expected)))
@@ -373,16 +409,42 @@ class Around(Case):
                     parameter.zero_()
                 self.assertTrue(torch.equal(fixture.call(model, **wide), expected[0]))
 
+    @torch.no_grad()
+    def test_offload_and_casting_afterwards(self):
+        for name in fixture.TEACHERS:
+            model = self.converted(name)
+            expected = fixture.call(model, **fixture.inputs(12, 20))
+
+            def found(model):
+                inputs = fixture.inputs(12, 20)
+                return model(
+                    inputs["latent"],
+                    timestep=inputs["timestep"],
+                    encoder_hidden_states=inputs["encoder_hidden_states"],
+                    return_dict=False,
+                )[0]
+
+            offloaded, _ = accelerate.cpu_offload_with_hook(teacher(name), execution_device="cpu")
+            with self.subTest(name):
+                # What enable_model_cpu_offload and enable_sequential_cpu_offload do, with the CPU for the GPU.
+                self.assertTrue(torch.equal(found(loader.apply_deltaconv(offloaded, self.folder)), expected))
+                by_layer = accelerate.cpu_offload(copy.deepcopy(model), execution_device="cpu")
+                self.assertTrue(all(p.is_meta for p in by_layer.parameters()))
+                self.assertTrue(torch.equal(found(by_layer), expected))
+                model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+                self.assert_close(found(model), expected, 0.3)
+
     def test_gradient_checkpointing(self):
         for name in fixture.TEACHERS:
-            model = self.converted(name).train().requires_grad_(True)
-            self.assertTrue(all(p.requires_grad for p in model.parameters()))
+            model = self.converted(name)
+            self.assertFalse(any(p.requires_grad for p in model.parameters()))
+            model.train().requires_grad_(True)
             gradients = []
             for checkpointing in (False, True):
                 if checkpointing:
                     model.enable_gradient_checkpointing()
                 model.zero_grad()
-                fixture.call(model, **fixture.inputs(24, 40)).square().mean().backward()
+                fixture.call(model, **fixture.inputs(12, 20)).square().mean().backward()
                 gradients.append({key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None})
             for key, gradient in gradients[0].items():
                 if ".conv1." in key and "transformer_blocks" in key:
@@ -393,13 +455,10 @@ class Around(Case):
         for name in fixture.TEACHERS:
             model = self.converted(name)
             compiled = torch.compile(copy.deepcopy(model), backend="eager", fullgraph=True)
-            for size in [(32, 32), (24, 40), (40, 24)]:
+            for size in [(12, 20), (20, 12)]:
                 with self.subTest(name, size=size):
                     inputs = fixture.inputs(*size)
                     self.assert_close(fixture.call(compiled, **inputs), fixture.call(model, **inputs), 1e-5)
-
-    def test_trains_alone_what_was_frozen(self):
-        self.assertFalse(any(p.requires_grad for p in self.converted("tiny-unet").parameters()))
 
 
 class Errors(Case):
@@ -413,7 +472,8 @@ class Errors(Case):
             loader.apply_deltaconv(model, folder or self.folder)
         if module is not None:
             self.assertEqual(list(module.state_dict()), before)
-            self.assertFalse(any(isinstance(hook, loader.MapSize) for m in module.modules() for hook in m._forward_pre_hooks.values()))
+            hooks = [hook for m in module.modules() for hook in m._forward_pre_hooks.values()]
+            self.assertFalse(any(isinstance(hook, loader.MapSize) for hook in hooks))
 
     def describe(self, change):
         path = self.folder / "deltaconv.json"
@@ -433,14 +493,17 @@ class Errors(Case):
         self.refused("blocks.safetensors can't be read")
         (self.folder / "blocks.safetensors").unlink()
         (self.folder / "unet" / loader.WEIGHTS).unlink()
-        self.refused("no blocks.safetensors")
+        self.refused("neither blocks.safetensors nor unet/")
         (self.folder / "deltaconv.json").write_text('{"format_version": ')
         self.refused("deltaconv.json can't be read")
 
     def test_descriptions(self):
         for change, message in [
             (lambda d: d.update(format_version=2), "format_version is 2.*reads 1"),
-            (lambda d: d["teacher"].update({"class": "FluxTransformer2DModel"}), "teacher.class is 'FluxTransformer2DModel'"),
+            (
+                lambda d: d["teacher"].update({"class": "FluxTransformer2DModel"}),
+                "teacher.class is 'FluxTransformer2DModel'",
+            ),
             (lambda d: d.update(teacher=None), "teacher.class is 'None'"),
             (lambda d: d.update(layers=[]), "layers is"),
             (lambda d: d["layers"].append(3), r"layers\[7\] is '3'"),
@@ -487,16 +550,17 @@ class Errors(Case):
         compiled = teacher("tiny-unet")
         compiled.compile(backend="eager")
         self.refused("before torch.compile", compiled)
+        self.refused("has hooks already", accelerate.cpu_offload(teacher("tiny-unet"), execution_device="cpu"))
         cast = teacher("tiny-unet")
         cast.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
         self.refused("has hooks already", cast)
-        fewer = type(teacher("tiny-unet"))(
-            block_out_channels=(64, 128), down_block_types=("CrossAttnDownBlock2D",) * 2, attention_head_dim=4,
-            up_block_types=("CrossAttnUpBlock2D",) * 2, layers_per_block=1, cross_attention_dim=64, in_channels=3,
+        class_, config = type(TEACHERS["tiny-unet"]), dict(TEACHERS["tiny-unet"].config)
+        fewer = {"down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2}
+        self.refused(
+            "no layer down_blocks.0.* 7 with attention, such as down_blocks.1", class_.from_config(config | fewer)
         )
-        self.refused("no layer up_blocks.2.*down_blocks.0", fewer)
-        other = dict(TEACHERS["tiny-unet"].config) | {"block_out_channels": (32, 64, 64), "norm_num_groups": 8}
-        self.refused("down_blocks.0.* has 32 channels, its block 64", type(fewer).from_config(other))
+        narrow = {"block_out_channels": (32, 64, 64), "norm_num_groups": 8}
+        self.refused("down_blocks.0.* has 32 channels, its block 64", class_.from_config(config | narrow))
         model = loader.apply_deltaconv(teacher("tiny-unet"), self.folder)
         with self.assertRaisesRegex(loader.DeltaConvError, "converted already"):
             loader.apply_deltaconv(model, self.folder)
