@@ -13,6 +13,8 @@ pub const REPORT: &str = "report";
 pub const BLOCKS: &str = "blocks.safetensors";
 /// The converted model's description, within [`OUTPUT`].
 pub const DESCRIPTION: &str = "deltaconv.json";
+/// In it, what loads the model in diffusers.
+pub const LOADER: &str = "deltaconv_diffusers.py";
 
 /// A range of samples as it stands in keys and task ids: fixed width, so that keys sort by sample.
 pub fn range(range: &SampleRange) -> String {

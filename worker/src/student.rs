@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use deltaconv_kernels::{BlockOp, Parameters};
-use deltaconv_proto::description::{Description, FORMAT_VERSION};
+use deltaconv_proto::description::{self, Description, FORMAT_VERSION};
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::{block, keys, v1};
 
 use crate::distill::block_shape;
 use crate::models::load_denoiser;
 use crate::task::Error;
-use crate::teacher::{self, Call, Denoiser, LoadOptions, SelfAttention};
+use crate::teacher::{self, Call, Denoiser, LoadOptions, SelfAttention, Weights};
 
 const MAX_DESCRIPTION_BYTES: u64 = 16 << 20;
 
@@ -36,25 +36,7 @@ impl Student {
         }
         let options = LoadOptions { without_self_attention: true };
         let (denoiser, mut weights) = load_denoiser(&output, folder, options).await?;
-        let mut blocks = HashMap::new();
-        for layer in description.layers {
-            let plan = v1::LayerPlan {
-                name: layer.name.clone(),
-                channels: layer.width,
-                kernel_size: layer.kernel_size,
-                scales: layer.scales,
-                gate: layer.gate,
-                inter_ratio: layer.inter_ratio,
-                ..v1::LayerPlan::default()
-            };
-            let shape = block_shape(&plan)?;
-            let mut parameters = Parameters::zeros(&shape);
-            for (name, dims) in block::tensors(&plan) {
-                let values = weights.read(&format!("{}{name}", block::prefix(&layer.name)), &dims)?;
-                parameters.set(&name, &values)?;
-            }
-            blocks.insert(layer.name, BlockOp::new(Arc::new(parameters)));
-        }
+        let blocks = read_blocks(description.layers, &mut weights)?;
         Ok(Self { denoiser, blocks })
     }
 
@@ -64,6 +46,30 @@ impl Student {
     }
 }
 
+/// The blocks of a converted model, by layer.
+fn read_blocks(layers: Vec<description::Layer>, weights: &mut Weights) -> Result<HashMap<String, BlockOp>, Error> {
+    let mut blocks = HashMap::new();
+    for layer in layers {
+        let plan = v1::LayerPlan {
+            name: layer.name.clone(),
+            channels: layer.width,
+            kernel_size: layer.kernel_size,
+            scales: layer.scales,
+            gate: layer.gate,
+            inter_ratio: layer.inter_ratio,
+            ..v1::LayerPlan::default()
+        };
+        let shape = block_shape(&plan)?;
+        let mut parameters = Parameters::zeros(&shape);
+        for (name, dims) in block::tensors(&plan) {
+            let values = weights.read(&format!("{}{name}", block::prefix(&layer.name)), &dims)?;
+            parameters.set(&name, &values)?;
+        }
+        blocks.insert(layer.name, BlockOp::new(Arc::new(parameters)));
+    }
+    Ok(blocks)
+}
+
 /// The student's blocks, by layer.
 pub(crate) struct Blocks<'a> {
     blocks: &'a HashMap<String, BlockOp>,
@@ -71,8 +77,54 @@ pub(crate) struct Blocks<'a> {
 
 impl SelfAttention for Blocks<'_> {
     fn apply(&mut self, call: &Call<'_>) -> Result<Tensor, teacher::Error> {
-        let no_block = || teacher::Error::NoAttention { layer: call.layer.name.clone() };
-        let block = self.blocks.get(&call.layer.name).ok_or_else(no_block)?;
-        Ok(call.input.apply_op1_no_bwd(block)?)
+        match self.blocks.get(&call.layer.name) {
+            Some(block) => Ok(call.input.apply_op1_no_bwd(block)?),
+            // A layer that was kept.
+            None => call.attention(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use candle_core::Device;
+    use deltaconv_proto::safetensors;
+    use deltaconv_proto::teacher::Teacher;
+
+    use super::*;
+    use crate::teacher::Conditions;
+
+    /// Against diffusers with the loader that a converted model carries: recordings of
+    /// `coordinator/tests/loader/student_golden.py`, whose blocks are random. In tiny-pixart's, two layers are kept.
+    #[test]
+    fn students_compute_what_diffusers_computes() {
+        for (name, folder) in [("tiny-unet", "unet"), ("tiny-pixart", "transformer")] {
+            let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+            let model = root.join("../cli/teachers").join(name).join(folder);
+            let config = Teacher::parse(&fs::read(model.join("config.json")).unwrap()).unwrap();
+            let mut weights = Weights::open([model.join("diffusion_pytorch_model.safetensors")]).unwrap();
+            let denoiser = Denoiser::load(&config, &mut weights, LoadOptions::default()).unwrap();
+
+            let recording = root.join(format!("tests/golden/student-{name}.safetensors"));
+            let bytes = fs::read(&recording).unwrap();
+            let description = &safetensors::parse(&bytes).unwrap().0.metadata["deltaconv.json"];
+            let description: Description = serde_json::from_str(description).unwrap();
+            let blocks = read_blocks(description.layers, &mut Weights::from_bytes(bytes).unwrap()).unwrap();
+            let student = Student { denoiser, blocks };
+            let recorded = candle_core::safetensors::load(recording, &Device::Cpu).unwrap();
+            for case in ["", "wide."] {
+                let of = |field: &str| &recorded[&format!("{case}{field}")];
+                let conditions = Conditions::from(of("encoder_hidden_states").clone());
+                let attention = &mut student.attention();
+                let ours = student.denoiser.forward(of("latent"), of("timestep"), &conditions, attention).unwrap();
+                let norm =
+                    |tensor: &Tensor| tensor.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+                let error = norm(&ours.sub(of("sample")).unwrap()) / norm(of("sample"));
+                assert!(error < 1e-4, "{name} {case}: {error}");
+            }
+        }
     }
 }

@@ -35,14 +35,17 @@ fn main() -> ExitCode {
     run(&Arguments::from_args(), trials).exit_code()
 }
 
-/// The recordings of a folder; those of blocks are another crate's.
+/// The recordings of a folder; those of blocks are another crate's, and those of students another test's.
 fn recordings(folder: &Path) -> Result<BTreeSet<String>, Failed> {
     let entries = fs::read_dir(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     let mut names = BTreeSet::new();
     for entry in entries {
         let path = entry?.path();
         let name = path.file_stem().and_then(OsStr::to_str).unwrap_or_default();
-        if path.extension() == Some(OsStr::new("safetensors")) && !name.starts_with("block-") {
+        if path.extension() == Some(OsStr::new("safetensors"))
+            && !name.starts_with("block-")
+            && !name.starts_with("student-")
+        {
             names.insert(name.to_owned());
         }
     }

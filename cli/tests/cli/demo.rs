@@ -62,6 +62,7 @@ fn what_the_demo_leaves_is_the_contract() {
         "output/unet/diffusion_pytorch_model.safetensors",
         "output/scheduler/scheduler_config.json",
         "output/deltaconv.json",
+        "output/deltaconv_diffusers.py",
         "output/blocks.safetensors",
         "report/report.json",
         "report/report.html",

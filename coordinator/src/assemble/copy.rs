@@ -1,5 +1,6 @@
 //! The teacher's other files: what makes the output a model that loads as the teacher did.
 
+use deltaconv_proto::keys;
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::v1::ObjectRef;
 use futures::TryStreamExt;
@@ -49,6 +50,8 @@ fn belongs(denoiser: Denoiser, key: &str) -> bool {
         // Of the denoiser only the configuration: other variants of its weights still hold the attention.
         Some((folder, _)) if folder == denoiser.folder => key == denoiser.config,
         Some(_) => true,
+        // Written by assembly itself, a converted teacher's too.
+        None if [keys::LOADER, keys::DESCRIPTION].contains(&key) => false,
         None => key == EMBEDDINGS || (key != LATENTS && !is_weights),
     }
 }
@@ -94,6 +97,7 @@ mod tests {
             "v1-5-pruned.ckpt",
             "v1-5-pruned-emaonly.safetensors",
             "latents.safetensors",
+            "deltaconv_diffusers.py",
             ".gitattributes",
             ".cache/huggingface/x.json",
         ] {

@@ -25,6 +25,9 @@ pub use tensors::Error as TensorError;
 
 use crate::plan::teacher::Denoiser;
 
+/// The model's loader for diffusers.
+const LOADER: &str = include_str!("deltaconv_diffusers.py");
+
 /// What was written, with keys under the job's prefix.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Assembled {
@@ -70,6 +73,7 @@ pub async fn assemble(spec: &JobSpec, plan: &JobPlan, blocks: &[LayerBlock]) -> 
 
     let (model_digest, blocks_digest) = (model.digest.clone(), alone.digest.clone());
     written.extend([model, alone]);
+    written.push(objects.put(&format!("{}/{}", keys::OUTPUT, keys::LOADER), LOADER).await?);
     let key = description_key();
     let description = Description::new(plan, teacher_digest.clone());
     let mut json =

@@ -108,7 +108,10 @@ fn what_is_not_supported_is_refused_by_name_and_value() {
     fields["down_block_types"] = json!(["AttnDownBlock2D", "DownBlock2D", "DownBlock2D", "DownBlock2D"]);
     assert!(parse(fields).unwrap_err().to_string().contains("AttnDownBlock2D"));
     let class = Teacher::parse(br#"{"_class_name": "SD3Transformer2DModel"}"#).unwrap_err().to_string();
-    assert_eq!(class, "_class_name is `SD3Transformer2DModel`; supported: UNet2DConditionModel, PixArtTransformer2DModel");
+    assert_eq!(
+        class,
+        "_class_name is `SD3Transformer2DModel`; supported: UNet2DConditionModel, PixArtTransformer2DModel"
+    );
 }
 
 #[test]
