@@ -76,7 +76,7 @@ pub async fn inspect(url: &str, size: Option<(usize, usize)>) -> Result<Inspecti
     let known = read_unchecked(&folder).await?;
     let description = description(&folder).await?;
     let at_weights = |source| Error::teacher(folder.url(), known.denoiser.weights, source);
-    let blocks = description.as_ref().map_or_else(Vec::new, |description| layer_plans(description));
+    let blocks = description.as_ref().map_or_else(Vec::new, layer_plans);
     teacher::check(&known.weights.header, expected(&known, &blocks)).map_err(at_weights)?;
 
     let (height, width) = size.or(known.teacher.sample_size()).unwrap_or((64, 64));

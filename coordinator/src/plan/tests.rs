@@ -108,7 +108,11 @@ async fn teachers_that_cant_be_converted_are_refused() {
     let job = Job::new();
     remove(&job, "unet/config.json");
     let message = plan(&job.spec).await.expect_err("refused").to_string();
-    assert!(message.starts_with(&format!("no unet/config.json or transformer/config.json under {}: ", job.spec.teacher_url)), "{message}");
+    assert!(
+        message
+            .starts_with(&format!("no unet/config.json or transformer/config.json under {}: ", job.spec.teacher_url)),
+        "{message}"
+    );
 
     let cases: &[Case] = &[
         (

@@ -56,7 +56,7 @@ pub(super) fn gelu(x: f32) -> f32 {
 /// x · Φ(x), approximated by ½ x (1 + tanh(√(2/π) (x + 0.044715 x³))) = x · sigmoid(2 √(2/π) (…)).
 #[inline(always)]
 pub(super) fn gelu_tanh(x: f32) -> f32 {
-    const SLOPE: f32 = 1.595_769_1; // 2 √(2/π)
+    const SLOPE: f32 = 1.595_769; // 2 √(2/π)
     x / (1.0 + exp(-SLOPE * (x * x * x).mul_add(0.044_715, x)))
 }
 
