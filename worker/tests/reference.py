@@ -210,7 +210,7 @@ def main():
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--size", choices=["small", "wide", "full"], default="small")
     parser.add_argument("names", nargs="*", metavar="NAME", default=[*UNETS, *PIXARTS])
-    chosen = parser.parse_args()
+    chosen = parser.parse_intermixed_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     for name in chosen.names:
         (unet if name in UNETS else pixart)(name, chosen.size, chosen.out)
