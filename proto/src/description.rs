@@ -43,7 +43,48 @@ pub struct Layer {
     pub inter_ratio: f64,
 }
 
+/// Why a file is no description that this version reads.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No JSON, or another object.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// Of another version.
+    #[error("format_version is {found}, this version reads {FORMAT_VERSION}")]
+    Version {
+        /// What the file says.
+        found: u32,
+    },
+}
+
+impl Layer {
+    /// What a plan says of the block; its map and parameters are not known.
+    pub fn plan(&self) -> LayerPlan {
+        LayerPlan {
+            name: self.name.clone(),
+            channels: self.width,
+            kernel_size: self.kernel_size,
+            scales: self.scales.clone(),
+            gate: self.gate.clone(),
+            inter_ratio: self.inter_ratio,
+            ..LayerPlan::default()
+        }
+    }
+}
+
 impl Description {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// [`Error::Json`], and [`Error::Version`] for a version that would be misread.
+    pub fn parse(json: &[u8]) -> Result<Self, Error> {
+        let description: Self = serde_json::from_slice(json)?;
+        match description.format_version {
+            FORMAT_VERSION => Ok(description),
+            found => Err(Error::Version { found }),
+        }
+    }
+
     /// The description of a job's output; `teacher_digest` is known once the teacher was read whole.
     pub fn new(plan: &JobPlan, teacher_digest: String) -> Self {
         let teacher = Teacher { class: plan.teacher_class.clone(), digest: teacher_digest };

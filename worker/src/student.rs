@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use deltaconv_kernels::{BlockOp, Parameters};
-use deltaconv_proto::description::{self, Description, FORMAT_VERSION};
+use deltaconv_proto::description::{self, Description};
 use deltaconv_proto::objects::Objects;
-use deltaconv_proto::{block, keys, v1};
+use deltaconv_proto::{block, keys};
 
 use crate::distill::block_shape;
 use crate::models::load_denoiser;
@@ -29,11 +29,7 @@ impl Student {
         let json = output.get(keys::DESCRIPTION, MAX_DESCRIPTION_BYTES).await?;
         let unexpected =
             |reason: String| Error::Unexpected { what: format!("{}/{}", output.url(), keys::DESCRIPTION), reason };
-        let description: Description = serde_json::from_slice(&json).map_err(|e| unexpected(e.to_string()))?;
-        if description.format_version != FORMAT_VERSION {
-            let found = description.format_version;
-            return Err(unexpected(format!("format_version is {found}, this worker reads {FORMAT_VERSION}")));
-        }
+        let description = Description::parse(&json).map_err(|e| unexpected(e.to_string()))?;
         let options = LoadOptions { without_self_attention: true };
         let (denoiser, mut weights) = load_denoiser(&output, folder, options).await?;
         let blocks = read_blocks(description.layers, &mut weights)?;
@@ -50,15 +46,7 @@ impl Student {
 fn read_blocks(layers: Vec<description::Layer>, weights: &mut Weights) -> Result<HashMap<String, BlockOp>, Error> {
     let mut blocks = HashMap::new();
     for layer in layers {
-        let plan = v1::LayerPlan {
-            name: layer.name.clone(),
-            channels: layer.width,
-            kernel_size: layer.kernel_size,
-            scales: layer.scales,
-            gate: layer.gate,
-            inter_ratio: layer.inter_ratio,
-            ..v1::LayerPlan::default()
-        };
+        let plan = layer.plan();
         let shape = block_shape(&plan)?;
         let mut parameters = Parameters::zeros(&shape);
         for (name, dims) in block::tensors(&plan) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use deltaconv_proto::block;
-use deltaconv_proto::description::{Description, FORMAT_VERSION};
+use deltaconv_proto::description::{self, Description};
 use deltaconv_proto::keys;
 use deltaconv_proto::objects::{self, Objects};
 use deltaconv_proto::safetensors::Header;
@@ -11,7 +11,7 @@ use deltaconv_proto::teacher::{self, PredictionType};
 use deltaconv_proto::v1::LayerPlan;
 use serde::Serialize;
 
-use super::teacher::{Known, MAX_CONFIG_BYTES, read_unchecked};
+use super::teacher::{Known, read_unchecked};
 use super::{Error, kernel_size};
 
 /// SDXL's description has 20 kB.
@@ -74,9 +74,10 @@ pub struct InspectedLayer {
 pub async fn inspect(url: &str, size: Option<(usize, usize)>) -> Result<Inspection, Error> {
     let folder = Objects::open(url)?;
     let known = read_unchecked(&folder).await?;
-    let description = description(&folder).await?;
+    let description = read_description(&folder).await?;
     let at_weights = |source| Error::teacher(folder.url(), known.denoiser.weights, source);
-    let blocks = description.as_ref().map_or_else(Vec::new, layer_plans);
+    let layers = description.iter().flat_map(|description| &description.layers);
+    let blocks: Vec<LayerPlan> = layers.map(description::Layer::plan).collect();
     teacher::check(&known.weights.header, expected(&known, &blocks)).map_err(at_weights)?;
 
     let (height, width) = size.or(known.teacher.sample_size()).unwrap_or((64, 64));
@@ -127,32 +128,17 @@ pub async fn inspect(url: &str, size: Option<(usize, usize)>) -> Result<Inspecti
 }
 
 /// `deltaconv.json`; none in a teacher's folder.
-async fn description(folder: &Objects) -> Result<Option<Description>, Error> {
-    let json = match folder.get(keys::DESCRIPTION, MAX_DESCRIPTION_BYTES.max(MAX_CONFIG_BYTES)).await {
+async fn read_description(folder: &Objects) -> Result<Option<Description>, Error> {
+    let json = match folder.get(keys::DESCRIPTION, MAX_DESCRIPTION_BYTES).await {
         Ok(json) => json,
         Err(objects::Error::NotFound { .. }) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let broken = |reason: String| Error::Description { url: folder.url().to_owned(), key: keys::DESCRIPTION, reason };
-    let description: Description = serde_json::from_slice(&json).map_err(|e| broken(e.to_string()))?;
-    if description.format_version != FORMAT_VERSION {
-        let found = description.format_version;
-        return Err(broken(format!("format_version is {found}, this version reads {FORMAT_VERSION}")));
-    }
-    Ok(Some(description))
-}
-
-fn layer_plans(description: &Description) -> Vec<LayerPlan> {
-    let plan = |layer: &deltaconv_proto::description::Layer| LayerPlan {
-        name: layer.name.clone(),
-        channels: layer.width,
-        kernel_size: layer.kernel_size,
-        scales: layer.scales.clone(),
-        gate: layer.gate.clone(),
-        inter_ratio: layer.inter_ratio,
-        ..LayerPlan::default()
+    let broken = |source: description::Error| {
+        let (url, reason) = (folder.url().to_owned(), source.to_string());
+        Error::Description { url, key: keys::DESCRIPTION, reason }
     };
-    description.layers.iter().map(plan).collect()
+    Description::parse(&json).map(Some).map_err(broken)
 }
 
 /// The tensors of a model with these blocks: the teacher's without the attention that they replace, and the blocks'.

@@ -70,6 +70,17 @@ impl Conditions {
     }
 }
 
+/// B, H and W of a sample [B, `channels`, H, W].
+pub(super) fn size_of_sample(sample: &Tensor, channels: usize) -> Result<(usize, usize, usize), Error> {
+    match *sample.dims() {
+        [batch, found, height, width] if found == channels && batch > 0 => Ok((batch, height, width)),
+        ref found => {
+            let problem = format!("expected [B, {channels}, H, W], found {found:?}");
+            Err(Error::Argument { argument: "sample", problem })
+        }
+    }
+}
+
 /// A number for each of `batch` samples from a tensor of so many, or of one.
 pub(super) fn of_each_sample(tensor: &Tensor, batch: usize, argument: &'static str) -> Result<Vec<f32>, Error> {
     let mut numbers = host_f32(&tensor.flatten_all()?)?.to_vec1::<f32>()?;

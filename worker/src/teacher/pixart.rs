@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 use deltaconv_proto::teacher::{Attention, PixArtConfig, TimeEmbedding};
 
 use super::attention::{CrossAttention, Layers, OwnAttention};
-use super::conditions::{Conditions, Text, host_f32, of_each_sample};
+use super::conditions::{Conditions, Text, host_f32, of_each_sample, size_of_sample};
 use super::ops::{
     Conv, FeedForward, FeedForwardActivation, Linear, Padding, activate, activate_gelu_tanh, add_gated, modulated_norm,
     sinusoids,
@@ -181,15 +181,7 @@ impl PixArt {
         conditions: &Conditions,
         attention: &mut dyn SelfAttention,
     ) -> Result<Tensor, Error> {
-        let (batch, height, width) = match *sample.dims() {
-            [batch, channels, height, width] if channels == self.config.in_channels && batch > 0 => {
-                (batch, height, width)
-            }
-            ref found => {
-                let problem = format!("expected [B, {}, H, W], found {found:?}", self.config.in_channels);
-                return Err(Error::Argument { argument: "sample", problem });
-            }
-        };
+        let (batch, height, width) = size_of_sample(sample, self.config.in_channels)?;
         let layers = self.config.layers(height, width)?;
         let mut layers = Layers { rest: layers.iter(), attention };
         let embedded = self.embed(timestep, conditions, batch, (height, width))?;

@@ -11,7 +11,7 @@ use deltaconv_proto::teacher::{Activation, AddedEmbedding, Plan, TimeEmbedding, 
 use self::builder::Builder;
 use self::stage::Stage;
 use super::attention::Layers;
-use super::conditions::{Conditions, Text, host_f32, of_each_sample};
+use super::conditions::{Conditions, Text, host_f32, of_each_sample, size_of_sample};
 use super::ops::{Conv, GroupNorm, Linear, activate, sinusoids};
 use super::{Error, SelfAttention, Weights};
 
@@ -115,7 +115,7 @@ impl UNet {
         conditions: &Conditions,
         attention: &mut dyn SelfAttention,
     ) -> Result<Tensor, Error> {
-        let (batch, height, width) = self.check_sample(sample)?;
+        let (batch, height, width) = size_of_sample(sample, self.config.in_channels)?;
         let layers = self.config.layers(height, width)?;
         let mut pass = Pass {
             activation: self.config.activation,
@@ -143,18 +143,6 @@ impl UNet {
         let x = self.norm_out.forward(&x, Some(self.config.activation))?;
         let x = self.conv_out.forward(&x)?;
         Ok(x.permute((0, 3, 1, 2))?.contiguous()?)
-    }
-
-    fn check_sample(&self, sample: &Tensor) -> Result<(usize, usize, usize), Error> {
-        match *sample.dims() {
-            [batch, channels, height, width] if channels == self.config.in_channels && batch > 0 => {
-                Ok((batch, height, width))
-            }
-            ref found => {
-                let problem = format!("expected [B, {}, H, W], found {found:?}", self.config.in_channels);
-                Err(Error::Argument { argument: "sample", problem })
-            }
-        }
     }
 
     /// [B, dim].
