@@ -61,6 +61,7 @@ pub(crate) struct RecipeTable {
     pub(crate) inter_ratio: f64,
     pub(crate) scales: Vec<f64>,
     pub(crate) kernel_sizes: BTreeMap<String, u32>,
+    pub(crate) keep: Vec<String>,
 }
 
 impl Default for RecipeTable {
@@ -80,6 +81,7 @@ impl Default for RecipeTable {
             inter_ratio: 0.5,
             scales: vec![1.0, 0.5],
             kernel_sizes: BTreeMap::new(),
+            keep: Vec::new(),
         }
     }
 }
@@ -149,6 +151,7 @@ pub(crate) fn spec(
             inter_ratio: recipe.inter_ratio,
             scales: recipe.scales,
             kernel_sizes: recipe.kernel_sizes,
+            keep: recipe.keep,
         }),
         evaluation: Some(v1::Evaluation {
             samples: evaluation.samples,

@@ -15,6 +15,9 @@ pub struct Description {
     pub teacher: Teacher,
     /// The replaced layers in forward order.
     pub layers: Vec<Layer>,
+    /// Names of the layers that were kept as attention, in forward order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<String>,
 }
 
 /// What was converted.
@@ -22,7 +25,7 @@ pub struct Description {
 pub struct Teacher {
     /// Class of the denoiser.
     pub class: String,
-    /// BLAKE3 of the denoiser's safetensors file, hex.
+    /// BLAKE3 of the denoiser's safetensors file, hex; of several files, that of their digests in a row.
     pub digest: String,
 }
 
@@ -96,6 +99,7 @@ impl Description {
             gate: layer.gate.clone(),
             inter_ratio: layer.inter_ratio,
         };
-        Self { format_version: FORMAT_VERSION, teacher, layers: plan.layers.iter().map(layer).collect() }
+        let (layers, kept) = (plan.layers.iter().map(layer).collect(), plan.kept.clone());
+        Self { format_version: FORMAT_VERSION, teacher, layers, kept }
     }
 }

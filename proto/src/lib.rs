@@ -4,12 +4,14 @@ pub mod block;
 pub mod description;
 pub mod digest;
 pub mod draw;
+pub mod header;
 pub mod ids;
 pub mod keys;
 pub mod objects;
 pub mod safetensors;
 pub mod shard;
 pub mod teacher;
+pub mod weights;
 
 /// The messages of package `deltaconv.v1`, generated from `proto/deltaconv/v1/*.proto`, where they are documented.
 #[allow(missing_docs, clippy::all, clippy::unwrap_used)]

@@ -3,9 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use deltaconv_proto::objects::Objects;
-use deltaconv_proto::safetensors::LENGTH_BYTES;
 use deltaconv_proto::teacher::{Scheduler, Teacher as Configuration};
-use deltaconv_proto::{digest, v1};
+use deltaconv_proto::v1;
+use deltaconv_proto::weights::{self, Files};
 
 use crate::data::Data;
 use crate::student::Student;
@@ -78,47 +78,44 @@ async fn load_teacher(url: &str, plan: &v1::JobPlan) -> Result<Teacher, Error> {
     let scheduler = objects.get("scheduler/scheduler_config.json", MAX_CONFIG_BYTES).await?;
     let sampler = Sampler::new(Scheduler::parse(&scheduler).map_err(crate::teacher::Error::from)?);
     let folder = &plan.denoiser_folder;
-    let found = header_digest(&objects, &weights_key(folder)).await?;
-    if found != plan.header_digest {
-        let what = format!("{url}/{}", weights_key(folder));
-        let reason = format!("its header's digest is {found}, and it was planned with {}", plan.header_digest);
+    let files = Files::find(&objects, folder, weights::DIFFUSERS).await?;
+    if files.digest != plan.header_digest {
+        let what = format!("{url}/{}", files.key);
+        let reason =
+            format!("the digest of its header is {}, and it was planned with {}", files.digest, plan.header_digest);
         return Err(Error::Unexpected { what, reason });
     }
-    let (denoiser, _) = load_denoiser(&objects, folder, LoadOptions::default()).await?;
+    let (denoiser, _) = load_denoiser(&objects, folder, &files, &LoadOptions::default()).await?;
     Ok(Teacher { denoiser, sampler })
 }
 
-/// A denoiser and its weights file, from the folder of a model in diffusers layout.
+/// A denoiser and its weights, from the folder of a model in diffusers layout.
 pub(crate) async fn load_denoiser(
     objects: &Objects,
     folder: &str,
-    options: LoadOptions,
+    files: &Files,
+    options: &LoadOptions,
 ) -> Result<(Denoiser, Weights), Error> {
     let json = objects.get(&format!("{folder}/config.json"), MAX_CONFIG_BYTES).await?;
     let config = Configuration::parse(&json).map_err(crate::teacher::Error::from)?;
-    let key = weights_key(folder);
-    let mut weights = match local_path(objects, &key) {
-        // Read tensor by tensor: the file is never whole in memory.
-        Some(path) => Weights::open([path])?,
-        None => Weights::from_bytes(objects.get(&key, u64::MAX).await?)?,
-    };
+    let mut weights = open_weights(objects, files).await?;
     let denoiser = Denoiser::load(&config, &mut weights, options)?;
     Ok((denoiser, weights))
 }
 
-fn weights_key(folder: &str) -> String {
-    format!("{folder}/diffusion_pytorch_model.safetensors")
+/// Weights to be read tensor by tensor. Those of local files are never whole in memory.
+async fn open_weights(objects: &Objects, files: &Files) -> Result<Weights, Error> {
+    let mut weights = Weights::default();
+    for file in &files.files {
+        match local_path(objects, &file.key) {
+            Some(path) => weights.add_file(&path)?,
+            None => weights.add_bytes(objects.get(&file.key, file.file_len).await?)?,
+        }
+    }
+    Ok(weights)
 }
 
 fn local_path(objects: &Objects, key: &str) -> Option<std::path::PathBuf> {
     let folder = url::Url::parse(objects.url()).ok()?.to_file_path().ok()?;
     Some(folder.join(key))
-}
-
-async fn header_digest(objects: &Objects, key: &str) -> Result<String, Error> {
-    let size = objects.size(key).await?;
-    let first = objects.get_range(key, 0, LENGTH_BYTES.min(size)).await?;
-    let first: [u8; 8] = first.as_ref().try_into().unwrap_or_default();
-    let length = deltaconv_proto::safetensors::parse_length(&first, size)?;
-    Ok(digest::of(&objects.get_range(key, 0, LENGTH_BYTES + length).await?))
 }

@@ -7,6 +7,7 @@ use candle_core::Tensor;
 use deltaconv_kernels::{BlockOp, Parameters};
 use deltaconv_proto::description::{self, Description};
 use deltaconv_proto::objects::Objects;
+use deltaconv_proto::weights::{self, Files};
 use deltaconv_proto::{block, keys};
 
 use crate::distill::block_shape;
@@ -30,8 +31,9 @@ impl Student {
         let unexpected =
             |reason: String| Error::Unexpected { what: format!("{}/{}", output.url(), keys::DESCRIPTION), reason };
         let description = Description::parse(&json).map_err(|e| unexpected(e.to_string()))?;
-        let options = LoadOptions { without_self_attention: true };
-        let (denoiser, mut weights) = load_denoiser(&output, folder, options).await?;
+        let options = LoadOptions { replaced: description.layers.iter().map(|layer| layer.name.clone()).collect() };
+        let files = Files::find(&output, folder, weights::DIFFUSERS).await?;
+        let (denoiser, mut weights) = load_denoiser(&output, folder, &files, &options).await?;
         let blocks = read_blocks(description.layers, &mut weights)?;
         Ok(Self { denoiser, blocks })
     }
@@ -94,13 +96,15 @@ mod tests {
             let model = root.join("../cli/teachers").join(name).join(folder);
             let config = Teacher::parse(&fs::read(model.join("config.json")).unwrap()).unwrap();
             let mut weights = Weights::open([model.join("diffusion_pytorch_model.safetensors")]).unwrap();
-            let denoiser = Denoiser::load(&config, &mut weights, LoadOptions::default()).unwrap();
+            let denoiser = Denoiser::load(&config, &mut weights, &LoadOptions::default()).unwrap();
 
             let recording = root.join(format!("tests/golden/student-{name}.safetensors"));
             let bytes = fs::read(&recording).unwrap();
             let description = &safetensors::parse(&bytes).unwrap().0.metadata["deltaconv.json"];
             let description: Description = serde_json::from_str(description).unwrap();
-            let blocks = read_blocks(description.layers, &mut Weights::from_bytes(bytes).unwrap()).unwrap();
+            let mut weights = Weights::default();
+            weights.add_bytes(bytes).unwrap();
+            let blocks = read_blocks(description.layers, &mut weights).unwrap();
             let student = Student { denoiser, blocks };
             let recorded = candle_core::safetensors::load(recording, &Device::Cpu).unwrap();
             for case in ["", "wide."] {

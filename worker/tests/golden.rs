@@ -110,7 +110,7 @@ fn compare(folder: &Path, name: &str) -> Result<Outcome, Failed> {
     }
 
     let mut weights = Weights::open(weights_of(&model)?)?;
-    let model = Denoiser::load(&config, &mut weights, LoadOptions::default())?;
+    let model = Denoiser::load(&config, &mut weights, &LoadOptions::default())?;
     let mut ours = Recorder::default();
     let sample = model.forward(&latent, &timestep, &conditions, &mut ours)?;
 

@@ -65,6 +65,9 @@ fn describe(plan: &v1::JobPlan, teacher: &str, destination: &str) -> String {
             layer.parameters.to_string(),
         ]);
     }
+    for layer in &plan.kept {
+        layers.add_row([layer, "", "", "", "kept", ""]);
+    }
     table::numbers(&mut layers, &[1, 2, 3, 5]);
 
     let mut writes = table::table(["stage", "tasks", "writes"]);

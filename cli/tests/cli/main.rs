@@ -5,6 +5,7 @@ mod bad_teachers;
 mod broken_shards;
 mod by_hand;
 mod demo;
+mod hybrid;
 mod inspect;
 mod kills;
 mod process;

@@ -1,7 +1,6 @@
-use deltaconv_proto::{objects, safetensors};
+use deltaconv_proto::{objects, safetensors, weights};
 
 use super::tensors;
-use crate::plan::header;
 
 /// Why a converted model can't be put together. Nothing that was visible before is lost by a failure.
 #[derive(Debug, thiserror::Error)]
@@ -10,12 +9,12 @@ pub enum Error {
     /// An object is missing or broken, or the store failed.
     #[error(transparent)]
     Objects(#[from] objects::Error),
-    /// The header of the teacher's weights can't be read any more.
+    /// The teacher's weights can't be read any more.
     #[error(transparent)]
-    Header(#[from] header::Error),
+    Weights(#[from] weights::Error),
     /// The teacher is not the one that was planned and captured.
     #[error(
-        "{url}/{key} changed since the job was planned: its header had digest {expected} and has {found}; \
+        "{url}/{key} changed since the job was planned: the digest of its header was {expected} and is {found}; \
          put the teacher back, or submit a new job for the new one"
     )]
     TeacherChanged {

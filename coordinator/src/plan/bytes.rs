@@ -1,8 +1,8 @@
 //! How many bytes a job will write, estimated before it starts.
 
 use deltaconv_proto::block;
-use deltaconv_proto::safetensors::Header;
 use deltaconv_proto::v1::{JobSpec, LayerPlan};
+use deltaconv_proto::weights::Files;
 
 use super::{capture_ranges, layers};
 
@@ -25,11 +25,12 @@ pub(super) fn checkpoint(layers: &[LayerPlan]) -> u64 {
 }
 
 /// Bytes of the converted model's denoiser and of the blocks alone.
-pub(super) fn output(teacher: &Header, layers: &[LayerPlan]) -> u64 {
+pub(super) fn output(teacher: &Files, layers: &[LayerPlan]) -> u64 {
     let replaced: Vec<String> = layers.iter().map(|layer| block::replaced_prefix(&layer.name)).collect();
-    let frozen = teacher.tensors.iter().filter(|(name, _)| !replaced.iter().any(|prefix| name.starts_with(prefix)));
+    let frozen = teacher.tensors().filter(|(name, _)| !replaced.iter().any(|prefix| name.starts_with(prefix)));
     let frozen: u64 = frozen.map(|(_, tensor)| tensor.end - tensor.start).sum();
-    teacher.header_len + frozen + 2 * blocks(layers)
+    let headers: u64 = teacher.files.iter().map(|file| file.header.header_len).sum();
+    headers + frozen + 2 * blocks(layers)
 }
 
 fn blocks(layers: &[LayerPlan]) -> u64 {

@@ -1,11 +1,11 @@
 //! The data, from the headers of its files; of the tensors only the prompt ids are read.
 
+use deltaconv_proto::header;
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::safetensors::{Dtype, Header, TensorInfo};
 use serde::Deserialize;
 
 use super::Error;
-use super::header;
 
 pub(crate) const LATENTS: &str = "latents.safetensors";
 pub(crate) const EMBEDDINGS: &str = "prompt_embeddings.safetensors";

@@ -1,8 +1,5 @@
-use deltaconv_proto::objects;
 use deltaconv_proto::safetensors::Dtype;
-use deltaconv_proto::teacher;
-
-use super::header;
+use deltaconv_proto::{header, objects, teacher, weights};
 
 /// Why a job can't be planned. Every message names the value and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -42,13 +39,16 @@ pub enum Error {
     /// A safetensors header can't be trusted.
     #[error(transparent)]
     Header(#[from] header::Error),
+    /// The teacher's weights can't be read.
+    #[error(transparent)]
+    Weights(#[from] weights::Error),
     /// The teacher is none that can be converted, or its weights are not those of its configuration.
     #[error("{url}/{key}: {source}")]
     Teacher {
         /// The teacher's folder.
         url: String,
         /// The file at fault.
-        key: &'static str,
+        key: String,
         /// What is wrong.
         source: Box<teacher::Error>,
     },
@@ -157,8 +157,8 @@ impl Error {
         }
     }
 
-    pub(super) fn teacher(url: &str, key: &'static str, source: teacher::Error) -> Self {
-        Self::Teacher { url: url.to_owned(), key, source: Box::new(source) }
+    pub(super) fn teacher(url: &str, key: impl Into<String>, source: teacher::Error) -> Self {
+        Self::Teacher { url: url.to_owned(), key: key.into(), source: Box::new(source) }
     }
 
     /// As [`Self::missing`], of a header.

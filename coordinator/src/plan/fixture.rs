@@ -37,6 +37,7 @@ impl Job {
                 inter_ratio: 0.5,
                 scales: vec![1.0, 0.5],
                 kernel_sizes: [("mid_block.attentions.0.transformer_blocks.0".to_owned(), 5)].into(),
+                keep: vec![],
             }),
             evaluation: Some(Evaluation { samples: 64, prompts: 8, ddim_steps: 20, guidance: 2.0 }),
         };

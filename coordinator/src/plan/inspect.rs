@@ -6,9 +6,9 @@ use deltaconv_proto::block;
 use deltaconv_proto::description::{self, Description};
 use deltaconv_proto::keys;
 use deltaconv_proto::objects::{self, Objects};
-use deltaconv_proto::safetensors::Header;
 use deltaconv_proto::teacher::{self, PredictionType};
 use deltaconv_proto::v1::LayerPlan;
+use deltaconv_proto::weights::Files;
 use serde::Serialize;
 
 use super::teacher::{Known, read_unchecked};
@@ -75,15 +75,15 @@ pub async fn inspect(url: &str, size: Option<(usize, usize)>) -> Result<Inspecti
     let folder = Objects::open(url)?;
     let known = read_unchecked(&folder).await?;
     let description = read_description(&folder).await?;
-    let at_weights = |source| Error::teacher(folder.url(), known.denoiser.weights, source);
+    let at_weights = |source| Error::teacher(folder.url(), &*known.weights.key, source);
     let layers = description.iter().flat_map(|description| &description.layers);
     let blocks: Vec<LayerPlan> = layers.map(description::Layer::plan).collect();
-    teacher::check(&known.weights.header, expected(&known, &blocks)).map_err(at_weights)?;
+    teacher::check(|name| known.weights.tensor(name), expected(&known, &blocks)).map_err(at_weights)?;
 
     let (height, width) = size.or(known.teacher.sample_size()).unwrap_or((64, 64));
     let at_config = |source| Error::teacher(folder.url(), known.denoiser.config, source);
     let found = known.teacher.layers(height, width).map_err(at_config)?;
-    let header = &known.weights.header;
+    let weights = &known.weights;
     let layers = found.iter().map(|layer| {
         let replaced = blocks.iter().find(|block| block.name == layer.name);
         let own = match replaced {
@@ -98,14 +98,14 @@ pub async fn inspect(url: &str, size: Option<(usize, usize)>) -> Result<Inspecti
             replaced: replaced.is_some(),
             kernel_size: replaced
                 .map_or_else(|| kernel_size::planned(&known.teacher, layer), |block| block.kernel_size),
-            parameters: parameters(header, |name| name.starts_with(&own)),
+            parameters: parameters(weights, |name| name.starts_with(&own)),
         }
     });
     let mut dtypes = BTreeMap::new();
-    for tensor in header.tensors.values() {
+    for (_, tensor) in weights.tensors() {
         *dtypes.entry(tensor.dtype.to_string()).or_default() += tensor.end - tensor.start;
     }
-    let all = parameters(header, |_| true);
+    let all = parameters(weights, |_| true);
     Ok(Inspection {
         url: folder.url().to_owned(),
         class: known.teacher.class(),
@@ -153,7 +153,7 @@ fn expected(known: &Known, blocks: &[LayerPlan]) -> Vec<(String, Vec<usize>)> {
     tensors
 }
 
-fn parameters(header: &Header, belongs: impl Fn(&str) -> bool) -> u64 {
-    let own = header.tensors.iter().filter(|(name, _)| belongs(name));
+fn parameters(weights: &Files, belongs: impl Fn(&str) -> bool) -> u64 {
+    let own = weights.tensors().filter(|(name, _)| belongs(name));
     own.map(|(_, tensor)| tensor.shape.iter().map(|n| *n as u64).fold(1, u64::saturating_mul)).sum()
 }

@@ -12,14 +12,47 @@ const MAX_SHARD_BYTES: u64 = 1 << 30;
 /// A block is read whole; SDXL's largest has 20 MB.
 const MAX_BLOCK_BYTES: u64 = 1 << 30;
 
-/// Plans the blocks of `layers`, which are in forward order.
-pub(super) fn plan(teacher: &Teacher, layers: &[Layer], recipe: &Recipe) -> Result<Vec<LayerPlan>, Error> {
+/// What becomes of the layers.
+pub(super) struct Planned {
+    /// Those that get a block.
+    pub(super) layers: Vec<LayerPlan>,
+    /// Names of those that stay attention.
+    pub(super) kept: Vec<String>,
+}
+
+/// Plans what becomes of `layers`, which are in forward order.
+pub(super) fn plan(teacher: &Teacher, layers: &[Layer], recipe: &Recipe) -> Result<Planned, Error> {
+    let (kept, replaced) = kept_and_replaced(layers, recipe)?;
     if let Some((layer, size)) = recipe.kernel_sizes.iter().find(|(name, _)| layers.iter().all(|l| l.name != **name)) {
         let known = layers.iter().map(|l| l.name.as_str()).collect::<Vec<_>>().join(", ");
         let expected = format!("the teacher has no layer of that name; its layers are {known}");
         return Err(invalid(format!("recipe.kernel_sizes.{layer:.200}"), size, expected));
     }
-    layers.iter().map(|layer| plan_layer(teacher, layer, recipe)).collect()
+    if let Some((layer, size)) = recipe.kernel_sizes.iter().find(|(name, _)| kept.contains(name)) {
+        let expected = "the layer is in recipe.keep, so it gets no block; remove one of the two";
+        return Err(invalid(format!("recipe.kernel_sizes.{layer:.200}"), size, expected));
+    }
+    let layers = replaced.iter().map(|layer| plan_layer(teacher, layer, recipe)).collect::<Result<_, Error>>()?;
+    Ok(Planned { layers, kept })
+}
+
+/// Splits the layers by the recipe's `keep`.
+fn kept_and_replaced<'l>(layers: &'l [Layer], recipe: &Recipe) -> Result<(Vec<String>, Vec<&'l Layer>), Error> {
+    let holds = |path: &str, layer: &Layer| {
+        layer.name.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    if let Some(path) = recipe.keep.iter().find(|path| !layers.iter().any(|layer| holds(path, layer))) {
+        let known = layers.iter().map(|l| l.name.as_str()).collect::<Vec<_>>().join(", ");
+        let expected = format!("no layer of the teacher has that name or lies below it; its layers are {known}");
+        return Err(invalid("recipe.keep", format!("{path:?}"), expected));
+    }
+    let (kept, replaced): (Vec<&Layer>, Vec<&Layer>) =
+        layers.iter().partition(|layer| recipe.keep.iter().any(|path| holds(path, layer)));
+    if replaced.is_empty() {
+        let expected = format!("it keeps all {} layers, so there is nothing to convert", layers.len());
+        return Err(invalid("recipe.keep", format!("{:?}", recipe.keep), expected));
+    }
+    Ok((kept.iter().map(|layer| layer.name.clone()).collect(), replaced))
 }
 
 fn plan_layer(teacher: &Teacher, layer: &Layer, recipe: &Recipe) -> Result<LayerPlan, Error> {

@@ -6,7 +6,6 @@ pub(crate) mod data;
 mod error;
 #[cfg(test)]
 pub(crate) mod fixture;
-pub(crate) mod header;
 pub mod inspect;
 mod kernel_size;
 mod layers;
@@ -63,7 +62,7 @@ pub async fn plan(spec: &v1::JobSpec) -> Result<v1::JobPlan, Error> {
     if found.is_empty() {
         return Err(Error::NoLayers { url: checked.teacher_folder.url().to_owned() });
     }
-    let layers = layers::plan(&teacher.teacher, &found, checked.recipe)?;
+    let layers::Planned { layers, kept } = layers::plan(&teacher.teacher, &found, checked.recipe)?;
 
     let plan = v1::JobPlan {
         teacher_class: teacher.teacher.class().to_owned(),
@@ -76,11 +75,12 @@ pub async fn plan(spec: &v1::JobSpec) -> Result<v1::JobPlan, Error> {
         prompts: data.prompts as u32,
         capture_bytes: bytes::capture(spec, &layers),
         checkpoint_bytes: bytes::checkpoint(&layers),
-        output_bytes: bytes::output(&teacher.weights.header, &layers),
+        output_bytes: bytes::output(&teacher.weights, &layers),
         capture_tasks: capture_ranges(spec).len() as u32,
         distill_tasks: layers.len() as u32,
         evaluate_tasks: evaluation_parts(spec).len() as u32,
         layers,
+        kept,
     };
     let job_bytes = spec.encoded_len() + plan.encoded_len();
     if job_bytes > MAX_JOB_BYTES {

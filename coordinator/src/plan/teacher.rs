@@ -3,9 +3,9 @@
 use deltaconv_proto::objects::{self, Objects};
 use deltaconv_proto::teacher::{Scheduler, Teacher};
 use deltaconv_proto::v1::JobPlan;
+use deltaconv_proto::weights::{self, Files};
 
 use super::Error;
-use super::header::{self, FileHeader};
 
 /// Where a pipeline keeps its denoiser.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub(crate) struct Denoiser {
     pub(crate) folder: &'static str,
     /// Its configuration.
     pub(crate) config: &'static str,
-    /// Its weights.
+    /// Its weights in a converted model.
     pub(crate) weights: &'static str,
 }
 
@@ -39,21 +39,19 @@ pub(crate) const SCHEDULER: &str = "scheduler/scheduler_config.json";
 
 /// Real configurations have a few kilobytes.
 pub(crate) const MAX_CONFIG_BYTES: u64 = 1 << 20;
-/// SDXL's header has 210 kB.
-pub(crate) const MAX_HEADER_BYTES: u64 = 16 << 20;
 
 /// Everything that is known of a teacher without reading its weights.
 pub(super) struct Known {
     pub(super) teacher: Teacher,
     pub(super) denoiser: Denoiser,
-    pub(super) weights: FileHeader,
+    pub(super) weights: Files,
     pub(super) scheduler: Scheduler,
 }
 
 pub(super) async fn read(folder: &Objects) -> Result<Known, Error> {
     let known = read_unchecked(folder).await?;
-    let at = |source| Error::teacher(folder.url(), known.denoiser.weights, source);
-    known.teacher.check(&known.weights.header).map_err(at)?;
+    let at = |source| Error::teacher(folder.url(), &*known.weights.key, source);
+    known.teacher.check(|name| known.weights.tensor(name)).map_err(at)?;
     Ok(known)
 }
 
@@ -73,13 +71,7 @@ pub(super) async fn read_unchecked(folder: &Objects) -> Result<Known, Error> {
     let at = |key| move |source| Error::teacher(folder.url(), key, source);
     let teacher = Teacher::parse(&config).map_err(at(denoiser.config))?;
 
-    let weights = header::read(folder, denoiser.weights, MAX_HEADER_BYTES).await.map_err(|e| {
-        Error::missing_header(
-            e,
-            denoiser.weights,
-            "save the model with safe_serialization=True, as one file and without a variant",
-        )
-    })?;
+    let weights = Files::find(folder, denoiser.folder, weights::DIFFUSERS).await?;
 
     let scheduler = folder.get(SCHEDULER, MAX_CONFIG_BYTES).await.map_err(|e| {
         Error::missing(

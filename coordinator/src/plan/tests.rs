@@ -88,6 +88,21 @@ async fn specs_that_no_job_can_have_are_refused_by_field_and_value() {
             |j| j.recipe().kernel_sizes = [("mid_block.attentions.0.transformer_blocks.0".to_owned(), 6)].into(),
             &["transformer_blocks.0 = 6", "odd", "31"],
         ),
+        (
+            |j| j.recipe().keep = vec!["mid".to_owned()],
+            &["recipe.keep = \"mid\"", "no layer", "mid_block.attentions.0"],
+        ),
+        (
+            |j| j.recipe().keep = vec!["mid_block".to_owned()],
+            &["recipe.kernel_sizes.mid_block.attentions.0.transformer_blocks.0 = 5", "recipe.keep"],
+        ),
+        (
+            |j| {
+                j.recipe().kernel_sizes.clear();
+                j.recipe().keep = ["down_blocks", "mid_block", "up_blocks"].map(str::to_owned).to_vec();
+            },
+            &["recipe.keep = ", "all 7 layers"],
+        ),
         (|j| j.evaluation().samples = 3, &["evaluation.samples = 3"]),
         (|j| j.evaluation().prompts = 37, &["evaluation.prompts = 37", "36"]),
         (|j| j.evaluation().ddim_steps = 0, &["evaluation.ddim_steps = 0"]),

@@ -17,7 +17,7 @@ pub use unet::{
     UNetConfig,
 };
 
-use crate::safetensors::{Dtype, Header};
+use crate::safetensors::{Dtype, TensorInfo};
 
 /// Why a configuration or a file of weights is not one that can be converted.
 #[derive(Debug, thiserror::Error)]
@@ -214,24 +214,27 @@ impl Teacher {
         }
     }
 
-    /// Checks the header of the model's weights against the configuration.
+    /// Checks the model's weights, given by their headers' entries, against the configuration.
     ///
     /// Tensors that the model has no place for are not looked at, as in diffusers.
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::WrongShape`] or [`Error::WrongDtype`] for the first tensor at fault.
-    pub fn check(&self, header: &Header) -> Result<(), Error> {
-        check(header, self.tensors())
+    pub fn check<'a>(&self, find: impl Fn(&str) -> Option<&'a TensorInfo>) -> Result<(), Error> {
+        check(find, self.tensors())
     }
 }
 
-/// Checks that a header has these tensors, of floats.
+/// Checks that what `find` looks up has these tensors, of floats.
 ///
 /// # Errors
 /// [`Error::MissingTensor`], [`Error::WrongShape`] or [`Error::WrongDtype`] for the first tensor at fault.
-pub fn check(header: &Header, tensors: impl IntoIterator<Item = (String, Vec<usize>)>) -> Result<(), Error> {
+pub fn check<'a>(
+    find: impl Fn(&str) -> Option<&'a TensorInfo>,
+    tensors: impl IntoIterator<Item = (String, Vec<usize>)>,
+) -> Result<(), Error> {
     for (name, expected) in tensors {
-        let Some(found) = header.tensors.get(&name) else {
+        let Some(found) = find(&name) else {
             return Err(Error::MissingTensor { name });
         };
         if found.shape != expected {

@@ -72,7 +72,7 @@ impl Evaluated {
             };
             let teacher = predict(&self.teacher.denoiser, &mut Original)?;
             let student = predict(&self.student.denoiser, &mut self.student.attention())?;
-            let removed = predict(&self.teacher.denoiser, &mut Removed)?;
+            let removed = predict(&self.teacher.denoiser, &mut removed(context))?;
             let len = teacher.len() / batch.len();
             let difference =
                 |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum() };
@@ -114,7 +114,7 @@ impl Evaluated {
         };
         let teacher = sample(&self.teacher.denoiser, &mut Original)?;
         let student = sample(&self.student.denoiser, &mut self.student.attention())?;
-        let removed = sample(&self.teacher.denoiser, &mut Removed)?;
+        let removed = sample(&self.teacher.denoiser, &mut removed(context))?;
         encode_pictures(&[("teacher", teacher), ("student", student), ("removed", removed)], &prompts)
     }
 }
@@ -124,9 +124,14 @@ fn spread(i: usize, wanted: usize, available: usize) -> usize {
     i * available / wanted.max(1)
 }
 
+/// The teacher without the attention that the job replaces.
+fn removed(context: &Context) -> Removed {
+    Removed { kept: context.plan.kept.iter().cloned().collect() }
+}
+
 /// Progress is counted in layers passed, by teacher, student and the teacher without attention.
 fn expect_passes(context: &Context, of_each_model: usize) {
-    let layers = context.plan.layers.len();
+    let layers = context.plan.layers.len() + context.plan.kept.len();
     context.report(|progress| progress.steps = (3 * of_each_model * layers) as u64);
 }
 

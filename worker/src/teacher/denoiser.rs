@@ -21,7 +21,7 @@ impl Denoiser {
     ///
     /// # Errors
     /// A class that this worker doesn't compute, weights that cannot be read, or that are not those of the configuration.
-    pub fn load(config: &Teacher, weights: &mut Weights, options: LoadOptions) -> Result<Self, Error> {
+    pub fn load(config: &Teacher, weights: &mut Weights, options: &LoadOptions) -> Result<Self, Error> {
         match config {
             Teacher::UNet(config) => Ok(Self::UNet(Box::new(UNet::load(config, weights, &Device::Cpu, options)?))),
             Teacher::PixArt(config) => Ok(Self::PixArt(Box::new(PixArt::load(config, weights, options)?))),

@@ -74,7 +74,7 @@ fn sinusoid_kind() -> TimeEmbedding {
 }
 
 impl Block {
-    fn load(weights: &mut Weights, config: &PixArtConfig, path: &str, options: LoadOptions) -> Result<Self, Error> {
+    fn load(weights: &mut Weights, config: &PixArtConfig, path: &str, options: &LoadOptions) -> Result<Self, Error> {
         let inner = config.inner();
         let attention = Attention {
             heads: config.heads,
@@ -83,7 +83,7 @@ impl Block {
             only_cross_attention: false,
         };
         let bias = config.attention_bias;
-        let attn1 = match options.without_self_attention {
+        let attn1 = match options.replaced.contains(path) {
             true => None,
             false => Some(OwnAttention::load(weights, &format!("{path}.attn1"), attention, bias)?),
         };
@@ -130,7 +130,7 @@ impl PixArt {
     ///
     /// # Errors
     /// Weights that cannot be read, or that are not those of the configuration.
-    pub fn load(config: &PixArtConfig, weights: &mut Weights, options: LoadOptions) -> Result<Self, Error> {
+    pub fn load(config: &PixArtConfig, weights: &mut Weights, options: &LoadOptions) -> Result<Self, Error> {
         let (inner, patch) = (config.inner(), config.patch_size);
         let none = Padding { before: 0, after: 0 };
         let caption = match config.caption_channels {

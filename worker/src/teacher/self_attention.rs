@@ -1,5 +1,7 @@
 //! Where a layer's input becomes its output.
 
+use std::collections::BTreeSet;
+
 use candle_core::Tensor;
 use deltaconv_proto::teacher::Layer;
 
@@ -45,12 +47,18 @@ impl SelfAttention for Original {
     }
 }
 
-/// The teacher with every layer's output set to zero: the floor that a student is measured from.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Removed;
+/// The teacher with the output of some layers set to zero: the floor that a student is measured from.
+#[derive(Debug, Clone, Default)]
+pub struct Removed {
+    /// Layers that stay as they are.
+    pub kept: BTreeSet<String>,
+}
 
 impl SelfAttention for Removed {
     fn apply(&mut self, call: &Call<'_>) -> Result<Tensor, Error> {
-        Ok(call.input.zeros_like()?)
+        match self.kept.contains(&call.layer.name) {
+            true => call.attention(),
+            false => Ok(call.input.zeros_like()?),
+        }
     }
 }

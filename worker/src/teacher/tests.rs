@@ -18,7 +18,7 @@ fn shipped() -> UNet {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../cli/teachers/tiny-unet/unet");
     let config = unet(&fs::read(folder.join("config.json")).unwrap());
     let mut weights = Weights::open([folder.join("diffusion_pytorch_model.safetensors")]).unwrap();
-    UNet::load(&config, &mut weights, &Device::Cpu, LoadOptions::default()).unwrap()
+    UNet::load(&config, &mut weights, &Device::Cpu, &LoadOptions::default()).unwrap()
 }
 
 /// Numbers of about −1 to 1 that follow from the shape.
@@ -54,7 +54,7 @@ struct Without(usize);
 
 impl SelfAttention for Without {
     fn apply(&mut self, call: &Call<'_>) -> Result<Tensor, Error> {
-        if call.layer.index == self.0 { Removed.apply(call) } else { call.attention() }
+        if call.layer.index == self.0 { Removed::default().apply(call) } else { call.attention() }
     }
 }
 
@@ -96,19 +96,24 @@ fn unusual() -> (UNetConfig, Vec<u8>) {
 #[test]
 fn an_unusual_model_runs_with_odd_latents_and_without_its_attention() {
     let (config, bytes) = unusual();
-    let without = LoadOptions { without_self_attention: true };
-    let load =
-        |options| UNet::load(&config, &mut Weights::from_bytes(bytes.clone()).unwrap(), &Device::Cpu, options).unwrap();
+    let layers = config.layers(7, 10).unwrap();
+    let without = LoadOptions { replaced: layers.iter().map(|layer| layer.name.clone()).collect() };
+    let load = |options: &LoadOptions| {
+        let mut weights = Weights::default();
+        weights.add_bytes(bytes.clone()).unwrap();
+        UNet::load(&config, &mut weights, &Device::Cpu, options).unwrap()
+    };
     let (sample, text, timestep) = (numbers(&[2, 5, 7, 10]), numbers(&[2, 3, 8]), numbers(&[2]));
-    let output = load(LoadOptions::default()).forward(&sample, &timestep, &text.clone().into(), &mut Original).unwrap();
+    let output =
+        load(&LoadOptions::default()).forward(&sample, &timestep, &text.clone().into(), &mut Original).unwrap();
     assert_eq!(output.dims(), [2, 2, 7, 10]);
     assert!(bits(&output).iter().all(|bits| f32::from_bits(*bits).is_finite()));
 
-    let student = load(without);
-    let removed = student.forward(&sample, &timestep, &text.clone().into(), &mut Removed).unwrap();
+    let student = load(&without);
+    let removed = student.forward(&sample, &timestep, &text.clone().into(), &mut Removed::default()).unwrap();
     assert_eq!(removed.dims(), output.dims());
     let asked = student.forward(&sample, &timestep, &text.clone().into(), &mut Original);
-    assert!(matches!(asked, Err(Error::NoAttention { layer }) if layer == config.layers(7, 10).unwrap()[0].name));
+    assert!(matches!(asked, Err(Error::NoAttention { layer }) if layer == layers[0].name));
 }
 
 #[test]

@@ -15,33 +15,42 @@ use super::ops::{Conv, Linear, Padding};
 trait Source: Read + Seek + Send {}
 impl<T: Read + Seek + Send> Source for T {}
 
-/// The tensors of one or more safetensors files, as f32.
+/// The tensors of safetensors files, as f32; where two have one name, the first file's.
+#[derive(Default)]
 pub struct Weights {
     files: Vec<(Header, Box<dyn Source>)>,
 }
 
 impl Weights {
-    /// The tensors of files; where two have one name, the first file's.
+    /// The tensors of files.
     ///
     /// # Errors
     /// A file that cannot be opened, or that is no safetensors file.
     pub fn open<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Result<Self, Error> {
-        let mut files = Vec::new();
+        let mut weights = Self::default();
         for path in paths {
-            let path = path.as_ref();
-            let file =
-                File::open(path).map_err(|e| std::io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
-            files.push(with_header(Box::new(file))?);
+            weights.add_file(path.as_ref())?;
         }
-        Ok(Self { files })
+        Ok(weights)
     }
 
-    /// The tensors of a file that is in memory.
+    /// Adds the tensors of a file.
+    ///
+    /// # Errors
+    /// A file that cannot be opened, or that is no safetensors file.
+    pub fn add_file(&mut self, path: &Path) -> Result<(), Error> {
+        let file = File::open(path).map_err(|e| std::io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
+        self.files.push(with_header(Box::new(file))?);
+        Ok(())
+    }
+
+    /// Adds the tensors of a file that is in memory.
     ///
     /// # Errors
     /// Bytes that are no safetensors file.
-    pub fn from_bytes(bytes: impl AsRef<[u8]> + Send + 'static) -> Result<Self, Error> {
-        Ok(Self { files: vec![with_header(Box::new(Cursor::new(bytes)))?] })
+    pub fn add_bytes(&mut self, bytes: impl AsRef<[u8]> + Send + 'static) -> Result<(), Error> {
+        self.files.push(with_header(Box::new(Cursor::new(bytes)))?);
+        Ok(())
     }
 
     /// The elements of a tensor, row-major.

@@ -11,11 +11,10 @@ mod tests;
 
 use deltaconv_proto::ids::{AttemptId, TaskId};
 use deltaconv_proto::v1::{JobPlan, ObjectRef, done::Output, task_spec::Kind};
-use deltaconv_proto::{digest, objects, objects::Objects, shard};
+use deltaconv_proto::{digest, header, objects, objects::Objects, shard};
 
 use super::tensors;
 use crate::observe::report::PartError;
-use crate::plan::header;
 
 /// What an output must be.
 #[derive(Clone, Copy, Debug)]

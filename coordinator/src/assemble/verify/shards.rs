@@ -2,11 +2,10 @@
 
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::v1::{CaptureOutput, CaptureTask, LayerPlan, ObjectRef, SampleRange};
-use deltaconv_proto::{keys, shard};
+use deltaconv_proto::{header, keys, shard};
 use futures::{StreamExt, TryStreamExt};
 
 use super::{Error, Expectation, check_ref};
-use crate::plan::header;
 
 const MAX_HEADER_BYTES: u64 = 64 << 10;
 /// Shards that are looked at at a time.

@@ -1,7 +1,6 @@
-use deltaconv_proto::{objects, teacher};
+use deltaconv_proto::{header, objects, teacher};
 
 use super::part::PartError;
-use crate::plan::header;
 
 /// Why a report can't be written.
 #[derive(Debug, thiserror::Error)]

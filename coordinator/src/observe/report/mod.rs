@@ -16,10 +16,10 @@ mod tests;
 mod ticks;
 mod training;
 
-use deltaconv_proto::keys;
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::teacher::Scheduler;
 use deltaconv_proto::v1::{DistillOutput, Figures, JobPlan, JobSpec, LayerPlan, ObjectRef};
+use deltaconv_proto::{header, keys};
 use serde::Serialize;
 
 pub use error::Error;
@@ -170,7 +170,7 @@ async fn read_layers(objects: &Objects, input: &ReportInput<'_>) -> Result<Vec<L
     let mut layers = Vec::with_capacity(input.blocks.len());
     for (plan, output) in input.blocks {
         let object = output.block.as_ref().ok_or_else(|| Error::NoBlock { layer: plan.name.clone() })?;
-        let file = crate::plan::header::read(objects, &object.key, MAX_BYTES).await?;
+        let file = header::read(objects, &object.key, MAX_BYTES).await?;
         let training = Training::parse(&file.header.metadata)
             .map_err(|source| Error::Part { key: object.key.clone(), source })?
             .thinned();

@@ -127,10 +127,11 @@ fn a_header_is_checked_against_the_configuration() {
         safetensors::parse_header(&bytes[8..], (bytes.len() + 2 * data) as u64).unwrap()
     };
     use safetensors::Dtype::{F16, I16};
-    teacher.check(&header(|_| {}, F16)).unwrap();
-    let missing = teacher.check(&header(|tensors| drop(tensors.remove(0)), F16));
+    let check = |header: safetensors::Header| teacher.check(|name| header.tensors.get(name));
+    check(header(|_| {}, F16)).unwrap();
+    let missing = check(header(|tensors| drop(tensors.remove(0)), F16));
     assert!(matches!(missing, Err(Error::MissingTensor { name }) if name == "conv_in.weight"));
-    let shape = teacher.check(&header(|tensors| tensors[1].1 = vec![321], F16));
+    let shape = check(header(|tensors| tensors[1].1 = vec![321], F16));
     assert!(matches!(shape, Err(Error::WrongShape { found, .. }) if found == [321]));
-    assert!(matches!(teacher.check(&header(|_| {}, I16)), Err(Error::WrongDtype { .. })));
+    assert!(matches!(check(header(|_| {}, I16)), Err(Error::WrongDtype { .. })));
 }

@@ -8,7 +8,7 @@ use super::LoadOptions;
 pub(super) struct Builder<'a> {
     pub(super) config: &'a UNetConfig,
     pub(super) weights: &'a mut Weights,
-    pub(super) options: LoadOptions,
+    pub(super) options: &'a LoadOptions,
 }
 
 impl Builder<'_> {

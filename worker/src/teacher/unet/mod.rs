@@ -5,6 +5,8 @@ mod resnet;
 mod stage;
 mod transformer;
 
+use std::collections::BTreeSet;
+
 use candle_core::{Device, Tensor};
 use deltaconv_proto::teacher::{Activation, AddedEmbedding, Plan, TimeEmbedding, UNetConfig};
 
@@ -16,11 +18,11 @@ use super::ops::{Conv, GroupNorm, Linear, activate, sinusoids};
 use super::{Error, SelfAttention, Weights};
 
 /// How a model is loaded.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
-    /// Whether the layers' own attention is left out: a converted student has no `attn1` weights, and a
+    /// Names of layers whose own attention is left out: a converted model has no `attn1` weights there, and a
     /// [`SelfAttention`] that asks for the original gets an error.
-    pub without_self_attention: bool,
+    pub replaced: BTreeSet<String>,
 }
 
 /// A UNet in host memory, f32.
@@ -57,7 +59,7 @@ impl UNet {
         config: &UNetConfig,
         weights: &mut Weights,
         device: &Device,
-        options: LoadOptions,
+        options: &LoadOptions,
     ) -> Result<Self, Error> {
         if !device.is_cpu() {
             let problem = "the teacher runs on the CPU in this build".to_owned();

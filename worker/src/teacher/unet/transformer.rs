@@ -65,7 +65,7 @@ impl Block {
         let inner = transformer.inner();
         let attention = transformer.attention;
         let attn1_path = format!("{path}.attn1");
-        let attn1 = match (attention.only_cross_attention, builder.options.without_self_attention) {
+        let attn1 = match (attention.only_cross_attention, builder.options.replaced.contains(path)) {
             (true, _) => Attn1::Cross(CrossAttention::load(builder.weights, &attn1_path, attention, false)?),
             (false, true) => Attn1::Layer(None),
             (false, false) => Attn1::Layer(Some(OwnAttention::load(builder.weights, &attn1_path, attention, false)?)),

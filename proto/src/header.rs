@@ -1,8 +1,9 @@
 //! The header of a safetensors object in a store, by range requests: no tensor is read for its sake.
 
 use bytes::Bytes;
-use deltaconv_proto::objects::{self, Objects};
-use deltaconv_proto::safetensors::{self, Header, LENGTH_BYTES, parse_header, parse_length};
+
+use crate::objects::{self, Objects};
+use crate::safetensors::{self, Header, LENGTH_BYTES, parse_header, parse_length};
 
 /// Why a header can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -35,17 +36,23 @@ pub enum Error {
 }
 
 /// A header, and the file that it describes.
-pub(crate) struct FileHeader {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileHeader {
+    /// The file's key.
+    pub key: String,
     /// Where every tensor lies.
-    pub(crate) header: Header,
+    pub header: Header,
     /// BLAKE3 of the header's bytes, those of its length included, in hex.
-    pub(crate) digest: String,
+    pub digest: String,
     /// The file's length in bytes.
-    pub(crate) file_len: u64,
+    pub file_len: u64,
 }
 
 /// Reads the header of an object, if it has at most `limit` bytes.
-pub(crate) async fn read(objects: &Objects, key: &str, limit: u64) -> Result<FileHeader, Error> {
+///
+/// # Errors
+/// [`Error`]: nothing of an object's size or header is believed unchecked.
+pub async fn read(objects: &Objects, key: &str, limit: u64) -> Result<FileHeader, Error> {
     let at = || (objects.url().to_owned(), key.to_owned());
     let format = |source| {
         let (url, key) = at();
@@ -66,5 +73,5 @@ pub(crate) async fn read(objects: &Objects, key: &str, limit: u64) -> Result<Fil
     }
     let header = parse_header(&json, file_len).map_err(format)?;
     let digest = blake3::Hasher::new().update(&first).update(&json).finalize().to_hex().to_string();
-    Ok(FileHeader { header, digest, file_len })
+    Ok(FileHeader { key: key.to_owned(), header, digest, file_len })
 }
