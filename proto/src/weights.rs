@@ -29,7 +29,7 @@ pub enum Error {
     Objects(#[from] objects::Error),
     /// A header can't be trusted.
     #[error(transparent)]
-    Header(#[from] header::Error),
+    Header(Box<header::Error>),
     /// There are no weights.
     #[error(
         "no {key} and no {key}.index.json under {url}: check that the model was downloaded whole, or save it with \
@@ -63,6 +63,15 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+}
+
+impl From<header::Error> for Error {
+    fn from(error: header::Error) -> Self {
+        match error {
+            header::Error::Objects(error) => Self::Objects(error),
+            error => Self::Header(Box::new(error)),
+        }
+    }
 }
 
 /// The weights of one part of a model. No tensor was read.
