@@ -8,6 +8,7 @@ pub mod header;
 pub mod ids;
 pub mod keys;
 pub mod objects;
+pub mod pipeline;
 pub mod safetensors;
 pub mod shard;
 pub mod teacher;

@@ -104,7 +104,7 @@ pub(crate) async fn load_denoiser(
 }
 
 /// Weights to be read tensor by tensor. Those of local files are never whole in memory.
-async fn open_weights(objects: &Objects, files: &Files) -> Result<Weights, Error> {
+pub(crate) async fn open_weights(objects: &Objects, files: &Files) -> Result<Weights, Error> {
     let mut weights = Weights::default();
     for file in &files.files {
         match local_path(objects, &file.key) {

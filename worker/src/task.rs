@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use deltaconv_proto::ids::{AttemptId, InvalidId, TaskId};
 use deltaconv_proto::objects::{self, Objects};
-use deltaconv_proto::{safetensors, shard, v1, weights};
+use deltaconv_proto::{pipeline, safetensors, shard, v1, weights};
 
 use crate::accelerator::Accelerator;
 use crate::models::Models;
@@ -71,6 +71,9 @@ pub(crate) enum Error {
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+    /// The parts of the pipeline beside the denoiser can't be used.
+    #[error(transparent)]
+    Pipeline(#[from] pipeline::Error),
     /// The files of a model's weights can't be found, or not trusted.
     #[error(transparent)]
     Weights(#[from] weights::Error),

@@ -5,17 +5,23 @@
 //! field of the configuration is honoured, or has no effect in diffusers, or is refused by name and value; a model
 //! that would be built otherwise than diffusers builds it is never accepted.
 
+mod clip;
 mod fields;
 mod pixart;
 mod scheduler;
+mod t5;
 mod unet;
+mod vae;
 
+pub use clip::{ClipActivation, ClipConfig, ClipPooling};
 pub use pixart::PixArtConfig;
 pub use scheduler::{BetaSchedule, PredictionType, Scheduler, TimestepSpacing};
+pub use t5::T5Config;
 pub use unet::{
     Activation, AddedEmbedding, Attention, MidBlock, Plan, Resnet, Stage, TimeEmbedding, TimeScaleShift, Transformer,
     UNetConfig,
 };
+pub use vae::{VaeConfig, attention_names};
 
 use crate::safetensors::{Dtype, TensorInfo};
 

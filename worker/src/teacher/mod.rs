@@ -13,7 +13,9 @@ mod sampler;
 mod self_attention;
 #[cfg(test)]
 mod tests;
+pub(crate) mod text;
 mod unet;
+mod vae;
 mod weights;
 
 pub use conditions::Conditions;
@@ -22,6 +24,7 @@ pub use pixart::PixArt;
 pub use sampler::{Guidance, Sampler};
 pub use self_attention::{Call, Original, Removed, SelfAttention};
 pub use unet::{LoadOptions, UNet};
+pub use vae::Vae;
 pub use weights::Weights;
 
 use deltaconv_proto::{safetensors, teacher};

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use deltaconv_proto::safetensors::{Dtype, Header, LENGTH_BYTES, parse_header, parse_length};
+use deltaconv_proto::safetensors::{Dtype, Header, LENGTH_BYTES, TensorInfo, parse_header, parse_length};
 use deltaconv_proto::teacher;
 use half::{bf16, f16};
 
@@ -53,6 +53,11 @@ impl Weights {
         Ok(())
     }
 
+    /// The entry of a tensor.
+    pub(crate) fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.files.iter().find_map(|(header, _)| header.tensors.get(name))
+    }
+
     /// The elements of a tensor, row-major.
     ///
     /// # Errors
@@ -99,6 +104,12 @@ impl Weights {
             }
         }
         Ok(Linear::new(input, paths.len() * output, &weight, bias.then_some(biases)))
+    }
+
+    /// A 1×1 convolution, which is a linear of maps that are channels last.
+    pub(super) fn pointwise(&mut self, path: &str, input: usize, output: usize) -> Result<Linear, Error> {
+        let weight = self.read(&format!("{path}.weight"), &[output, input, 1, 1])?;
+        Ok(Linear::new(input, output, &weight, Some(self.bias(path, output)?)))
     }
 
     /// A convolution of stride 1, padded by ⌊(kernel − 1) / 2⌋.

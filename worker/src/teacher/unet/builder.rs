@@ -17,8 +17,7 @@ impl Builder<'_> {
         if !conv {
             return self.weights.linear(path, input, output);
         }
-        let weight = self.weights.read(&format!("{path}.weight"), &[output, input, 1, 1])?;
-        Ok(Linear::new(input, output, &weight, Some(self.weights.bias(path, output)?)))
+        self.weights.pointwise(path, input, output)
     }
 
     pub(super) fn group_norm(&mut self, path: &str, channels: usize, eps: f64) -> Result<GroupNorm, Error> {
