@@ -29,6 +29,8 @@ mod dpm_solver;
 mod euler;
 mod sigmas;
 mod solver;
+#[cfg(test)]
+mod tests;
 mod timesteps;
 
 use candle_core::{DType, Device, Tensor};
