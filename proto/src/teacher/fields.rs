@@ -31,6 +31,11 @@ impl Fields {
         }
     }
 
+    /// Whether the file has a field that has not been read yet.
+    pub(super) fn has(&self, field: &str) -> bool {
+        self.0.contains_key(field)
+    }
+
     /// The field's value, null included; `None` where the file does not have it.
     pub(super) fn take(&mut self, field: &str) -> Option<Value> {
         self.0.remove(field)

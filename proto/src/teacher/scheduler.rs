@@ -1,7 +1,8 @@
 //! The noise schedule of a teacher, from `scheduler/scheduler_config.json`.
 //!
-//! Only what shapes the training noise and our own DDIM sampling is honoured; whatever tells one of diffusers' solvers
-//! how to step has no effect here and is accepted. Source: diffusers `schedulers/scheduling_*.py`.
+//! Only what shapes the training noise, which timesteps sampling visits and how DDIM ends is honoured. We sample with three
+//! solvers of fixed settings (`worker/src/teacher/sampler/`): whatever tells one of diffusers' solvers how to step has no
+//! effect here and is accepted. Source: diffusers `schedulers/scheduling_*.py`.
 
 use serde_json::Value;
 
@@ -56,7 +57,7 @@ pub enum TimestepSpacing {
     Linspace,
 }
 
-/// A noise schedule, and what DDIM sampling needs to know beside it.
+/// A noise schedule, and what sampling needs to know beside it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scheduler {
     /// Training timesteps T.
@@ -67,13 +68,16 @@ pub struct Scheduler {
     pub rescale_betas_zero_snr: bool,
     /// What the model predicts.
     pub prediction_type: PredictionType,
-    /// Which timesteps sampling visits.
+    /// Which timesteps sampling visits: what the file says, or else the default of its class.
     pub timestep_spacing: TimestepSpacing,
+    /// Whether the file says so. Where it doesn't, `from_config` of another of diffusers' classes takes the default of that
+    /// class.
+    pub timestep_spacing_given: bool,
     /// Added to the timesteps of [`TimestepSpacing::Leading`].
     pub steps_offset: usize,
-    /// Whether the last step of sampling ends at ᾱ = 1 (else at ᾱ of timestep 0).
+    /// Whether DDIM's last step ends at ᾱ = 1 (else at ᾱ of timestep 0).
     pub set_alpha_to_one: bool,
-    /// Bound of the predicted x₀ while sampling, in latent units; `None` for models that are not clipped.
+    /// Bound of the x₀ that DDIM predicts, in latent units; `None` for models that are not clipped.
     pub clip_sample_range: Option<f64>,
 }
 
@@ -123,7 +127,9 @@ impl Defaults {
     }
 }
 
-/// Fields that only tell a solver how to step, or depend on one that is refused.
+/// Fields that only tell a solver how to step, where ours have fixed settings, or that depend on a field that is refused.
+/// To sample the same with diffusers, its classes need these settings: `worker/tests/sampler_reference.py` has them, and
+/// files whose own are others.
 const WITHOUT_EFFECT: &[&str] = &[
     "_class_name",
     "_diffusers_version",
@@ -188,6 +194,7 @@ impl Scheduler {
             Some("sample") => PredictionType::Sample,
             other => return Err(unsupported("prediction_type", other, "epsilon, v_prediction, sample")),
         };
+        let timestep_spacing_given = fields.has("timestep_spacing");
         let timestep_spacing = match fields.string("timestep_spacing", Some(defaults.spacing))?.as_deref() {
             Some("leading") => TimestepSpacing::Leading,
             Some("trailing") => TimestepSpacing::Trailing,
@@ -208,6 +215,7 @@ impl Scheduler {
             rescale_betas_zero_snr,
             prediction_type,
             timestep_spacing,
+            timestep_spacing_given,
             steps_offset,
             set_alpha_to_one,
             clip_sample_range: clip_sample.then_some(clip_sample_range),
@@ -300,6 +308,7 @@ mod tests {
     fn stable_diffusion_is_read() {
         let scheduler = Scheduler::parse(SD15.as_bytes()).unwrap();
         assert_eq!(scheduler.timestep_spacing, TimestepSpacing::Leading);
+        assert!(!scheduler.timestep_spacing_given);
         assert!(!scheduler.set_alpha_to_one);
         assert_eq!((scheduler.steps_offset, scheduler.clip_sample_range), (1, None));
         let alphas = scheduler.alphas_cumprod();

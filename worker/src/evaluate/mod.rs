@@ -17,7 +17,7 @@ use crate::data::Data;
 use crate::models::Teacher;
 use crate::student::Student;
 use crate::task::{Context, Error};
-use crate::teacher::{Call, Denoiser, Guidance, Original, Removed, SelfAttention};
+use crate::teacher::{Call, Conditions, Denoiser, Guidance, Original, Removed, SelfAttention, Solver, Steps};
 
 /// Samples that go through a model at a time.
 const BATCH: usize = 8;
@@ -91,7 +91,7 @@ impl Evaluated {
     fn pictures(&self, context: &Context, range: &v1::SampleRange) -> Result<Vec<u8>, Error> {
         let evaluation = context.job.evaluation.ok_or(Error::Incomplete("evaluation"))?;
         let seed = context.job.data.as_ref().ok_or(Error::Incomplete("data"))?.seed;
-        let steps = evaluation.ddim_steps as usize;
+        let steps = Steps { solver: Solver::Ddim, count: evaluation.ddim_steps as usize };
         let numbers: Vec<usize> = (range.start as usize..range.end as usize).collect();
         let prompts: Vec<usize> =
             numbers.iter().map(|i| spread(*i, evaluation.prompts as usize, self.data.empty_prompt())).collect();
@@ -100,15 +100,15 @@ impl Evaluated {
             draw::normal(&mut rng, self.data.latent_len())
         };
         let noise = self.data.batch(numbers.iter().map(noise).collect())?;
-        let embeddings = self.data.embeddings(&prompts)?;
-        let empty_prompt = self.data.embeddings(&[self.data.empty_prompt()])?;
-        let guidance = Guidance { scale: evaluation.guidance, empty_prompt };
+        let conditions = Conditions::from(self.data.embeddings(&prompts)?);
+        let negative = Conditions::from(self.data.embeddings(&[self.data.empty_prompt()])?);
+        let guidance = Guidance { scale: evaluation.guidance, negative };
 
-        expect_passes(context, steps);
+        expect_passes(context, steps.count);
         let sample = |model: &Denoiser, attention: &mut dyn SelfAttention| -> Result<Tensor, Error> {
             let mut stoppable = Stoppable { context, attention };
             let sampler = &self.teacher.sampler;
-            let pictures = sampler.sample(model, &noise, &embeddings, Some(&guidance), steps, &mut stoppable);
+            let pictures = sampler.sample(model, &noise, &conditions, Some(&guidance), steps, &mut stoppable);
             context.check_stop()?;
             Ok(pictures?)
         };

@@ -44,6 +44,70 @@ pub(super) struct Text {
 }
 
 impl Conditions {
+    /// The same for each of `batch` samples where these are one sample's; themselves where they are those of `batch`
+    /// samples.
+    ///
+    /// # Errors
+    /// Conditions of another number of samples.
+    pub fn repeat(&self, batch: usize) -> Result<Self, Error> {
+        let repeated = |argument: &'static str, tensor: &Tensor| match *tensor.dims() {
+            [found, ..] if found == batch => Ok(tensor.clone()),
+            [1, ref of_one @ ..] => Ok(tensor.broadcast_as([&[batch], of_one].concat())?.contiguous()?),
+            ref found => {
+                let problem = format!("expected {batch} samples or 1, found {found:?}");
+                Err(Error::Argument { argument, problem })
+            }
+        };
+        let optional = |argument, tensor: &Option<Tensor>| -> Result<Option<Tensor>, Error> {
+            tensor.as_ref().map(|tensor| repeated(argument, tensor)).transpose()
+        };
+        Ok(Self {
+            encoder_hidden_states: repeated("encoder_hidden_states", &self.encoder_hidden_states)?,
+            encoder_attention_mask: optional("encoder_attention_mask", &self.encoder_attention_mask)?,
+            text_embeds: optional("text_embeds", &self.text_embeds)?,
+            time_ids: optional("time_ids", &self.time_ids)?,
+            resolution: optional("resolution", &self.resolution)?,
+            aspect_ratio: optional("aspect_ratio", &self.aspect_ratio)?,
+        })
+    }
+
+    /// Those of these samples, then those of `others`, for one pass of the model.
+    ///
+    /// # Errors
+    /// Tensors that only one side has, or whose samples differ in shape: prompts of other numbers of tokens, most of all.
+    pub fn stack(&self, others: &Self) -> Result<Self, Error> {
+        let optional = |argument: &'static str, first: &Option<Tensor>, second: &Option<Tensor>| match (first, second) {
+            (None, None) => Ok(None),
+            (Some(first), Some(second)) => stacked(argument, first, second).map(Some),
+            (first, _) => {
+                let (with, without) = if first.is_some() { ("first", "second") } else { ("second", "first") };
+                let problem = format!("the {with} conditions have it and the {without} lack it; give it to both");
+                Err(Error::Argument { argument, problem })
+            }
+        };
+        let (first, second) = (&self.encoder_hidden_states, &others.encoder_hidden_states);
+        if let ([_, tokens, _], [_, others, _]) = (first.dims(), second.dims())
+            && tokens != others
+        {
+            let problem = format!(
+                "the first have {tokens} tokens and the second {others}; pad both to one length, and mask the padding"
+            );
+            return Err(Error::Argument { argument: "encoder_hidden_states", problem });
+        }
+        Ok(Self {
+            encoder_hidden_states: stacked("encoder_hidden_states", first, second)?,
+            encoder_attention_mask: optional(
+                "encoder_attention_mask",
+                &self.encoder_attention_mask,
+                &others.encoder_attention_mask,
+            )?,
+            text_embeds: optional("text_embeds", &self.text_embeds, &others.text_embeds)?,
+            time_ids: optional("time_ids", &self.time_ids, &others.time_ids)?,
+            resolution: optional("resolution", &self.resolution, &others.resolution)?,
+            aspect_ratio: optional("aspect_ratio", &self.aspect_ratio, &others.aspect_ratio)?,
+        })
+    }
+
     /// The text for `batch` samples.
     pub(super) fn text(&self, batch: usize) -> Result<Text, Error> {
         /// diffusers' bias of tokens that are not attended to.
@@ -68,6 +132,19 @@ impl Conditions {
         }
         Ok(Text { states, bias: Some(kept.into_iter().map(|kept| (1.0 - kept) * MASKED).collect()) })
     }
+}
+
+/// [A, …] and [B, …] to [A + B, …]; in f32 where their dtypes differ.
+fn stacked(argument: &'static str, first: &Tensor, second: &Tensor) -> Result<Tensor, Error> {
+    let (shape, other) = (first.dims(), second.dims());
+    if shape.is_empty() || shape.len() != other.len() || shape[1..] != other[1..] {
+        let problem = format!("{shape:?} and {other:?} differ in more than the number of samples");
+        return Err(Error::Argument { argument, problem });
+    }
+    Ok(match first.dtype() == second.dtype() {
+        true => Tensor::cat(&[first, second], 0)?,
+        false => Tensor::cat(&[first.to_dtype(DType::F32)?, second.to_dtype(DType::F32)?], 0)?,
+    })
 }
 
 /// B, H and W of a sample [B, `channels`, H, W].
@@ -97,4 +174,50 @@ pub(super) fn of_each_sample(tensor: &Tensor, batch: usize, argument: &'static s
 /// f32, contiguous, in host memory.
 pub(super) fn host_f32(tensor: &Tensor) -> Result<Tensor, Error> {
     Ok(tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(value: f32, shape: &[usize]) -> Tensor {
+        Tensor::full(value, shape, &Device::Cpu).unwrap()
+    }
+
+    /// Everything there can be.
+    fn conditions(value: f32, batch: usize, tokens: usize) -> Conditions {
+        Conditions {
+            encoder_hidden_states: filled(value, &[batch, tokens, 3]),
+            encoder_attention_mask: Some(filled(1.0, &[batch, tokens])),
+            text_embeds: Some(filled(value, &[batch, 5])),
+            time_ids: Some(filled(value, &[batch, 6])),
+            resolution: Some(filled(value, &[batch, 2])),
+            aspect_ratio: Some(filled(value, &[batch, 1])),
+        }
+    }
+
+    #[test]
+    fn one_sample_is_repeated_and_stacked_before_others() {
+        let both = conditions(0.0, 1, 4).repeat(2).unwrap().stack(&conditions(1.0, 2, 4)).unwrap();
+        let fields = [both.text_embeds, both.time_ids, both.resolution, both.aspect_ratio].map(Option::unwrap);
+        for (tensor, numbers) in fields.iter().chain([&both.encoder_hidden_states]).zip([5, 6, 2, 1, 12]) {
+            let rows = tensor.flatten_from(1).unwrap().to_vec2::<f32>().unwrap();
+            let expected = [0.0, 0.0, 1.0, 1.0].map(|value| vec![value; numbers]);
+            assert_eq!(rows, expected);
+        }
+        assert_eq!(both.encoder_attention_mask.unwrap().dims(), [4, 4]);
+    }
+
+    #[test]
+    fn conditions_that_do_not_fit_are_named() {
+        let error = |result: Result<Conditions, Error>| result.unwrap_err().to_string();
+        let two = conditions(0.0, 2, 4);
+        assert_eq!(error(two.repeat(3)), "`encoder_hidden_states`: expected 3 samples or 1, found [2, 4, 3]");
+        assert!(error(two.stack(&conditions(0.0, 2, 5))).contains("the first have 4 tokens and the second 5; pad"));
+        let without = Conditions { time_ids: None, ..conditions(0.0, 2, 4) };
+        assert!(error(two.stack(&without)).contains("`time_ids`: the first conditions have it and the second lack it"));
+        assert!(error(without.stack(&two)).contains("`time_ids`: the second conditions have it"));
+        let wide = Conditions { text_embeds: Some(filled(0.0, &[2, 7])), ..conditions(0.0, 2, 4) };
+        assert!(error(two.stack(&wide)).contains("`text_embeds`: [2, 5] and [2, 7] differ"));
+    }
 }

@@ -21,7 +21,7 @@ mod weights;
 pub use conditions::Conditions;
 pub use denoiser::Denoiser;
 pub use pixart::PixArt;
-pub use sampler::{Guidance, Sampler};
+pub use sampler::{Guidance, Sampler, Solver, Steps};
 pub use self_attention::{Call, Original, Removed, SelfAttention};
 pub use unet::{LoadOptions, UNet};
 pub use vae::Vae;
