@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Submit(commands::submit::Arguments),
     /// Show what a model is: its layers, which of them are replaced, and the memory that it needs
     Inspect(commands::inspect::Arguments),
+    /// Draw pictures with a teacher or a converted model
+    Sample(commands::sample::Arguments),
     /// List the jobs
     Jobs(commands::jobs::Arguments),
     /// Show where a job stands

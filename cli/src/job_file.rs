@@ -35,11 +35,56 @@ pub(crate) struct DataTable {
     pub(crate) url: Option<String>,
     pub(crate) seed: u64,
     pub(crate) held_out_latents: u32,
+    synthesis: Option<SynthesisTable>,
 }
 
 impl Default for DataTable {
     fn default() -> Self {
-        Self { url: None, seed: 0, held_out_latents: 48 }
+        Self { url: None, seed: 0, held_out_latents: 48, synthesis: None }
+    }
+}
+
+/// `[data.synthesis]`: no data set; the teacher samples latents from prompts.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SynthesisTable {
+    /// Path relative to the file, or URL, of a text file with a prompt on each line.
+    prompts: String,
+    #[serde(default = "SynthesisTable::latents")]
+    latents: u32,
+    #[serde(default = "SynthesisTable::solver")]
+    solver: String,
+    #[serde(default = "SynthesisTable::steps")]
+    steps: u32,
+    #[serde(default = "SynthesisTable::guidance")]
+    guidance: f64,
+    /// Height and width in pixels; default: those that the teacher was trained at.
+    size: Option<[u32; 2]>,
+}
+
+impl SynthesisTable {
+    fn latents() -> u32 {
+        512
+    }
+
+    fn solver() -> String {
+        "dpm-solver++".to_owned()
+    }
+
+    fn steps() -> u32 {
+        20
+    }
+
+    fn guidance() -> f64 {
+        4.5
+    }
+
+    /// `folder`: that of the job file.
+    fn message(self, folder: &Path) -> Result<v1::Synthesis, Error> {
+        let [height, width] = self.size.unwrap_or_default();
+        let prompts_url = location::url(&self.prompts, folder)?;
+        let Self { latents, solver, steps, guidance, .. } = self;
+        Ok(v1::Synthesis { prompts_url, latents, solver, steps, guidance, height, width })
     }
 }
 
@@ -114,11 +159,13 @@ pub(crate) fn read(path: &Path) -> Result<v1::JobSpec, Error> {
     let name = file.name.or(named_by_file).unwrap_or_default();
     let teacher_url = location::url(&file.teacher, folder)?;
     let output_url = location::url(&file.output, folder)?;
-    let data_url = match &file.data.url {
-        Some(named) => location::url(named, folder)?,
-        None => teacher_url.clone(),
+    let synthesis = file.data.synthesis.map(|table| table.message(folder)).transpose()?;
+    let url = match (&file.data.url, &synthesis) {
+        (Some(named), _) => location::url(named, folder)?,
+        (None, None) => teacher_url.clone(),
+        (None, Some(_)) => String::new(),
     };
-    let data = v1::Data { url: data_url, seed: file.data.seed, held_out_latents: file.data.held_out_latents };
+    let data = v1::Data { url, seed: file.data.seed, held_out_latents: file.data.held_out_latents, synthesis };
     Ok(spec(name, teacher_url, output_url, data, file.recipe, file.evaluation))
 }
 

@@ -13,7 +13,7 @@ use crate::assemble;
 use crate::assemble::verify::{self, Expectation};
 use crate::core::Handle as CoreHandle;
 use crate::observe::report::{self, ReportInput, StageFigures};
-use crate::schedule::{Command, Now, Stage};
+use crate::schedule::{Command, Now};
 
 /// Runs until `stop`. What is interrupted then is commanded again by the coordinator's next start.
 pub(crate) async fn run(
@@ -107,7 +107,7 @@ async fn report(core: CoreHandle, job: JobId) {
         let (blocks, parts) = (state.blocks(&id), state.evaluation_parts(&id));
         state.job(&id).map(|job| {
             let stages: Vec<StageFigures> =
-                Stage::ALL.iter().map(|stage| figures(state.stage_status(job, *stage, now), now)).collect();
+                job.steps().map(|stage| figures(state.stage_status(job, stage, now), now)).collect();
             (job.spec.clone(), job.plan.clone(), job.output.clone(), blocks, parts, stages)
         })
     });

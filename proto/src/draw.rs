@@ -14,6 +14,8 @@ pub enum Purpose {
     EvaluateNoise,
     /// Initial noise of pictures.
     EvaluatePictures,
+    /// Initial noise of latents that the teacher samples.
+    Synthesise,
     /// Which samples make up a batch; counted by epoch.
     Order,
     /// Initial weights; counted by layer.

@@ -21,6 +21,11 @@ pub fn range(range: &SampleRange) -> String {
     format!("{:08}-{:08}", range.start, range.end)
 }
 
+/// Latents that the teacher sampled, with their prompts' embeddings.
+pub fn latents(range_: &SampleRange) -> String {
+    format!("rounds/0/latents/{}.safetensors", range(range_))
+}
+
 /// Recorded activations of one layer for one range of samples.
 pub fn shard(round: u32, layer: &str, samples: &SampleRange) -> String {
     format!("rounds/{round}/activations/{layer}/{}.safetensors", range(samples))

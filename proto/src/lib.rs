@@ -9,6 +9,7 @@ pub mod ids;
 pub mod keys;
 pub mod objects;
 pub mod pipeline;
+pub mod prompts;
 pub mod safetensors;
 pub mod shard;
 pub mod teacher;

@@ -122,6 +122,17 @@ pub fn parse_url(url: &str) -> Result<Url, Error> {
     Ok(parsed)
 }
 
+/// Splits the URL of an object into that of its folder and its key there.
+///
+/// # Errors
+/// [`Error::InvalidKey`] where the URL ends with no name.
+pub fn folder_of(url: &str) -> Result<(&str, &str), Error> {
+    match url.rsplit_once('/') {
+        Some((folder, key)) if !key.is_empty() && !folder.ends_with('/') => Ok((folder, key)),
+        _ => Err(Error::InvalidKey { key: url.chars().take(200).collect(), reason: "it names no file".to_owned() }),
+    }
+}
+
 impl Objects {
     /// Opens the store of `url`. Reads nothing yet.
     pub fn open(url: &str) -> Result<Self, Error> {

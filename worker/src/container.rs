@@ -23,6 +23,16 @@ impl<'a> Container<'a> {
         Error::Unexpected { what: self.name.clone(), reason }
     }
 
+    /// What errors call it.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether it has a tensor of this name.
+    pub(crate) fn has(&self, tensor: &str) -> bool {
+        self.header.tensors.contains_key(tensor)
+    }
+
     /// A tensor's description.
     pub(crate) fn info(&self, tensor: &str) -> Result<&TensorInfo, Error> {
         let found = self.header.tensors.get(tensor);

@@ -12,8 +12,11 @@ mod data;
 mod distill;
 mod evaluate;
 mod models;
+pub mod sample;
 mod shards;
+mod stoppable;
 mod student;
+mod synthesise;
 mod task;
 pub mod teacher;
 

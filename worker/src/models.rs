@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use candle_core::Tensor;
 use deltaconv_proto::objects::Objects;
+use deltaconv_proto::pipeline::{self, Text};
 use deltaconv_proto::teacher::{Scheduler, Teacher as Configuration};
 use deltaconv_proto::v1;
 use deltaconv_proto::weights::{self, Files};
@@ -10,7 +12,8 @@ use deltaconv_proto::weights::{self, Files};
 use crate::data::Data;
 use crate::student::Student;
 use crate::task::{Context, Error};
-use crate::teacher::{Denoiser, LoadOptions, Sampler, Weights};
+use crate::teacher::text::TextEncoder;
+use crate::teacher::{Denoiser, LoadOptions, Sampler, Vae, Weights};
 
 /// config.json and its like.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -19,12 +22,25 @@ const MAX_CONFIG_BYTES: u64 = 1 << 20;
 pub(crate) struct Teacher {
     pub(crate) denoiser: Denoiser,
     pub(crate) sampler: Sampler,
+    /// What makes pictures of latents; none where latents are pictures.
+    pub(crate) vae: Option<Vae>,
+}
+
+impl Teacher {
+    /// Pictures [B, 3, H, W] of latents [B, c, h, w].
+    pub(crate) fn decode(&self, latents: &Tensor) -> Result<Tensor, Error> {
+        match &self.vae {
+            Some(vae) => Ok(vae.decode(latents)?),
+            None => Ok(latents.clone()),
+        }
+    }
 }
 
 /// What was loaded last, by where it came from.
 #[derive(Default)]
 pub(crate) struct Models {
     teacher: Slot<Teacher>,
+    text: Slot<TextEncoder>,
     student: Slot<Student>,
     data: Slot<Data>,
 }
@@ -68,15 +84,25 @@ impl Models {
 
     /// The job's data set.
     pub(crate) fn data(&self, context: &Context) -> Result<Arc<Data>, Error> {
-        let url = context.job.data.as_ref().ok_or(Error::Incomplete("data"))?.url.clone();
-        self.data.get(url.clone(), || context.wait(Data::load(&url)))
+        let data = context.job.data.as_ref().ok_or(Error::Incomplete("data"))?;
+        if data.synthesis.is_none() {
+            return self.data.get(data.url.clone(), || context.wait(Data::load(&data.url, &context.plan)));
+        }
+        let digests = context.latents.iter().filter_map(|part| Some(part.object.as_ref()?.digest.as_str()));
+        let origin = digests.collect::<Vec<_>>().join(" ");
+        self.data.get(origin, || context.wait(Data::synthesised(&context.objects, &context.latents, &context.plan)))
+    }
+
+    /// The text encoders of the job's teacher.
+    pub(crate) fn text(&self, context: &Context) -> Result<Arc<TextEncoder>, Error> {
+        let url = &context.job.teacher_url;
+        self.text.get(url.clone(), || context.wait(load_text(url, &context.plan.denoiser_folder)))
     }
 }
 
 async fn load_teacher(url: &str, plan: &v1::JobPlan) -> Result<Teacher, Error> {
     let objects = Objects::open(url)?;
-    let scheduler = objects.get("scheduler/scheduler_config.json", MAX_CONFIG_BYTES).await?;
-    let sampler = Sampler::new(Scheduler::parse(&scheduler).map_err(crate::teacher::Error::from)?);
+    let sampler = load_sampler(&objects).await?;
     let folder = &plan.denoiser_folder;
     let files = Files::find(&objects, folder, weights::DIFFUSERS).await?;
     if files.digest != plan.header_digest {
@@ -86,7 +112,31 @@ async fn load_teacher(url: &str, plan: &v1::JobPlan) -> Result<Teacher, Error> {
         return Err(Error::Unexpected { what, reason });
     }
     let (denoiser, _) = load_denoiser(&objects, folder, &files, &LoadOptions::default()).await?;
-    Ok(Teacher { denoiser, sampler })
+    let vae = load_vae(&objects, &read_config(&objects, folder).await?).await?;
+    Ok(Teacher { denoiser, sampler, vae })
+}
+
+pub(crate) async fn load_sampler(objects: &Objects) -> Result<Sampler, Error> {
+    let scheduler = objects.get("scheduler/scheduler_config.json", MAX_CONFIG_BYTES).await?;
+    Ok(Sampler::new(Scheduler::parse(&scheduler).map_err(crate::teacher::Error::from)?))
+}
+
+pub(crate) async fn load_vae(objects: &Objects, denoiser: &Configuration) -> Result<Option<Vae>, Error> {
+    Ok(match pipeline::read_vae(objects, denoiser).await? {
+        Some(part) => Some(Vae::load(&part.config, &mut open_weights(objects, &part.weights).await?)?),
+        None => None,
+    })
+}
+
+async fn load_text(url: &str, folder: &str) -> Result<TextEncoder, Error> {
+    let objects = Objects::open(url)?;
+    let text = Text::read(&objects, &read_config(&objects, folder).await?).await?;
+    TextEncoder::load(&objects, &text).await
+}
+
+pub(crate) async fn read_config(objects: &Objects, folder: &str) -> Result<Configuration, Error> {
+    let json = objects.get(&format!("{folder}/config.json"), MAX_CONFIG_BYTES).await?;
+    Ok(Configuration::parse(&json).map_err(crate::teacher::Error::from)?)
 }
 
 /// A denoiser and its weights, from the folder of a model in diffusers layout.
@@ -96,8 +146,7 @@ pub(crate) async fn load_denoiser(
     files: &Files,
     options: &LoadOptions,
 ) -> Result<(Denoiser, Weights), Error> {
-    let json = objects.get(&format!("{folder}/config.json"), MAX_CONFIG_BYTES).await?;
-    let config = Configuration::parse(&json).map_err(crate::teacher::Error::from)?;
+    let config = read_config(objects, folder).await?;
     let mut weights = open_weights(objects, files).await?;
     let denoiser = Denoiser::load(&config, &mut weights, options)?;
     Ok((denoiser, weights))

@@ -26,14 +26,18 @@ pub(crate) struct Student {
 impl Student {
     /// Loads the output of the job whose prefix `objects` are; its denoiser lies in `folder`.
     pub(crate) async fn load(objects: &Objects, folder: &str) -> Result<Self, Error> {
-        let output = objects.below(keys::OUTPUT)?;
+        Self::of_model(&objects.below(keys::OUTPUT)?, folder).await
+    }
+
+    /// Loads the converted model in `output`.
+    pub(crate) async fn of_model(output: &Objects, folder: &str) -> Result<Self, Error> {
         let json = output.get(keys::DESCRIPTION, MAX_DESCRIPTION_BYTES).await?;
         let unexpected =
             |reason: String| Error::Unexpected { what: format!("{}/{}", output.url(), keys::DESCRIPTION), reason };
         let description = Description::parse(&json).map_err(|e| unexpected(e.to_string()))?;
         let options = LoadOptions { replaced: description.layers.iter().map(|layer| layer.name.clone()).collect() };
-        let files = Files::find(&output, folder, weights::DIFFUSERS).await?;
-        let (denoiser, mut weights) = load_denoiser(&output, folder, &files, &options).await?;
+        let files = Files::find(output, folder, weights::DIFFUSERS).await?;
+        let (denoiser, mut weights) = load_denoiser(output, folder, &files, &options).await?;
         let blocks = read_blocks(description.layers, &mut weights)?;
         Ok(Self { denoiser, blocks })
     }

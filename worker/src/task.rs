@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use deltaconv_proto::ids::{AttemptId, InvalidId, TaskId};
 use deltaconv_proto::objects::{self, Objects};
-use deltaconv_proto::{pipeline, safetensors, shard, v1, weights};
+use deltaconv_proto::{pipeline, prompts, safetensors, shard, v1, weights};
 
 use crate::accelerator::Accelerator;
 use crate::models::Models;
@@ -71,6 +71,9 @@ pub(crate) enum Error {
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+    /// The prompts can't be read.
+    #[error(transparent)]
+    Prompts(#[from] prompts::Error),
     /// The parts of the pipeline beside the denoiser can't be used.
     #[error(transparent)]
     Pipeline(#[from] pipeline::Error),
@@ -152,6 +155,8 @@ impl Supervision {
 pub(crate) struct Context {
     pub(crate) job: v1::JobSpec,
     pub(crate) plan: v1::JobPlan,
+    /// The job's synthesised latents, where the task reads them.
+    pub(crate) latents: Vec<v1::ShardOfRange>,
     pub(crate) task: TaskId,
     pub(crate) attempt: AttemptId,
     /// Under the job's prefix.

@@ -16,18 +16,10 @@ pub(crate) struct Arguments {
     #[arg(value_name = "MODEL")]
     model: String,
     /// Height and width of the latents, instead of those that the model was trained at
-    #[arg(long, value_name = "HxW", value_parser = size)]
+    #[arg(long, value_name = "HxW", value_parser = super::size)]
     latent: Option<(usize, usize)>,
     #[command(flatten)]
     output: Output,
-}
-
-fn size(text: &str) -> Result<(usize, usize), String> {
-    let sides = text.split_once(['x', '×']).map(|(height, width)| (height.trim().parse(), width.trim().parse()));
-    match sides {
-        Some((Ok(height), Ok(width))) if height > 0 && width > 0 => Ok((height, width)),
-        _ => Err("write height and width as 64x96".to_owned()),
-    }
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
@@ -82,18 +74,4 @@ fn describe(found: &Inspection) -> String {
     }
     table::numbers(&mut layers, &[2, 3, 5]);
     format!("{}\n\n{}", table::text(&head).trim_start(), table::text(&layers))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_are_height_times_width() {
-        assert_eq!(size("64x96"), Ok((64, 96)));
-        assert_eq!(size("8×8"), Ok((8, 8)));
-        for wrong in ["64", "0x64", "64x-1", "x", "64x64x64"] {
-            assert!(size(wrong).is_err(), "{wrong}");
-        }
-    }
 }

@@ -11,6 +11,7 @@ pub(crate) mod cancel;
 pub(crate) mod coordinator;
 pub(crate) mod inspect;
 pub(crate) mod jobs;
+pub(crate) mod sample;
 pub(crate) mod status;
 pub(crate) mod submit;
 pub(crate) mod watch;
@@ -25,6 +26,7 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Coordinator(arguments) => coordinator::run(arguments).await,
         Command::Worker(arguments) => worker::run(arguments).await,
         Command::Submit(arguments) => submit::run(arguments).await,
+        Command::Sample(arguments) => sample::run(arguments).await,
         Command::Inspect(arguments) => inspect::run(arguments).await,
         Command::Jobs(arguments) => jobs::run(arguments).await,
         Command::Status(arguments) => status::run(arguments).await,
@@ -34,7 +36,30 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, Error> {
     }
 }
 
+/// Height and width from "64x96".
+pub(crate) fn size(text: &str) -> Result<(usize, usize), String> {
+    let sides = text.split_once(['x', '×']).map(|(height, width)| (height.trim().parse(), width.trim().parse()));
+    match sides {
+        Some((Ok(height), Ok(width))) if height > 0 && width > 0 => Ok((height, width)),
+        _ => Err("write height and width as 64x96".to_owned()),
+    }
+}
+
 /// How a process that was interrupted ends, as shells expect it.
 pub(crate) fn interrupted() -> ExitCode {
     ExitCode::from(130)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_height_times_width() {
+        assert_eq!(size("64x96"), Ok((64, 96)));
+        assert_eq!(size("8×8"), Ok((8, 8)));
+        for wrong in ["64", "0x64", "64x-1", "x", "64x64x64"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -71,12 +71,15 @@ fn describe(plan: &v1::JobPlan, teacher: &str, destination: &str) -> String {
     table::numbers(&mut layers, &[1, 2, 3, 5]);
 
     let mut writes = table::table(["stage", "tasks", "writes"]);
+    if plan.synthesise_tasks > 0 {
+        writes.add_row(["synthesise", &plan.synthesise_tasks.to_string(), &table::bytes(plan.synthesise_bytes)]);
+    }
     writes.add_row(["capture", &plan.capture_tasks.to_string(), &table::bytes(plan.capture_bytes)]);
     writes.add_row(["distill", &plan.distill_tasks.to_string(), &table::bytes(plan.checkpoint_bytes)]);
     writes.add_row(["assemble", "–", &table::bytes(plan.output_bytes)]);
     writes.add_row(["evaluate", &plan.evaluate_tasks.to_string(), "–"]);
-    let total = plan.capture_bytes + plan.checkpoint_bytes + plan.output_bytes;
-    let tasks = plan.capture_tasks + plan.distill_tasks + plan.evaluate_tasks;
+    let total = plan.synthesise_bytes + plan.capture_bytes + plan.checkpoint_bytes + plan.output_bytes;
+    let tasks = plan.synthesise_tasks + plan.capture_tasks + plan.distill_tasks + plan.evaluate_tasks;
     writes.add_row(["total", &tasks.to_string(), &table::bytes(total)]);
     table::numbers(&mut writes, &[1, 2]);
 

@@ -2,7 +2,9 @@
 
 use deltaconv_proto::header;
 use deltaconv_proto::objects::Objects;
+use deltaconv_proto::pipeline::TIME_IDS;
 use deltaconv_proto::safetensors::{Dtype, Header, TensorInfo};
+use deltaconv_proto::teacher::Teacher;
 use serde::Deserialize;
 
 use super::Error;
@@ -10,6 +12,9 @@ use super::Error;
 pub(crate) const LATENTS: &str = "latents.safetensors";
 pub(crate) const EMBEDDINGS: &str = "prompt_embeddings.safetensors";
 pub(crate) const PROMPTS: &str = "prompts.json";
+/// Tensors of [`EMBEDDINGS`] that some models need.
+const MASK: &str = "attention_mask";
+const POOLED: &str = "pooled";
 
 const MAX_HEADER_BYTES: u64 = 1 << 20;
 const MAX_PROMPTS_BYTES: u64 = 16 << 20;
@@ -31,8 +36,12 @@ pub(super) struct Known {
     pub(super) channels: usize,
     pub(super) height: usize,
     pub(super) width: usize,
-    /// Rows of the embeddings, the empty prompt's included.
+    /// The empty one included.
     pub(super) prompts: usize,
+    /// BLAKE3 of the prompts that latents are to be sampled from, hex; empty for ready latents.
+    pub(super) prompts_digest: String,
+    /// What sampling latents will write.
+    pub(super) bytes_to_write: u64,
 }
 
 #[derive(Deserialize)]
@@ -40,9 +49,9 @@ pub(crate) struct Prompts {
     pub(crate) prompts: Vec<String>,
 }
 
-/// Reads the data's headers, prompts and prompt ids. `channels` are the teacher's; `context` is the width of the text
-/// embeddings that it attends to.
-pub(super) async fn read(folder: &Objects, channels: usize, context: Option<usize>) -> Result<Known, Error> {
+/// Reads the data's headers, prompts and prompt ids, and checks that they are what the teacher takes.
+pub(super) async fn read(folder: &Objects, teacher: &Teacher) -> Result<Known, Error> {
+    let (channels, context) = (teacher.latent_channels(), teacher.text_channels());
     let latents = file(folder, LATENTS).await?;
     let embeddings = file(folder, EMBEDDINGS).await?;
 
@@ -66,7 +75,7 @@ pub(super) async fn read(folder: &Objects, channels: usize, context: Option<usiz
         format!("F16, BF16 or F32 [prompts, tokens, {width_of_text}], the empty prompt last, of at least two prompts");
     let info = tensor.find(&embeddings.header, &expected)?;
     let float = matches!(info.dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32);
-    let prompts = match info.shape[..] {
+    let (prompts, tokens) = match info.shape[..] {
         [p, tokens, d]
             if float
                 && (2..=MAX_PROMPTS).contains(&p)
@@ -74,11 +83,12 @@ pub(super) async fn read(folder: &Objects, channels: usize, context: Option<usiz
                 && d > 0
                 && context.is_none_or(|context| d == context) =>
         {
-            p
+            (p, tokens)
         }
         _ => return Err(tensor.wrong(info, expected)),
     };
 
+    check_further_embeddings(folder.url(), &embeddings.header, teacher, prompts, tokens)?;
     check_texts(folder, prompts).await?;
 
     let tensor = Tensor { url: folder.url(), key: LATENTS, name: "prompt" };
@@ -88,7 +98,36 @@ pub(super) async fn read(folder: &Objects, channels: usize, context: Option<usiz
         return Err(tensor.wrong(info, expected));
     }
     check_ids(folder, &latents.header, info, prompts as u64).await?;
-    Ok(Known { latents: n, channels, height, width, prompts })
+    let (prompts_digest, bytes_to_write) = (String::new(), 0);
+    Ok(Known { latents: n, channels, height, width, prompts, prompts_digest, bytes_to_write })
+}
+
+/// What stands beside the embeddings: a mask where padding is told from text, and pooled embeddings for models that take
+/// them.
+fn check_further_embeddings(
+    url: &str,
+    header: &Header,
+    teacher: &Teacher,
+    prompts: usize,
+    tokens: usize,
+) -> Result<(), Error> {
+    let float = |info: &TensorInfo| matches!(info.dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32);
+    if let Some(info) = header.tensors.get(MASK)
+        && (!float(info) || info.shape != [prompts, tokens])
+    {
+        let expected = format!("F16, BF16 or F32 [{prompts}, {tokens}] of 0 and 1");
+        return Err(Tensor { url, key: EMBEDDINGS, name: MASK }.wrong(info, expected));
+    }
+    let Teacher::UNet(unet) = teacher else { return Ok(()) };
+    let Some(added) = unet.added else { return Ok(()) };
+    let width = added.input.saturating_sub(TIME_IDS * added.time_channels);
+    let tensor = Tensor { url, key: EMBEDDINGS, name: POOLED };
+    let expected = format!("F16, BF16 or F32 [{prompts}, {width}]: the model takes an embedding of the whole text too");
+    let info = tensor.find(header, &expected)?;
+    if !float(info) || info.shape != [prompts, width] {
+        return Err(tensor.wrong(info, expected));
+    }
+    Ok(())
 }
 
 async fn file(folder: &Objects, key: &'static str) -> Result<header::FileHeader, Error> {

@@ -1,5 +1,5 @@
 use deltaconv_proto::safetensors::Dtype;
-use deltaconv_proto::{header, objects, teacher, weights};
+use deltaconv_proto::{header, objects, pipeline, prompts, teacher, weights};
 
 /// Why a job can't be planned. Every message names the value and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +63,23 @@ pub enum Error {
         input: usize,
         /// Channels that come out.
         output: usize,
+    },
+    /// A part of the teacher beside the denoiser can't be used.
+    #[error(transparent)]
+    Pipeline(#[from] Box<pipeline::Error>),
+    /// The prompts can't be read.
+    #[error(transparent)]
+    PromptFile(#[from] prompts::Error),
+    /// Nothing turns the teacher's latents into pictures.
+    #[error(
+        "{url} has no vae/config.json, and latents of {channels} channels are no pictures: the evaluation draws some, so \
+         copy the model's vae folder there"
+    )]
+    NoVae {
+        /// The teacher's folder.
+        url: String,
+        /// Channels of its latents.
+        channels: usize,
     },
     /// The teacher has nothing to replace.
     #[error("{url}: the teacher has no self-attention layer, so there is nothing to convert")]
@@ -146,6 +163,12 @@ pub enum Error {
     /// The spec can't be written.
     #[error("the spec can't be written as JSON: {0}")]
     Json(#[from] serde_json::Error),
+}
+
+impl From<pipeline::Error> for Error {
+    fn from(error: pipeline::Error) -> Self {
+        Self::Pipeline(Box::new(error))
+    }
 }
 
 impl Error {

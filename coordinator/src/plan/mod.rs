@@ -11,20 +11,22 @@ mod kernel_size;
 mod layers;
 mod output;
 mod spec;
+mod synthesis;
 mod tasks;
 pub(crate) mod teacher;
 #[cfg(test)]
 mod tests;
 
-use deltaconv_proto::teacher::Teacher;
+use deltaconv_proto::pipeline::{self, Part};
+use deltaconv_proto::teacher::{Teacher, VaeConfig};
 use deltaconv_proto::v1;
 use prost::Message;
 
 pub use error::Error;
 pub use output::{check_output, claim_output};
-pub use tasks::{capture_ranges, evaluation_parts};
+pub use tasks::{capture_ranges, evaluation_parts, synthesis_ranges};
 
-use spec::{at_most, invalid};
+use spec::{Source, at_most, invalid};
 
 /// A job is stored as one value of less than 64 KiB, and is sent with every task.
 const MAX_JOB_BYTES: usize = 48 << 10;
@@ -37,13 +39,18 @@ pub async fn plan(spec: &v1::JobSpec) -> Result<v1::JobPlan, Error> {
     let checked = spec::check(spec)?;
     let teacher = teacher::read(&checked.teacher_folder).await?;
     check_channels(&teacher.teacher, checked.teacher_folder.url())?;
-    check_conditions(&teacher.teacher, checked.teacher_folder.url(), teacher.denoiser.config)?;
-    let data =
-        data::read(&checked.data_folder, teacher.teacher.latent_channels(), teacher.teacher.text_channels()).await?;
+    let vae = pipeline::read_vae(&checked.teacher_folder, &teacher.teacher).await?;
+    let factor = picture_factor(&teacher.teacher, vae.as_ref(), checked.teacher_folder.url())?;
+    let data = match checked.source {
+        Source::Ready(folder) => data::read(&folder, &teacher.teacher).await?,
+        Source::Synthesis(synthesis) => {
+            synthesis::read(synthesis, &checked.teacher_folder, &teacher.teacher, factor).await?
+        }
+    };
+    let data_url = data_url(checked.data);
 
     if checked.data.held_out_latents as usize >= data.latents {
-        let expected =
-            format!("less than the {} latents of {}, or none is left to train on", data.latents, data_url(spec));
+        let expected = format!("less than the {} latents of {data_url}, or none is left to train on", data.latents);
         return Err(invalid("data.held_out_latents", checked.data.held_out_latents, expected));
     }
     let without_empty = data.prompts - 1;
@@ -81,6 +88,11 @@ pub async fn plan(spec: &v1::JobSpec) -> Result<v1::JobPlan, Error> {
         evaluate_tasks: evaluation_parts(spec).len() as u32,
         layers,
         kept,
+        synthesise_tasks: synthesis_ranges(spec).len() as u32,
+        synthesise_bytes: data.bytes_to_write,
+        prompts_digest: data.prompts_digest,
+        picture_height: (data.height * factor) as u32,
+        picture_width: (data.width * factor) as u32,
     };
     let job_bytes = spec.encoded_len() + plan.encoded_len();
     if job_bytes > MAX_JOB_BYTES {
@@ -90,18 +102,15 @@ pub async fn plan(spec: &v1::JobSpec) -> Result<v1::JobPlan, Error> {
     Ok(plan)
 }
 
-/// A job's data has embeddings of prompts, and nothing else that a model may be conditioned on.
-fn check_conditions(teacher: &Teacher, url: &str, config: &'static str) -> Result<(), Error> {
-    match teacher {
-        Teacher::UNet(unet) if unet.added.is_some() => {
-            let source = deltaconv_proto::teacher::Error::Unsupported {
-                field: "addition_embed_type",
-                value: "\"text_time\"".to_owned(),
-                supported: "null, until data sets have pooled text embeddings; such models can be inspected",
-            };
-            Err(Error::teacher(url, config, source))
-        }
-        _ => Ok(()),
+/// Channels of latents that are the pictures themselves.
+const PIXELS: usize = 3;
+
+/// Pixels of a picture for one of a latent, in each direction.
+fn picture_factor(teacher: &Teacher, vae: Option<&Part<VaeConfig>>, url: &str) -> Result<usize, Error> {
+    match vae {
+        Some(vae) => Ok(vae.config.factor()),
+        None if teacher.latent_channels() == PIXELS => Ok(1),
+        None => Err(Error::NoVae { url: url.to_owned(), channels: teacher.latent_channels() }),
     }
 }
 
@@ -115,6 +124,7 @@ fn check_channels(teacher: &Teacher, url: &str) -> Result<(), Error> {
     Err(Error::OutputChannels { url: url.to_owned(), input, output })
 }
 
-fn data_url(spec: &v1::JobSpec) -> &str {
-    spec.data.as_ref().map_or("", |data| &data.url)
+/// Where the latents, or the prompts that they are sampled from, lie.
+fn data_url(data: &v1::Data) -> &str {
+    data.synthesis.as_ref().map_or(&data.url, |synthesis| &synthesis.prompts_url)
 }

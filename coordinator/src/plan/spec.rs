@@ -6,8 +6,9 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use deltaconv_proto::ids::JobId;
-use deltaconv_proto::objects::Objects;
-use deltaconv_proto::v1::{Data, Evaluation, JobSpec, Recipe};
+use deltaconv_proto::objects::{self, Objects};
+use deltaconv_proto::teacher::SOLVERS;
+use deltaconv_proto::v1::{Data, Evaluation, JobSpec, Recipe, Synthesis};
 
 use super::Error;
 
@@ -24,7 +25,15 @@ pub(super) struct Checked<'a> {
     pub(super) recipe: &'a Recipe,
     pub(super) evaluation: &'a Evaluation,
     pub(super) teacher_folder: Objects,
-    pub(super) data_folder: Objects,
+    pub(super) source: Source<'a>,
+}
+
+/// Where the latents come from.
+pub(super) enum Source<'a> {
+    /// A folder of them.
+    Ready(Objects),
+    /// The teacher samples them.
+    Synthesis(&'a Synthesis),
 }
 
 pub(super) fn invalid(field: impl Into<String>, value: impl Display, expected: impl Into<String>) -> Error {
@@ -42,9 +51,22 @@ pub(super) fn check(spec: &JobSpec) -> Result<Checked<'_>, Error> {
 
     name(&spec.name)?;
     let teacher_folder = open("teacher_url", &spec.teacher_url)?;
-    let data_folder = open("data.url", &data.url)?;
+    let source = match &data.synthesis {
+        None => Source::Ready(open("data.url", &data.url)?),
+        Some(_) if !data.url.is_empty() => {
+            return Err(invalid("data.url", &data.url, "nothing where data.synthesis says how latents are sampled"));
+        }
+        Some(synthesis) => {
+            check_synthesis(synthesis)?;
+            Source::Synthesis(synthesis)
+        }
+    };
     let output = open("output_url", &spec.output_url)?;
-    for (field, source) in [("teacher_url", &teacher_folder), ("data.url", &data_folder)] {
+    let mut sources = vec![("teacher_url", &teacher_folder)];
+    if let Source::Ready(folder) = &source {
+        sources.push(("data.url", folder));
+    }
+    for (field, source) in sources {
         // Assembly copies the teacher's folder: below it, it would copy its own output.
         if output.url() == source.url() || output.url().starts_with(&format!("{}/", source.url())) {
             let expected = format!("it lies in {field} = {}, which a job doesn't write to", source.url());
@@ -54,7 +76,27 @@ pub(super) fn check(spec: &JobSpec) -> Result<Checked<'_>, Error> {
     check_recipe(recipe)?;
     check_evaluation(evaluation)?;
     integer("data.held_out_latents", data.held_out_latents, 1..=MAX_SAMPLES)?;
-    Ok(Checked { data, recipe, evaluation, teacher_folder, data_folder })
+    Ok(Checked { data, recipe, evaluation, teacher_folder, source })
+}
+
+fn check_synthesis(synthesis: &Synthesis) -> Result<(), Error> {
+    if synthesis.prompts_url.len() > MAX_URL_BYTES {
+        return Err(invalid(
+            "data.synthesis.prompts",
+            &synthesis.prompts_url,
+            format!("at most {MAX_URL_BYTES} bytes"),
+        ));
+    }
+    objects::parse_url(&synthesis.prompts_url)
+        .map_err(|source| Error::Url { field: "data.synthesis.prompts", source: Box::new(source) })?;
+    integer("data.synthesis.latents", synthesis.latents, 2..=1 << 20)?;
+    integer("data.synthesis.steps", synthesis.steps, 1..=1000)?;
+    number("data.synthesis.guidance", synthesis.guidance, 0.0..=100.0)?;
+    if !SOLVERS.contains(&synthesis.solver.as_str()) {
+        let expected = format!("one of {}", SOLVERS.join(", "));
+        return Err(invalid("data.synthesis.solver", format!("{:?}", synthesis.solver), expected));
+    }
+    Ok(())
 }
 
 /// A job's id is its name and a number, and its tasks' ids start with that.

@@ -5,6 +5,8 @@ use deltaconv_proto::v1::{JobSpec, SampleRange};
 
 /// Held-out samples of one part of the evaluation.
 const NOISE_SAMPLES: u32 = 32;
+/// Latents that one task samples: each takes the denoiser through all steps.
+const SYNTHESISED: u32 = 16;
 /// Prompts of one part of the evaluation: each takes the denoiser through all DDIM steps, twice.
 const PICTURE_PROMPTS: u32 = 2;
 
@@ -16,6 +18,12 @@ pub fn capture_ranges(spec: &JobSpec) -> Vec<SampleRange> {
     let mut ranges = cut(0, recipe.samples, recipe.shard_samples);
     ranges.extend(cut(recipe.samples, end, recipe.shard_samples));
     ranges
+}
+
+/// The ranges of latents that synthesise tasks sample, in order; none for a job with ready latents.
+pub fn synthesis_ranges(spec: &JobSpec) -> Vec<SampleRange> {
+    let latents = spec.data.as_ref().and_then(|data| data.synthesis.as_ref()).map_or(0, |synthesis| synthesis.latents);
+    cut(0, latents, SYNTHESISED)
 }
 
 /// The parts of the evaluation, one task each.

@@ -10,6 +10,8 @@ use crate::store::Write;
 /// A job's steps, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
+    /// Sampling latents with the teacher, of jobs that have no data set.
+    Synthesise,
     /// Recording what goes into and out of each layer.
     Capture,
     /// Training the blocks.
@@ -22,11 +24,12 @@ pub enum Stage {
 
 impl Stage {
     /// All of them, in order.
-    pub const ALL: [Self; 4] = [Self::Capture, Self::Distill, Self::Assemble, Self::Evaluate];
+    pub const ALL: [Self; 5] = [Self::Synthesise, Self::Capture, Self::Distill, Self::Assemble, Self::Evaluate];
 
     /// The stage in words.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Synthesise => "synthesise",
             Self::Capture => "capture",
             Self::Distill => "distill",
             Self::Assemble => "assemble",
@@ -37,6 +40,7 @@ impl Stage {
     /// The stage that a task of this kind belongs to.
     pub fn of(kind: &Kind) -> Self {
         match kind {
+            Kind::Synthesise { .. } => Self::Synthesise,
             Kind::Capture { .. } => Self::Capture,
             Kind::Distill { .. } => Self::Distill,
             Kind::Evaluate(_) => Self::Evaluate,
@@ -101,7 +105,7 @@ pub struct Job {
     /// When it ended, for people; 0 while it runs.
     pub finished_unix_ms: u64,
     /// By [`Stage`].
-    pub stages: [v1::StageTimes; 4],
+    pub stages: [v1::StageTimes; 5],
     /// The order in which jobs came.
     pub sequence: u64,
     /// What assembly wrote; empty until then.
@@ -148,6 +152,9 @@ impl Job {
             tasks.push(Task::new(TaskId::of(&self.id, &local)?, self.id.clone(), kind));
             Ok(())
         };
+        for range in plan::synthesis_ranges(&self.spec) {
+            add(format!("synthesise/{}", keys::range(&range)), Kind::Synthesise { range })?;
+        }
         for range in plan::capture_ranges(&self.spec) {
             add(format!("r{ROUND}/capture/{}", keys::range(&range)), Kind::Capture { round: ROUND, range })?;
         }
@@ -167,6 +174,16 @@ impl Job {
     /// Whether work is left.
     pub fn is_running(&self) -> bool {
         self.state == JobState::Running
+    }
+
+    /// The steps that the job takes, in order: sampling latents only where it has no data set.
+    pub fn steps(&self) -> impl Iterator<Item = Stage> {
+        let has_synthesis = self.has_synthesis();
+        Stage::ALL.into_iter().filter(move |stage| *stage != Stage::Synthesise || has_synthesis)
+    }
+
+    fn has_synthesis(&self) -> bool {
+        self.spec.data.as_ref().is_some_and(|data| data.synthesis.is_some())
     }
 
     /// The stage that the job has come to.
@@ -265,14 +282,24 @@ impl State {
         let Some(job) = self.jobs.get(id).filter(|job| job.is_running()) else { return };
         let committed =
             |stage: Stage| self.tasks_of(job).filter(|task| Stage::of(&task.kind) == stage).all(Task::is_committed);
-        let captured = committed(Stage::Capture);
+        let has_synthesis = job.has_synthesis();
+        let synthesised = committed(Stage::Synthesise);
+        let captured = synthesised && committed(Stage::Capture);
         let distilled = captured && committed(Stage::Distill);
         let assembled = distilled && !job.output.is_empty();
         let evaluated = assembled && committed(Stage::Evaluate);
 
         let Some(job) = self.jobs.get_mut(id) else { return };
         let before = job.stages;
-        job.start(Stage::Capture, now);
+        if has_synthesis {
+            job.start(Stage::Synthesise, now);
+        }
+        if synthesised {
+            if has_synthesis {
+                job.finish(Stage::Synthesise, now);
+            }
+            job.start(Stage::Capture, now);
+        }
         if captured {
             job.finish(Stage::Capture, now);
             job.start(Stage::Distill, now);
@@ -345,7 +372,7 @@ impl State {
         self.tasks_of(job)
             .filter_map(|task| match task.kind {
                 Kind::Distill { layer, .. } => Some((job.plan.layers[layer].clone(), task.distilled.clone()?)),
-                Kind::Capture { .. } | Kind::Evaluate(_) => None,
+                Kind::Synthesise { .. } | Kind::Capture { .. } | Kind::Evaluate(_) => None,
             })
             .collect()
     }

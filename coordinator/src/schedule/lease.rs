@@ -1,8 +1,8 @@
 //! Leases: what reports do to them, how they end.
 
-use deltaconv_proto::digest;
 use deltaconv_proto::ids::{TaskId, WorkerId};
 use deltaconv_proto::v1::{self, attempt_report};
+use deltaconv_proto::{digest, keys};
 
 use super::{Command, Effects, Kind, Now, Phase, State, Task};
 
@@ -133,6 +133,7 @@ impl State {
         task.busy_seconds += if done.busy_seconds.is_finite() { done.busy_seconds.max(0.0) } else { 0.0 };
         task.samples += done.samples;
         match done.output {
+            Some(v1::done::Output::Synthesise(output)) => task.synthesised = Some(output),
             Some(v1::done::Output::Capture(output)) => {
                 task.shards.extend(output.shards.into_iter().filter_map(|shard| Some((shard.layer, shard.object?))));
             }
@@ -147,7 +148,7 @@ impl State {
 
     fn failed(&mut self, id: &TaskId, failure: &v1::Failure, now: Now, effects: &mut Effects) {
         if let Some(broken) = &failure.broken_shard
-            && self.recapture(id, broken, now, effects)
+            && self.rewrite(id, broken, now, effects)
         {
             self.release(id, now, effects);
             return;
@@ -163,18 +164,33 @@ impl State {
         }
     }
 
-    /// Has the shard captured again that an attempt found broken. False if the task at hand doesn't read it.
-    fn recapture(&mut self, reader: &TaskId, broken: &v1::BrokenShard, now: Now, effects: &mut Effects) -> bool {
+    /// Has the shard written again that an attempt found broken. False if the task at hand doesn't read it.
+    fn rewrite(&mut self, reader: &TaskId, broken: &v1::BrokenShard, now: Now, effects: &mut Effects) -> bool {
         let job = self.tasks[reader].job.clone();
-        let Kind::Distill { layer, .. } = self.tasks[reader].kind else { return false };
-        let layer = self.jobs[&job].plan.layers[layer].name.clone();
-        let stands = |task: &&Task| task.shards.get(&layer).is_some_and(|shard| shard.key == broken.key);
+        let layer = match self.tasks[reader].kind {
+            Kind::Distill { layer, .. } => Some(self.jobs[&job].plan.layers[layer].name.clone()),
+            Kind::Capture { .. } | Kind::Evaluate(_) => None,
+            Kind::Synthesise { .. } => return false,
+        };
+        let stands = |task: &&Task| match &layer {
+            Some(layer) => task.shards.get(layer).is_some_and(|shard| shard.key == broken.key),
+            None => task.latents().is_some_and(|latents| latents.key == broken.key),
+        };
         let Some(id) = self.tasks_of(&self.jobs[&job]).find(stands).map(|task| task.id.clone()) else {
-            // Somebody else found it first, and it is being captured already.
-            return broken.key.contains(&layer);
+            // Somebody else found it first, and it is being written already.
+            return match &layer {
+                Some(layer) => broken.key.contains(layer),
+                None => self.tasks_of(&self.jobs[&job]).any(|task| match &task.kind {
+                    Kind::Synthesise { range } => keys::latents(range) == broken.key,
+                    _ => false,
+                }),
+            };
         };
         let Some(task) = self.tasks.get_mut(&id) else { return false };
-        task.shards.remove(&layer);
+        match &layer {
+            Some(layer) => drop(task.shards.remove(layer)),
+            None => task.synthesised = None,
+        }
         task.phase = Phase::Pending;
         task.recaptures += 1;
         task.last_failure =

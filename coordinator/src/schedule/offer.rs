@@ -66,10 +66,23 @@ impl State {
             return false;
         }
         match &task.kind {
-            Kind::Capture { .. } => true,
+            Kind::Synthesise { .. } => true,
+            Kind::Capture { .. } => self.latents(job).is_some(),
             Kind::Distill { layer, .. } => self.shards_of_layer(job, *layer).is_some(),
-            Kind::Evaluate(_) => !job.output.is_empty(),
+            Kind::Evaluate(_) => !job.output.is_empty() && self.latents(job).is_some(),
         }
+    }
+
+    /// The job's synthesised latents in order, if all of them stand; none for a job with ready ones.
+    fn latents(&self, job: &Job) -> Option<Vec<v1::ShardOfRange>> {
+        // They are the first of a job's tasks.
+        self.tasks_of(job)
+            .map_while(|task| match &task.kind {
+                Kind::Synthesise { range } => Some((range, task)),
+                Kind::Capture { .. } | Kind::Distill { .. } | Kind::Evaluate(_) => None,
+            })
+            .map(|(range, task)| Some(v1::ShardOfRange { range: Some(*range), object: Some(task.latents()?.clone()) }))
+            .collect()
     }
 
     /// The layer's shards in sample order, if all of them stand.
@@ -78,7 +91,7 @@ impl State {
         self.tasks_of(job)
             .filter_map(|task| match &task.kind {
                 Kind::Capture { range, .. } => Some((range, task)),
-                Kind::Distill { .. } | Kind::Evaluate(_) => None,
+                Kind::Synthesise { .. } | Kind::Distill { .. } | Kind::Evaluate(_) => None,
             })
             .map(|(range, task)| {
                 let object = task.shards.get(name)?.clone();
@@ -96,7 +109,12 @@ impl State {
     /// The message that has a worker begin the attempt that `task` is leased for.
     fn start(&self, task: &Task) -> Option<v1::Start> {
         let job = self.jobs.get(&task.job)?;
+        let latents = match &task.kind {
+            Kind::Capture { .. } | Kind::Evaluate(_) => self.latents(job)?,
+            Kind::Synthesise { .. } | Kind::Distill { .. } => Vec::new(),
+        };
         let kind = match &task.kind {
+            Kind::Synthesise { range } => v1::task_spec::Kind::Synthesise(v1::SynthesiseTask { range: Some(*range) }),
             Kind::Capture { round, range } => {
                 let missing = job.plan.layers.iter().filter(|layer| !task.shards.contains_key(&layer.name));
                 let layers = missing.map(|layer| layer.name.clone()).collect();
@@ -110,7 +128,8 @@ impl State {
             }),
             Kind::Evaluate(part) => v1::task_spec::Kind::Evaluate(v1::EvaluateTask { part: Some(*part) }),
         };
-        let spec = v1::TaskSpec { job: Some(job.spec.clone()), plan: Some(job.plan.clone()), kind: Some(kind) };
+        let spec =
+            v1::TaskSpec { job: Some(job.spec.clone()), plan: Some(job.plan.clone()), kind: Some(kind), latents };
         Some(v1::Start { lease: task.lease(), task: Some(spec) })
     }
 
@@ -132,7 +151,7 @@ impl State {
 /// What a task costs beside its peers, in no unit: the longest begin first, so that none is left alone at the end.
 fn cost(job: &Job, task: &Task) -> u64 {
     match &task.kind {
-        Kind::Capture { .. } => 0,
+        Kind::Synthesise { .. } | Kind::Capture { .. } => 0,
         Kind::Distill { layer, .. } => {
             let layer = &job.plan.layers[*layer];
             let pixels = u64::from(layer.height) * u64::from(layer.width);

@@ -20,6 +20,7 @@ impl Task {
             worker_id: self.leased().map(|l| l.worker.to_string()).unwrap_or_default(),
             checkpoint: self.checkpoint.clone(),
             shards: shards.map(|(layer, o)| v1::ShardRef { layer: layer.clone(), object: Some(o.clone()) }).collect(),
+            synthesised: self.synthesised.clone(),
             distilled: self.distilled.clone(),
             evaluated: self.evaluated.clone(),
             busy_seconds: self.busy_seconds,
@@ -49,6 +50,7 @@ impl Task {
         self.recaptures = record.recaptures;
         self.checkpoint = record.checkpoint;
         self.shards = record.shards.into_iter().filter_map(|s| Some((s.layer, s.object?))).collect();
+        self.synthesised = record.synthesised;
         self.distilled = record.distilled;
         self.evaluated = record.evaluated;
         self.busy_seconds = record.busy_seconds;

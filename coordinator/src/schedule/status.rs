@@ -18,7 +18,7 @@ impl State {
         let job = self.jobs.get(id).ok_or_else(|| Error::UnknownJob(id.clone()))?;
         Ok(v1::JobStatus {
             summary: Some(self.summary(job)),
-            stages: Stage::ALL.iter().map(|stage| self.stage_status(job, *stage, now)).collect(),
+            stages: job.steps().map(|stage| self.stage_status(job, stage, now)).collect(),
             layers: self.layers(job),
             waiting_for: self.waiting_for(job, now),
             tasks: self.tasks_of(job).map(|task| self.task_status(job, task)).collect(),
@@ -101,7 +101,7 @@ impl State {
     fn layers(&self, job: &Job) -> Vec<v1::LayerStatus> {
         let distill = self.tasks_of(job).filter_map(|task| match task.kind {
             Kind::Distill { layer, .. } => Some((job.plan.layers.get(layer)?, task)),
-            Kind::Capture { .. } | Kind::Evaluate(_) => None,
+            Kind::Synthesise { .. } | Kind::Capture { .. } | Kind::Evaluate(_) => None,
         });
         let status = |(layer, task): (&v1::LayerPlan, &Task)| {
             let progress = task.leased().and_then(|leased| leased.progress.clone()).unwrap_or_default();
@@ -184,7 +184,7 @@ fn samples(job: &Job, task: &Task) -> u64 {
     let recipe = job.spec.recipe.clone().unwrap_or_default();
     let evaluation = job.spec.evaluation.unwrap_or_default();
     match &task.kind {
-        Kind::Capture { range, .. } => of(range),
+        Kind::Synthesise { range } | Kind::Capture { range, .. } => of(range),
         Kind::Distill { .. } => u64::from(recipe.steps) * u64::from(recipe.batch),
         Kind::Evaluate(v1::evaluate_task::Part::Noise(range)) => of(range),
         Kind::Evaluate(v1::evaluate_task::Part::Pictures(range)) => of(range) * u64::from(evaluation.ddim_steps),

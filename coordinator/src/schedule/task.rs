@@ -9,6 +9,11 @@ use deltaconv_proto::v1;
 /// What a task does.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Kind {
+    /// Has the teacher sample one range of the job's latents.
+    Synthesise {
+        /// The latents.
+        range: v1::SampleRange,
+    },
     /// Records the activations of all layers for one range of samples.
     Capture {
         /// The round.
@@ -78,6 +83,8 @@ pub struct Task {
     pub checkpoint: Option<v1::Checkpoint>,
     /// Of a capture task: the shards that stand, by layer.
     pub shards: BTreeMap<String, v1::ObjectRef>,
+    /// Of a synthesise task, once committed.
+    pub synthesised: Option<v1::SynthesiseOutput>,
     /// Of a distill task, once committed.
     pub distilled: Option<v1::DistillOutput>,
     /// Of an evaluate task, once committed.
@@ -101,11 +108,17 @@ impl Task {
             recaptures: 0,
             checkpoint: None,
             shards: BTreeMap::new(),
+            synthesised: None,
             distilled: None,
             evaluated: None,
             busy_seconds: 0.0,
             samples: 0,
         }
+    }
+
+    /// The latents of a committed synthesise task.
+    pub fn latents(&self) -> Option<&v1::ObjectRef> {
+        self.synthesised.as_ref()?.latents.as_ref()
     }
 
     /// Whether its output is accepted.

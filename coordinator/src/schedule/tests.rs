@@ -39,6 +39,12 @@ fn spec() -> v1::JobSpec {
     }
 }
 
+/// The job with latents that the teacher samples: two tasks of them.
+fn synthesising() -> v1::JobSpec {
+    let synthesis = Some(v1::Synthesis { latents: 20, ..v1::Synthesis::default() });
+    v1::JobSpec { data: Some(v1::Data { synthesis, ..v1::Data::default() }), ..spec() }
+}
+
 fn job_plan() -> v1::JobPlan {
     let layer = |index: u32, name: &str| v1::LayerPlan { index, name: name.into(), ..v1::LayerPlan::default() };
     v1::JobPlan { layers: vec![layer(0, "down"), layer(1, "mid")], ..v1::JobPlan::default() }
@@ -93,7 +99,11 @@ impl Coordinator {
     }
 
     fn submit(&mut self) -> JobId {
-        self.run(|state, now, effects| state.submit(spec(), job_plan(), now, effects)).expect("accepted").0
+        self.submit_spec(spec())
+    }
+
+    fn submit_spec(&mut self, spec: v1::JobSpec) -> JobId {
+        self.run(|state, now, effects| state.submit(spec, job_plan(), now, effects)).expect("accepted").0
     }
 
     fn join(&mut self) -> WorkerId {
@@ -145,6 +155,10 @@ fn object(key: &str) -> v1::ObjectRef {
 fn done(start: &v1::Start) -> v1::Done {
     let task = start.task.clone().expect("a task");
     let output = match task.kind.expect("a kind") {
+        v1::task_spec::Kind::Synthesise(synthesise) => {
+            let key = deltaconv_proto::keys::latents(&synthesise.range.expect("a range"));
+            v1::done::Output::Synthesise(v1::SynthesiseOutput { latents: Some(object(&key)) })
+        }
         v1::task_spec::Kind::Capture(capture) => {
             let shard = |layer: &String| v1::ShardRef {
                 layer: layer.clone(),
@@ -166,10 +180,10 @@ fn report(lease: &Option<v1::Lease>, state: Report) -> v1::AttemptReport {
     v1::AttemptReport { lease: lease.clone(), state: Some(state) }
 }
 
-#[test]
-fn a_job_goes_through_its_stages_and_ends() {
+/// Works on the job until it is done, and returns the stages that it came to.
+fn stages_of(spec: v1::JobSpec) -> Vec<Stage> {
     let mut c = Coordinator::new();
-    let (job, worker) = (c.submit(), c.join());
+    let (job, worker) = (c.submit_spec(spec), c.join());
     let mut stages = Vec::new();
     let mut reports = Vec::new();
     for _ in 0..40 {
@@ -182,8 +196,50 @@ fn a_job_goes_through_its_stages_and_ends() {
         }
     }
     assert_eq!(c.job_state(&job), &JobState::Done);
-    assert_eq!(stages, Stage::ALL);
     assert!(c.commits.values().all(|commits| *commits == 1), "{:?}", c.commits);
+    stages
+}
+
+#[test]
+fn a_job_goes_through_its_stages_and_ends() {
+    assert_eq!(stages_of(spec()), Stage::ALL[1..]);
+    assert_eq!(stages_of(synthesising()), Stage::ALL);
+}
+
+#[test]
+fn latents_that_were_found_broken_are_sampled_again_while_the_reader_waits() {
+    let mut c = Coordinator::new();
+    c.submit_spec(synthesising());
+    let worker = c.join();
+    let mut reports = Vec::new();
+    let capture = loop {
+        let start = c.sync(&worker, std::mem::take(&mut reports)).start.pop();
+        c.carry_out();
+        let Some(start) = start else { continue };
+        let task = start.task.clone().expect("a task");
+        if matches!(task.kind, Some(v1::task_spec::Kind::Capture(_))) {
+            break start;
+        }
+        reports.push(report(&start.lease, Report::Done(done(&start))));
+    };
+    let latents = capture.task.expect("a task").latents;
+    assert_eq!(latents.iter().map(|part| part.range.expect("a range").end).collect::<Vec<_>>(), [16, 20]);
+    let key = latents[1].object.clone().expect("an object").key;
+    let broken = Some(v1::BrokenShard { key: key.clone(), ..v1::BrokenShard::default() });
+    let failure = v1::Failure { message: "broken".into(), broken_shard: broken };
+    let again = c.sync(&worker, vec![report(&capture.lease, Report::Failed(failure))]).start.remove(0);
+    let Some(v1::task_spec::Kind::Synthesise(task)) = again.task.clone().expect("a task").kind else {
+        panic!("{again:?}");
+    };
+    assert_eq!(deltaconv_proto::keys::latents(&task.range.expect("a range")), key);
+    let id = TaskId::new(capture.lease.expect("a lease").task_id).expect("an id");
+    assert_eq!((c.state.tasks[&id].failures, c.state.tasks[&id].attempts), (0, 1));
+    assert!(!c.state.is_ready(&c.state.jobs[&c.state.tasks[&id].job], &c.state.tasks[&id]));
+    let next = c.sync(&worker, vec![report(&again.lease, Report::Done(done(&again)))]);
+    c.carry_out();
+    assert!(next.start.is_empty() && c.state.tasks[&id].leased().is_none());
+    let start = c.sync(&worker, Vec::new()).start.remove(0);
+    assert!(matches!(start.task.expect("a task").kind, Some(v1::task_spec::Kind::Capture(_))));
 }
 
 #[test]
@@ -413,9 +469,10 @@ proptest! {
     #[test]
     fn any_faults_leave_a_job_that_ends_with_each_output_accepted_once(
         faults in proptest::collection::vec(fault(), 0..80),
+        has_synthesis in any::<bool>(),
     ) {
         let mut c = Coordinator::new();
-        let job = c.submit();
+        let job = c.submit_spec(if has_synthesis { synthesising() } else { spec() });
         let mut workers: Vec<Worker> =
             (0..2).map(|_| Worker { id: c.join(), attempts: Vec::new() }).collect();
         let mut recaptured = 0;
@@ -448,6 +505,9 @@ proptest! {
                     let worker = &mut workers[worker];
                     let distill = worker.attempts.iter().find_map(|start| match start.task.as_ref()?.kind.as_ref()? {
                         v1::task_spec::Kind::Distill(task) => Some((start.lease.clone(), task.shards[0].clone())),
+                        v1::task_spec::Kind::Capture(_) => {
+                            Some((start.lease.clone(), start.task.as_ref()?.latents.first()?.clone()))
+                        }
                         _ => None,
                     });
                     let Some((lease, shard)) = distill.filter(|_| recaptured < 2) else { continue };

@@ -9,7 +9,7 @@ use prost::Message;
 use super::{Records, Store, Write};
 
 /// Before every value, so that a later format is told apart from a broken record.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// sled leaks the space of larger values.
 const MAX_VALUE: usize = 64 * 1024;
 

@@ -15,7 +15,7 @@ mod vae;
 
 pub use clip::{ClipActivation, ClipConfig, ClipPooling};
 pub use pixart::PixArtConfig;
-pub use scheduler::{BetaSchedule, PredictionType, Scheduler, TimestepSpacing};
+pub use scheduler::{BetaSchedule, PredictionType, SOLVERS, Scheduler, TimestepSpacing};
 pub use t5::T5Config;
 pub use unet::{
     Activation, AddedEmbedding, Attention, MidBlock, Plan, Resnet, Stage, TimeEmbedding, TimeScaleShift, Transformer,

@@ -35,6 +35,9 @@ pub enum BetaSchedule {
     Trained(Vec<f64>),
 }
 
+/// What latents can be sampled with, by name: DDIM (arXiv 2010.02502), DPM-Solver++ (2211.01095), Euler (2206.00364).
+pub const SOLVERS: [&str; 3] = ["ddim", "dpm-solver++", "euler"];
+
 /// What the model's output means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PredictionType {

@@ -99,6 +99,7 @@ fn run(
         objects: Objects::open(&job.output_url)?,
         job,
         plan,
+        latents: spec.latents,
         task,
         attempt,
         checkpoint_interval: shared.checkpoint_interval,
@@ -108,6 +109,7 @@ fn run(
         runtime,
     };
     match kind {
+        v1::task_spec::Kind::Synthesise(task) => crate::synthesise::run(&context, &task),
         v1::task_spec::Kind::Capture(task) => crate::capture::run(&context, &task),
         v1::task_spec::Kind::Distill(task) => crate::distill::run(&context, &task),
         v1::task_spec::Kind::Evaluate(task) => crate::evaluate::run(&context, &task),

@@ -79,7 +79,7 @@ impl Inputs {
         let prompts: Vec<usize> = batch.iter().map(prompt).collect();
         let noised = teacher.sampler.add_noise(&latents, &noise, &timesteps)?;
         let timesteps: Vec<f32> = timesteps.iter().map(|timestep| *timestep as f32).collect();
-        let conditions = Conditions::from(data.embeddings(&prompts)?);
+        let conditions = data.conditions(&prompts)?;
         Ok(Self { noised, timesteps: Tensor::new(timesteps, &Device::Cpu)?, conditions })
     }
 }

@@ -15,12 +15,15 @@ use deltaconv_proto::{keys, v1};
 use crate::capture::Inputs;
 use crate::data::Data;
 use crate::models::Teacher;
+use crate::stoppable::{Stoppable, expect_passes};
 use crate::student::Student;
 use crate::task::{Context, Error};
-use crate::teacher::{Call, Conditions, Denoiser, Guidance, Original, Removed, SelfAttention, Solver, Steps};
+use crate::teacher::{Denoiser, Guidance, Original, Removed, SelfAttention, Solver, Steps};
 
 /// Samples that go through a model at a time.
 const BATCH: usize = 8;
+/// Models that are compared: teacher, student, and the teacher without attention.
+const MODELS: usize = 3;
 
 /// Evaluates the task's part and writes what was found.
 pub(crate) fn run(context: &Context, task: &v1::EvaluateTask) -> Result<v1::Done, Error> {
@@ -59,7 +62,7 @@ impl Evaluated {
         let timesteps = self.teacher.sampler.alphas_cumprod().len();
         let draw = Draw::new(&context.job, self.data.len(), timesteps, self.data.latent_len());
         let numbers: Vec<usize> = (range.start as usize..range.end as usize).collect();
-        expect_passes(context, numbers.len().div_ceil(BATCH));
+        expect_passes(context, MODELS * numbers.len().div_ceil(BATCH));
         let mut found = Noise::default();
         for batch in numbers.chunks(BATCH) {
             let batch: Vec<Sample> = batch.iter().map(|i| draw.evaluation(*i)).collect();
@@ -100,17 +103,17 @@ impl Evaluated {
             draw::normal(&mut rng, self.data.latent_len())
         };
         let noise = self.data.batch(numbers.iter().map(noise).collect())?;
-        let conditions = Conditions::from(self.data.embeddings(&prompts)?);
-        let negative = Conditions::from(self.data.embeddings(&[self.data.empty_prompt()])?);
+        let conditions = self.data.conditions(&prompts)?;
+        let negative = self.data.conditions(&[self.data.empty_prompt()])?;
         let guidance = Guidance { scale: evaluation.guidance, negative };
 
-        expect_passes(context, steps.count);
+        expect_passes(context, MODELS * steps.count);
         let sample = |model: &Denoiser, attention: &mut dyn SelfAttention| -> Result<Tensor, Error> {
             let mut stoppable = Stoppable { context, attention };
             let sampler = &self.teacher.sampler;
-            let pictures = sampler.sample(model, &noise, &conditions, Some(&guidance), steps, &mut stoppable);
+            let latents = sampler.sample(model, &noise, &conditions, Some(&guidance), steps, &mut stoppable);
             context.check_stop()?;
-            Ok(pictures?)
+            self.teacher.decode(&latents?)
         };
         let teacher = sample(&self.teacher.denoiser, &mut Original)?;
         let student = sample(&self.student.denoiser, &mut self.student.attention())?;
@@ -127,29 +130,6 @@ fn spread(i: usize, wanted: usize, available: usize) -> usize {
 /// The teacher without the attention that the job replaces.
 fn removed(context: &Context) -> Removed {
     Removed { kept: context.plan.kept.iter().cloned().collect() }
-}
-
-/// Progress is counted in layers passed, by teacher, student and the teacher without attention.
-fn expect_passes(context: &Context, of_each_model: usize) {
-    let layers = context.plan.layers.len() + context.plan.kept.len();
-    context.report(|progress| progress.steps = (3 * of_each_model * layers) as u64);
-}
-
-/// Counts progress, and lets an attempt that has to end do so in the middle of a model's pass.
-struct Stoppable<'a> {
-    context: &'a Context,
-    attention: &'a mut dyn SelfAttention,
-}
-
-impl SelfAttention for Stoppable<'_> {
-    fn apply(&mut self, call: &Call<'_>) -> Result<Tensor, crate::teacher::Error> {
-        if self.context.stopped().is_some() {
-            let layer = call.layer.name.clone();
-            return Err(crate::teacher::Error::Layer { layer, source: "stopped".into() });
-        }
-        self.context.report(|progress| progress.step += 1);
-        self.attention.apply(call)
-    }
 }
 
 #[derive(Default)]

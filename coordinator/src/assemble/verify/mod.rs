@@ -5,6 +5,7 @@
 
 pub(super) mod block;
 mod evaluation;
+mod latents;
 mod shards;
 #[cfg(test)]
 mod tests;
@@ -166,6 +167,9 @@ impl Error {
 /// What was expected and what was found; see [`Error::is_of_output`] for whose fault it is.
 pub async fn verify(objects: &Objects, output: &Output, expectation: &Expectation<'_>) -> Result<(), Error> {
     match (output, expectation.kind) {
+        (Output::Synthesise(output), Kind::Synthesise(task)) => {
+            latents::check(objects, output, task, expectation).await
+        }
         (Output::Capture(output), Kind::Capture(task)) => shards::check(objects, output, task, expectation).await,
         (Output::Distill(output), Kind::Distill(task)) => block::verify(objects, output, task, expectation).await,
         (Output::Evaluate(output), Kind::Evaluate(task)) => {
@@ -183,6 +187,7 @@ async fn off_thread<T: Send + 'static>(key: &str, look: impl FnOnce() -> T + Sen
 
 fn name_of_kind(kind: &Kind) -> &'static str {
     match kind {
+        Kind::Synthesise(_) => "synthesise",
         Kind::Capture(_) => "capture",
         Kind::Distill(_) => "distill",
         Kind::Evaluate(_) => "evaluate",
@@ -191,6 +196,7 @@ fn name_of_kind(kind: &Kind) -> &'static str {
 
 fn name_of_output(output: &Output) -> &'static str {
     match output {
+        Output::Synthesise(_) => "synthesise",
         Output::Capture(_) => "capture",
         Output::Distill(_) => "distill",
         Output::Evaluate(_) => "evaluate",

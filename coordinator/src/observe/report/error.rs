@@ -1,4 +1,4 @@
-use deltaconv_proto::{header, objects, teacher};
+use deltaconv_proto::{header, objects, prompts, teacher};
 
 use super::part::PartError;
 
@@ -9,6 +9,9 @@ pub enum Error {
     /// An object is missing or broken, or the store failed.
     #[error(transparent)]
     Objects(#[from] objects::Error),
+    /// The prompts can't be read any more.
+    #[error(transparent)]
+    Prompts(#[from] prompts::Error),
     /// The header of a block can't be read any more.
     #[error(transparent)]
     Header(#[from] header::Error),

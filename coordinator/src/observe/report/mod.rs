@@ -19,7 +19,7 @@ mod training;
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::teacher::Scheduler;
 use deltaconv_proto::v1::{DistillOutput, Figures, JobPlan, JobSpec, LayerPlan, ObjectRef};
-use deltaconv_proto::{header, keys};
+use deltaconv_proto::{header, keys, prompts};
 use serde::Serialize;
 
 pub use error::Error;
@@ -151,8 +151,11 @@ async fn read_description(objects: &Objects, input: &ReportInput<'_>) -> Result<
 }
 
 async fn read_prompts(spec: &JobSpec) -> Result<Vec<String>, Error> {
-    let url = spec.data.as_ref().map_or("", |data| &data.url);
-    let bytes = Objects::open(url)?.get(PROMPTS, MAX_BYTES).await?;
+    let Some(data) = &spec.data else { return Ok(Vec::new()) };
+    if let Some(synthesis) = &data.synthesis {
+        return Ok(prompts::Prompts::read(&synthesis.prompts_url).await?.texts);
+    }
+    let bytes = Objects::open(&data.url)?.get(PROMPTS, MAX_BYTES).await?;
     let Prompts { prompts } =
         serde_json::from_slice(&bytes).map_err(|source| Error::File { key: PROMPTS.to_owned(), source })?;
     Ok(prompts)

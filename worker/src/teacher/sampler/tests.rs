@@ -142,7 +142,7 @@ fn guidance_is_that_of_each_sample_alone() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/teachers/tiny-unet/unet");
     let config = Teacher::parse(&fs::read(folder.join("config.json")).unwrap()).unwrap();
     let mut weights = Weights::open([folder.join("diffusion_pytorch_model.safetensors")]).unwrap();
-    let denoiser = Denoiser::load(&config, &mut weights, LoadOptions::default()).unwrap();
+    let denoiser = Denoiser::load(&config, &mut weights, &LoadOptions::default()).unwrap();
     let (noise, prompts, empty) = (arbitrary(&[2, 3, 32, 32]), arbitrary(&[2, 4, 64]), arbitrary(&[1, 4, 64]));
     let sampler = sampler("sdxl");
     let guided = |scale: f64, steps: Steps| {

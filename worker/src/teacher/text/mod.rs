@@ -20,7 +20,7 @@ use self::clip_tokenizer::ClipTokenizer;
 use self::t5::T5;
 use self::t5_tokenizer::T5Tokenizer;
 use self::tokenizer_files::Files;
-use super::Error;
+use super::{Conditions, Error};
 use crate::models::open_weights;
 use crate::task;
 
@@ -36,6 +36,50 @@ pub(crate) struct Embeddings {
     pub(crate) mask: Option<Tensor>,
     /// [p, P] f32, where the denoiser takes an embedding of the whole text.
     pub(crate) pooled: Option<Tensor>,
+}
+
+impl Embeddings {
+    /// Some of the rows.
+    pub(crate) fn rows(&self, rows: &[usize]) -> candle_core::Result<Self> {
+        let rows = Tensor::from_iter(rows.iter().map(|row| *row as u32), &Device::Cpu)?;
+        let select = |tensor: &Option<Tensor>| tensor.as_ref().map(|tensor| tensor.index_select(&rows, 0)).transpose();
+        let states = self.states.index_select(&rows, 0)?;
+        Ok(Self { states, mask: select(&self.mask)?, pooled: select(&self.pooled)? })
+    }
+
+    /// The rows of all `parts`, which are of one encoder; texts are padded to the longest.
+    pub(crate) fn join(parts: &[Self]) -> candle_core::Result<Self> {
+        let lengths = parts.iter().map(|part| part.states.dim(1)).collect::<candle_core::Result<Vec<_>>>()?;
+        let longest = lengths.into_iter().max().unwrap_or(0);
+        let padded = |tensor: &Tensor| tensor.pad_with_zeros(1, 0, longest - tensor.dim(1)?);
+        let join = |of: &dyn Fn(&Self) -> candle_core::Result<Option<Tensor>>| -> candle_core::Result<Option<Tensor>> {
+            let tensors = parts.iter().map(of).collect::<candle_core::Result<Option<Vec<Tensor>>>>()?;
+            tensors.filter(|tensors| !tensors.is_empty()).map(|tensors| Tensor::cat(&tensors, 0)).transpose()
+        };
+        let Some(states) = join(&|part| padded(&part.states).map(Some))? else {
+            candle_core::bail!("there are no embeddings to join");
+        };
+        let mask = join(&|part| part.mask.as_ref().map(padded).transpose())?;
+        Ok(Self { states, mask, pooled: join(&|part| Ok(part.pooled.clone()))? })
+    }
+
+    /// What a denoiser is told of pictures of `height` × `width` pixels with these prompts, a sample a row.
+    pub(crate) fn conditions(self, (height, width): (usize, usize)) -> Result<Conditions, task::Error> {
+        let time_ids = match &self.pooled {
+            // SDXL: original size, no crop, target size.
+            Some(pooled) => {
+                let ids = [height, width, 0, 0, height, width].map(|number| number as f32);
+                Some(Tensor::new(&ids, &Device::Cpu)?.unsqueeze(0)?.repeat((pooled.dim(0)?, 1))?)
+            }
+            None => None,
+        };
+        Ok(Conditions {
+            encoder_attention_mask: self.mask,
+            text_embeds: self.pooled,
+            time_ids,
+            ..Conditions::from(self.states)
+        })
+    }
 }
 
 /// The text encoders of a pipeline.
