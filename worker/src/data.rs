@@ -6,7 +6,7 @@ use deltaconv_proto::objects::{self, Objects};
 use crate::container::Container;
 use crate::task;
 
-const LATENTS: &str = "latents.safetensors";
+pub(crate) const LATENTS: &str = "latents.safetensors";
 const EMBEDDINGS: &str = "prompt_embeddings.safetensors";
 /// A larger data set than this does not fit the way it is read here.
 const MAX_BYTES: u64 = 8 << 30;

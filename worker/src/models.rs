@@ -12,8 +12,10 @@ use crate::student::Student;
 use crate::task::{Context, Error};
 use crate::teacher::{Denoiser, LoadOptions, Sampler, Weights};
 
+/// The noise schedule's configuration.
+pub(crate) const SCHEDULER: &str = "scheduler/scheduler_config.json";
 /// config.json and its like.
-const MAX_CONFIG_BYTES: u64 = 1 << 20;
+pub(crate) const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// The pre-trained model and its noise schedule.
 pub(crate) struct Teacher {
@@ -75,7 +77,7 @@ impl Models {
 
 async fn load_teacher(url: &str, plan: &v1::JobPlan) -> Result<Teacher, Error> {
     let objects = Objects::open(url)?;
-    let scheduler = objects.get("scheduler/scheduler_config.json", MAX_CONFIG_BYTES).await?;
+    let scheduler = objects.get(SCHEDULER, MAX_CONFIG_BYTES).await?;
     let sampler = Sampler::new(Scheduler::parse(&scheduler).map_err(crate::teacher::Error::from)?);
     let folder = &plan.denoiser_folder;
     let found = header_digest(&objects, &weights_key(folder)).await?;
