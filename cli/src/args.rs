@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Submit(commands::submit::Arguments),
     /// Show what a model is: its layers, which of them are replaced, and the memory that it needs
     Inspect(commands::inspect::Arguments),
+    /// Show what a model's layers cost as attention and as blocks, and how far their attention reaches
+    Analyze(commands::analyze::Arguments),
     /// List the jobs
     Jobs(commands::jobs::Arguments),
     /// Show where a job stands
