@@ -31,6 +31,8 @@ pub(crate) enum Command {
     Inspect(commands::inspect::Arguments),
     /// Draw pictures with a teacher or a converted model
     Sample(commands::sample::Arguments),
+    /// Show what a model's layers cost as attention and as blocks, and how far their attention reaches
+    Analyze(commands::analyze::Arguments),
     /// List the jobs
     Jobs(commands::jobs::Arguments),
     /// Show where a job stands

@@ -50,6 +50,16 @@ pub(crate) enum Error {
     #[error("{message}")]
     Model { message: String },
 
+    #[error("--samples {samples} need data, and {url} holds none")]
+    #[diagnostic(help(
+        "name a folder with latents.safetensors and prompt_embeddings.safetensors with --data, or leave out --samples"
+    ))]
+    NoData { samples: u32, url: String },
+
+    #[error("{flag} writes what was seen of the attention, and no sample is looked at")]
+    #[diagnostic(help("name the teacher's data with --data URL, or ask for samples with --samples N"))]
+    NoSamples { flag: &'static str },
+
     #[error("cannot {action} {}: {source}", path.display())]
     File { action: &'static str, path: PathBuf, source: io::Error },
 

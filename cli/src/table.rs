@@ -4,9 +4,14 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 /// A table with these headings.
 pub(crate) fn table<const N: usize>(headings: [&str; N]) -> Table {
+    with_headings(headings.map(str::to_uppercase))
+}
+
+/// As [`table`], of headings as they stand.
+pub(crate) fn with_headings(headings: impl IntoIterator<Item = String>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(headings.map(str::to_uppercase));
+    table.set_header(headings.into_iter().collect::<Vec<_>>());
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
@@ -40,4 +45,17 @@ pub(crate) fn bytes(count: u64) -> String {
         Some((unit, size)) => format!("{:.1} {unit}", count / size),
         None => format!("{count} B"),
     }
+}
+
+/// A number of operations, to four digits and in the unit that suits it.
+pub(crate) fn operations(count: f64) -> String {
+    let units = [(" P", 1e15), (" T", 1e12), (" G", 1e9), (" M", 1e6), (" k", 1e3)];
+    let (unit, size) = units.into_iter().find(|(_, size)| count >= *size).unwrap_or(("", 1.0));
+    let scaled = count / size;
+    let decimals = match scaled {
+        ..10.0 => 3,
+        ..100.0 => 2,
+        _ => 1,
+    };
+    if unit.is_empty() { format!("{count}") } else { format!("{scaled:.decimals$}{unit}") }
 }

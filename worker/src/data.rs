@@ -11,7 +11,7 @@ use crate::task;
 use crate::teacher::Conditions;
 use crate::teacher::text::Embeddings;
 
-const LATENTS: &str = "latents.safetensors";
+pub(crate) const LATENTS: &str = "latents.safetensors";
 const EMBEDDINGS: &str = "prompt_embeddings.safetensors";
 const PROMPTS: &str = "prompts.json";
 /// A larger data set than this does not fit the way it is read here.
@@ -78,8 +78,8 @@ pub(crate) fn picture_size(plan: &v1::JobPlan) -> (usize, usize) {
 }
 
 impl Data {
-    /// Ready latents from the folder at `url`.
-    pub(crate) async fn load(url: &str, plan: &v1::JobPlan) -> Result<Self, task::Error> {
+    /// Ready latents from the folder at `url`; a pixel of theirs stands for `factor` × `factor` of the pictures.
+    pub(crate) async fn load(url: &str, factor: u32) -> Result<Self, task::Error> {
         let objects = Objects::open(url)?;
         let name = |file: &str| format!("{url}/{file}");
         let bytes = objects.get(LATENTS, MAX_BYTES).await?;
@@ -92,7 +92,8 @@ impl Data {
         let embeddings = read_embeddings(&Container::parse(&name(EMBEDDINGS), &bytes)?)?;
         let prompt = rows(&name(LATENTS), &ids, embeddings.states.dim(0)?)?;
         let latent = [shape[1], shape[2], shape[3]];
-        Ok(Self { latents, latent, prompt, embeddings, picture: picture_size(plan) })
+        let picture = (latent[1] * factor as usize, latent[2] * factor as usize);
+        Ok(Self { latents, latent, prompt, embeddings, picture })
     }
 
     /// Latents that were synthesised, from the parts that `objects` hold.

@@ -1,7 +1,7 @@
 //! deltaconv's worker: joins a coordinator, captures activations, trains blocks and evaluates students.
 //!
 //! `agent` talks to the coordinator and runs attempts; `capture`, `distill` and `evaluate` are the tasks; `teacher` is
-//! the model that they work on.
+//! the model that they work on, and `profile` looks at its attention.
 
 mod accelerator;
 mod agent;
@@ -12,6 +12,7 @@ mod data;
 mod distill;
 mod evaluate;
 mod models;
+pub mod profile;
 pub mod sample;
 mod shards;
 mod stoppable;

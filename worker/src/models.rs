@@ -15,8 +15,10 @@ use crate::task::{Context, Error};
 use crate::teacher::text::TextEncoder;
 use crate::teacher::{Denoiser, LoadOptions, Sampler, Vae, Weights};
 
+/// The noise schedule's configuration.
+pub(crate) const SCHEDULER: &str = "scheduler/scheduler_config.json";
 /// config.json and its like.
-const MAX_CONFIG_BYTES: u64 = 1 << 20;
+pub(crate) const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// The pre-trained model and its noise schedule.
 pub(crate) struct Teacher {
@@ -86,7 +88,8 @@ impl Models {
     pub(crate) fn data(&self, context: &Context) -> Result<Arc<Data>, Error> {
         let data = context.job.data.as_ref().ok_or(Error::Incomplete("data"))?;
         if data.synthesis.is_none() {
-            return self.data.get(data.url.clone(), || context.wait(Data::load(&data.url, &context.plan)));
+            let factor = context.plan.picture_height / context.plan.latent_height.max(1);
+            return self.data.get(data.url.clone(), || context.wait(Data::load(&data.url, factor)));
         }
         let digests = context.latents.iter().filter_map(|part| Some(part.object.as_ref()?.digest.as_str()));
         let origin = digests.collect::<Vec<_>>().join(" ");
@@ -117,7 +120,7 @@ async fn load_teacher(url: &str, plan: &v1::JobPlan) -> Result<Teacher, Error> {
 }
 
 pub(crate) async fn load_sampler(objects: &Objects) -> Result<Sampler, Error> {
-    let scheduler = objects.get("scheduler/scheduler_config.json", MAX_CONFIG_BYTES).await?;
+    let scheduler = objects.get(SCHEDULER, MAX_CONFIG_BYTES).await?;
     Ok(Sampler::new(Scheduler::parse(&scheduler).map_err(crate::teacher::Error::from)?))
 }
 

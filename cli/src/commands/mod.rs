@@ -6,6 +6,7 @@ use crate::args::Command;
 use crate::demo;
 use crate::error::Error;
 
+pub(crate) mod analyze;
 pub(crate) mod bench;
 pub(crate) mod cancel;
 pub(crate) mod coordinator;
@@ -21,6 +22,7 @@ pub(crate) mod workers;
 /// Runs a subcommand. The code is success, or says how a job or the process itself ended.
 pub(crate) async fn run(command: Command) -> Result<ExitCode, Error> {
     match command {
+        Command::Analyze(arguments) => analyze::run(arguments).await,
         Command::Bench(arguments) => bench::run(arguments).await,
         Command::Demo(arguments) => demo::run(arguments).await,
         Command::Coordinator(arguments) => coordinator::run(arguments).await,

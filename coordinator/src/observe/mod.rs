@@ -1,3 +1,6 @@
 //! What a job is doing and what came of it, for people and for scripts.
 
+pub mod attention_distance;
+mod escape;
+mod layer_name;
 pub mod report;

@@ -37,6 +37,11 @@ pub(super) fn planned(teacher: &Teacher, layer: &Layer) -> u32 {
     published.unwrap_or_else(|| by_map(layer.height.min(layer.width)))
 }
 
+/// Whether the model is Stable Diffusion 1.x, by its channels and layers.
+pub(super) fn is_sd15(teacher: &Teacher) -> bool {
+    matches!(teacher, Teacher::UNet(config) if SD15.is_of(&config.plan()))
+}
+
 impl Published {
     /// Whether the model has these channels, and attention where these sizes are.
     fn is_of(&self, blocks: &Plan) -> bool {

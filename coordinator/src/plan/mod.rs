@@ -2,6 +2,7 @@
 //! files. No weight and no latent is read.
 
 mod bytes;
+pub mod cost;
 pub(crate) mod data;
 mod error;
 #[cfg(test)]

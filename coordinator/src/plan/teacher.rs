@@ -55,8 +55,8 @@ pub(super) async fn read(folder: &Objects) -> Result<Known, Error> {
     Ok(known)
 }
 
-/// As [`read`], of weights that may be a converted model's.
-pub(super) async fn read_unchecked(folder: &Objects) -> Result<Known, Error> {
+/// What a teacher's configuration says, of a folder that may lack all else.
+pub(super) async fn read_config(folder: &Objects) -> Result<(Denoiser, Teacher), Error> {
     let (denoiser, config) = match folder.get(UNET.config, MAX_CONFIG_BYTES).await {
         Err(objects::Error::NotFound { .. }) => (TRANSFORMER, folder.get(TRANSFORMER.config, MAX_CONFIG_BYTES).await),
         found => (UNET, found),
@@ -68,8 +68,14 @@ pub(super) async fn read_unchecked(folder: &Objects) -> Result<Known, Error> {
             "teacher_url is the folder of a model in diffusers layout, the one with model_index.json",
         )
     })?;
+    let at_config = |source| Error::teacher(folder.url(), denoiser.config, source);
+    Ok((denoiser, Teacher::parse(&config).map_err(at_config)?))
+}
+
+/// As [`read`], of weights that may be a converted model's.
+pub(super) async fn read_unchecked(folder: &Objects) -> Result<Known, Error> {
+    let (denoiser, teacher) = read_config(folder).await?;
     let at = |key| move |source| Error::teacher(folder.url(), key, source);
-    let teacher = Teacher::parse(&config).map_err(at(denoiser.config))?;
 
     let weights = Files::find(folder, denoiser.folder, weights::DIFFUSERS).await?;
 

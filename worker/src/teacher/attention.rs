@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use deltaconv_proto::teacher::{self, Layer};
 
 use super::conditions::Text;
-use super::ops::{Heads, Linear, Projected, attention};
+use super::ops::{AttentionMap, Heads, Linear, Projected, attention, attention_maps};
 use super::{Call, Error, SelfAttention, Weights};
 
 /// `attn1`: a layer's own attention.
@@ -32,11 +32,23 @@ impl OwnAttention {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor, Error> {
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor, Error> {
         let inner = self.heads.count * self.heads.dim;
         let projected = self.projections.forward(x)?;
         let [query, key, value] = [0, 1, 2].map(|i| Projected { tensor: &projected, offset: i * inner });
         Ok(self.to_out.forward(&attention(query, key, value, self.heads, None)?)?)
+    }
+
+    /// What `each` makes of the attention maps over x, by sample, then by head.
+    pub(super) fn maps<T: Send>(
+        &self,
+        x: &Tensor,
+        each: impl Fn(&AttentionMap<'_>) -> T + Sync,
+    ) -> Result<Vec<T>, Error> {
+        let inner = self.heads.count * self.heads.dim;
+        let projected = self.projections.forward(x)?;
+        let [query, key] = [0, 1].map(|i| Projected { tensor: &projected, offset: i * inner });
+        Ok(attention_maps(query, key, self.heads, each)?)
     }
 }
 
@@ -99,11 +111,7 @@ impl Layers<'_> {
             return Err(Error::Argument { argument: "sample", problem });
         };
         debug_assert_eq!(input.dims()[1..], [layer.height, layer.width, layer.channels]);
-        let original = || match own {
-            Some(own) => own.forward(input),
-            None => Err(Error::NoAttention { layer: layer.name.clone() }),
-        };
-        let output = self.attention.apply(&Call { layer, input, residual, attention: &original })?;
+        let output = self.attention.apply(&Call { layer, input, residual, own })?;
         if output.dims() != input.dims() {
             let source = format!("its output has shape {:?}, its input {:?}", output.dims(), input.dims()).into();
             return Err(Error::Layer { layer: layer.name.clone(), source });

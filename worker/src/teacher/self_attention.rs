@@ -6,6 +6,8 @@ use candle_core::Tensor;
 use deltaconv_proto::teacher::Layer;
 
 use super::Error;
+use super::attention::OwnAttention;
+use super::ops::AttentionMap;
 
 /// One layer's turn in a forward pass.
 pub struct Call<'a> {
@@ -15,7 +17,8 @@ pub struct Call<'a> {
     pub input: &'a Tensor,
     /// The residual stream before the layer, to which its output will be added: [B, H, W, C] f32.
     pub residual: &'a Tensor,
-    pub(super) attention: &'a dyn Fn() -> Result<Tensor, Error>,
+    /// The teacher's own attention; none in a model that was loaded without.
+    pub(super) own: Option<&'a OwnAttention>,
 }
 
 impl Call<'_> {
@@ -24,7 +27,22 @@ impl Call<'_> {
     /// # Errors
     /// [`Error::NoAttention`] in a model that was loaded without.
     pub fn attention(&self) -> Result<Tensor, Error> {
-        (self.attention)()
+        self.own()?.forward(self.input)
+    }
+
+    /// What `each` makes of the teacher's own attention maps, by sample, then by head.
+    ///
+    /// # Errors
+    /// As [`Self::attention`].
+    pub(crate) fn attention_maps<T: Send>(
+        &self,
+        each: impl Fn(&AttentionMap<'_>) -> T + Sync,
+    ) -> Result<Vec<T>, Error> {
+        self.own()?.maps(self.input, each)
+    }
+
+    fn own(&self) -> Result<&OwnAttention, Error> {
+        self.own.ok_or_else(|| Error::NoAttention { layer: self.layer.name.clone() })
     }
 }
 

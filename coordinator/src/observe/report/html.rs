@@ -5,9 +5,9 @@ use std::fmt::{Display, Write};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::escape::escape;
 use super::json::{Measures, Report};
 use super::number::{grouped, seconds, significant};
+use crate::observe::escape::escape;
 
 /// Puts the page together. Every text from outside is escaped.
 pub(super) fn page(report: &Report, samples_png: &[u8], loss_svg: &str) -> String {

@@ -2,7 +2,6 @@
 
 mod canvas;
 mod error;
-mod escape;
 mod figures;
 mod html;
 mod json;

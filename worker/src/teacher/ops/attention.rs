@@ -7,7 +7,7 @@ use super::simd::for_each_level;
 use super::slices::{tensor, with_slices};
 
 /// Queries that one thread attends with at a time: their scores are the only ones ever in memory.
-const QUERIES: usize = 32;
+pub(super) const QUERIES: usize = 32;
 
 /// Partial maxima and sums of a row of scores.
 const LANES: usize = 16;
@@ -30,6 +30,18 @@ pub(in super::super) struct Projected<'a> {
     pub(in super::super) offset: usize,
 }
 
+impl Projected<'_> {
+    /// Positions of one sample, and the numbers from one to the next.
+    pub(super) fn length(self, batch: usize, inner: usize) -> Result<(usize, usize)> {
+        match self.tensor.dims() {
+            [b, middle @ .., channels] if *b == batch && channels - self.offset.min(*channels) >= inner => {
+                Ok((middle.iter().product(), *channels))
+            }
+            other => bail!("attention over {inner} channels of {batch} samples cannot take {other:?}"),
+        }
+    }
+}
+
 /// softmax(Q Kᵀ / √d + bias) V for each head: [B, .., heads · d], the leading dimensions those of the queries. The bias is
 /// one number a key, [B, keys].
 pub(in super::super) fn attention(
@@ -41,17 +53,9 @@ pub(in super::super) fn attention(
 ) -> Result<Tensor> {
     let inner = heads.count * heads.dim;
     let batch = query.tensor.dim(0)?;
-    let length = |projected: Projected<'_>| -> Result<(usize, usize)> {
-        match projected.tensor.dims() {
-            [b, middle @ .., channels] if *b == batch && channels - projected.offset.min(*channels) >= inner => {
-                Ok((middle.iter().product(), *channels))
-            }
-            other => bail!("attention over {inner} channels of {batch} samples cannot take {other:?}"),
-        }
-    };
-    let (queries, query_stride) = length(query)?;
-    let (keys, key_stride) = length(key)?;
-    let (values, value_stride) = length(value)?;
+    let (queries, query_stride) = query.length(batch, inner)?;
+    let (keys, key_stride) = key.length(batch, inner)?;
+    let (values, value_stride) = value.length(batch, inner)?;
     if keys != values || keys == 0 {
         bail!("attention needs as many values as keys, and one at least: {keys} keys, {values} values");
     }
@@ -125,7 +129,7 @@ fn add_to_rows(scores: &mut [f32], bias: &[f32], factor: f32) {
 for_each_level! {
     /// softmax(scale · row) of every row of `keys` scores, but for the division by a row's sum: `inverses` holds one
     /// over it, for the products with the values, which are fewer.
-    fn exponentiate(scores: &mut [f32], keys: usize, scale: f32, inverses: &mut [f32]) {
+    pub(super) fn exponentiate(scores: &mut [f32], keys: usize, scale: f32, inverses: &mut [f32]) {
         for (row, inverse) in scores.chunks_exact_mut(keys).zip(inverses) {
             let (chunks, rest) = row.as_chunks_mut::<LANES>();
             let mut highest = [f32::NEG_INFINITY; LANES];

@@ -6,6 +6,7 @@
 
 mod activation;
 mod attention;
+mod attention_map;
 mod conv;
 mod embedding;
 mod feed_forward;
@@ -21,6 +22,8 @@ mod tests;
 
 pub(super) use activation::{activate, activate_gelu_tanh};
 pub(super) use attention::{Heads, Projected, attention};
+pub(crate) use attention_map::AttentionMap;
+pub(super) use attention_map::attention_maps;
 pub(super) use conv::{Added, Conv, Padding};
 pub(super) use embedding::sinusoids;
 pub(super) use feed_forward::{FeedForward, FeedForwardActivation};

@@ -6,7 +6,7 @@ use deltaconv_proto::teacher::Activation;
 
 use super::{
     Added, Conv, FeedForward, FeedForwardActivation, GroupNorm, Heads, LayerNorm, Linear, Padding, Projected,
-    add_gated, attention, modulated_norm,
+    add_gated, attention, attention_maps, modulated_norm,
 };
 
 /// Numbers of about −1 to 1.
@@ -107,11 +107,22 @@ fn attention_of_heads() -> Result<()> {
         let (q, kv) = (numbers(&[2, queries, inner], 1), numbers(&[2, keys, 2 * inner], 2).affine(3.0, 0.0)?);
         let (k, v) = (kv.narrow(2, 0, inner)?, kv.narrow(2, inner, inner)?);
         let scores = split(&q)?.matmul(&split(&k)?.t()?)?.affine((dim as f64).powf(-0.5), 0.0)?;
-        let expected =
-            softmax(&scores, D::Minus1)?.matmul(&split(&v)?)?.transpose(1, 2)?.reshape((2, queries, inner))?;
+        let maps = softmax(&scores, D::Minus1)?;
+        let expected = maps.matmul(&split(&v)?)?.transpose(1, 2)?.reshape((2, queries, inner))?;
         let [key, value] = [0, inner].map(|offset| Projected { tensor: &kv, offset });
         let ours = attention(Projected { tensor: &q, offset: 0 }, key, value, Heads { count, dim }, None)?;
         assert_close(&format!("{queries}×{keys}, {count} heads of {dim}"), &ours, &expected);
+
+        let rows = attention_maps(Projected { tensor: &q, offset: 0 }, key, Heads { count, dim }, |map| {
+            let mut rows = Vec::new();
+            map.for_each_row(|query, row| {
+                assert_eq!(rows.len(), query * keys);
+                rows.extend_from_slice(row);
+            });
+            rows
+        })?;
+        let ours = Tensor::from_vec(rows.concat(), (2, count, queries, keys), &Device::Cpu)?;
+        assert_close(&format!("maps of {queries}×{keys}"), &ours, &maps);
 
         let bias = numbers(&[2, keys], 3).affine(4.0, 0.0)?;
         let biased = scores.broadcast_add(&bias.reshape((2, 1, 1, keys))?)?;
