@@ -73,13 +73,13 @@ pub(crate) enum Error {
     Tensor(#[from] candle_core::Error),
     /// The prompts can't be read.
     #[error(transparent)]
-    Prompts(#[from] prompts::Error),
+    Prompts(Box<prompts::Error>),
     /// The parts of the pipeline beside the denoiser can't be used.
     #[error(transparent)]
-    Pipeline(#[from] pipeline::Error),
+    Pipeline(Box<pipeline::Error>),
     /// The files of a model's weights can't be found, or not trusted.
     #[error(transparent)]
-    Weights(#[from] weights::Error),
+    Weights(Box<weights::Error>),
     /// A safetensors object can't be read or made.
     #[error(transparent)]
     Safetensors(#[from] safetensors::Error),
@@ -101,6 +101,24 @@ pub(crate) enum Error {
         /// Its loss.
         loss: f64,
     },
+}
+
+impl From<prompts::Error> for Error {
+    fn from(error: prompts::Error) -> Self {
+        Self::Prompts(Box::new(error))
+    }
+}
+
+impl From<pipeline::Error> for Error {
+    fn from(error: pipeline::Error) -> Self {
+        Self::Pipeline(Box::new(error))
+    }
+}
+
+impl From<weights::Error> for Error {
+    fn from(error: weights::Error) -> Self {
+        Self::Weights(Box::new(error))
+    }
 }
 
 impl Error {

@@ -12,3 +12,4 @@ mod kills;
 mod process;
 mod scaled;
 mod service;
+mod synthesis;

@@ -86,9 +86,9 @@ impl Embeddings {
 pub(crate) struct TextEncoder(Encoders);
 
 enum Encoders {
-    Clip(ClipTokenizer, Clip),
-    ClipPair { tokenizers: [ClipTokenizer; 2], encoders: Box<[Clip; 2]>, zero_negative: bool },
-    T5(T5Tokenizer, Mutex<T5>),
+    Clip(Box<(ClipTokenizer, Clip)>),
+    ClipPair { tokenizers: Box<[ClipTokenizer; 2]>, encoders: Box<[Clip; 2]>, zero_negative: bool },
+    T5(Box<(T5Tokenizer, Mutex<T5>)>),
 }
 
 impl TextEncoder {
@@ -99,21 +99,16 @@ impl TextEncoder {
             Ok((tokenizer, Clip::load(&part.config, &mut open_weights(model, &part.weights).await?)?))
         };
         Ok(Self(match text {
-            Text::Clip(part) => {
-                let (tokenizer, encoder) = clip(part, "tokenizer").await?;
-                Encoders::Clip(tokenizer, encoder)
-            }
+            Text::Clip(part) => Encoders::Clip(Box::new(clip(part, "tokenizer").await?)),
             Text::ClipPair { first, second, zero_negative } => {
                 let (first, second) = (clip(first, "tokenizer").await?, clip(second, "tokenizer_2").await?);
-                let (tokenizers, encoders) = ([first.0, second.0], Box::new([first.1, second.1]));
+                let (tokenizers, encoders) = (Box::new([first.0, second.0]), Box::new([first.1, second.1]));
                 Encoders::ClipPair { tokenizers, encoders, zero_negative: *zero_negative }
             }
             Text::T5 { part, tokens } => {
                 let tokenizer = T5Tokenizer::load(&Files { model, folder: "tokenizer" }, *tokens).await?;
-                Encoders::T5(
-                    tokenizer,
-                    Mutex::new(T5::load(&part.config, &mut open_weights(model, &part.weights).await?)?),
-                )
+                let encoder = T5::load(&part.config, &mut open_weights(model, &part.weights).await?)?;
+                Encoders::T5(Box::new((tokenizer, Mutex::new(encoder))))
             }
         }))
     }
@@ -122,7 +117,8 @@ impl TextEncoder {
     pub(crate) fn embed(&self, prompts: &[String]) -> Result<Embeddings, task::Error> {
         let texts: Vec<&str> = prompts.iter().map(String::as_str).chain([""]).collect();
         match &self.0 {
-            Encoders::Clip(tokenizer, encoder) => {
+            Encoders::Clip(clip) => {
+                let (tokenizer, encoder) = &**clip;
                 let encoded = in_batches(&texts, |texts| Ok(vec![encoder.forward(&ids(tokenizer, texts)?)?.last]))?;
                 let [states] = <[Tensor; 1]>::try_from(encoded).map_err(|_| nothing())?;
                 Ok(Embeddings { states, mask: None, pooled: None })
@@ -139,7 +135,8 @@ impl TextEncoder {
                 }
                 Ok(Embeddings { states, mask: None, pooled: Some(pooled) })
             }
-            Encoders::T5(tokenizer, encoder) => {
+            Encoders::T5(t5) => {
+                let (tokenizer, encoder) = &**t5;
                 let mut encoder = encoder.lock().unwrap_or_else(PoisonError::into_inner);
                 let mut rows = Vec::with_capacity(texts.len());
                 for text in &texts {
