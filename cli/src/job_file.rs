@@ -36,11 +36,12 @@ pub(crate) struct DataTable {
     pub(crate) seed: u64,
     pub(crate) held_out_latents: u32,
     synthesis: Option<SynthesisTable>,
+    images: Option<ImagesTable>,
 }
 
 impl Default for DataTable {
     fn default() -> Self {
-        Self { url: None, seed: 0, held_out_latents: 48, synthesis: None }
+        Self { url: None, seed: 0, held_out_latents: 48, synthesis: None, images: None }
     }
 }
 
@@ -60,6 +61,27 @@ struct SynthesisTable {
     guidance: f64,
     /// Height and width in pixels; default: those that the teacher was trained at.
     size: Option<[u32; 2]>,
+}
+
+/// `[data.images]`: images with captions, which the teacher's VAE encodes.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ImagesTable {
+    /// Path relative to the file, or URL, of a folder of images with captions or of WebDataset shards.
+    url: String,
+    /// The first so many; 0 for all.
+    #[serde(default)]
+    count: u32,
+    /// Height and width in pixels to which images are scaled and cropped; default: those that the teacher was trained at.
+    size: Option<[u32; 2]>,
+}
+
+impl ImagesTable {
+    /// `folder`: that of the job file.
+    fn message(self, folder: &Path) -> Result<v1::Images, Error> {
+        let [height, width] = self.size.unwrap_or_default();
+        Ok(v1::Images { url: location::url(&self.url, folder)?, count: self.count, height, width })
+    }
 }
 
 impl SynthesisTable {
@@ -160,12 +182,13 @@ pub(crate) fn read(path: &Path) -> Result<v1::JobSpec, Error> {
     let teacher_url = location::url(&file.teacher, folder)?;
     let output_url = location::url(&file.output, folder)?;
     let synthesis = file.data.synthesis.map(|table| table.message(folder)).transpose()?;
-    let url = match (&file.data.url, &synthesis) {
-        (Some(named), _) => location::url(named, folder)?,
-        (None, None) => teacher_url.clone(),
-        (None, Some(_)) => String::new(),
+    let images = file.data.images.map(|table| table.message(folder)).transpose()?;
+    let url = match (&file.data.url, &synthesis, &images) {
+        (Some(named), _, _) => location::url(named, folder)?,
+        (None, None, None) => teacher_url.clone(),
+        (None, _, _) => String::new(),
     };
-    let data = v1::Data { url, seed: file.data.seed, held_out_latents: file.data.held_out_latents, synthesis };
+    let data = v1::Data { url, seed: file.data.seed, held_out_latents: file.data.held_out_latents, synthesis, images };
     Ok(spec(name, teacher_url, output_url, data, file.recipe, file.evaluation))
 }
 

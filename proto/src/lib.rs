@@ -6,6 +6,7 @@ pub mod digest;
 pub mod draw;
 pub mod header;
 pub mod ids;
+pub mod images;
 pub mod keys;
 pub mod objects;
 pub mod pipeline;

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Tensor;
+use deltaconv_proto::images::Index;
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::pipeline::{self, Text};
 use deltaconv_proto::teacher::{Scheduler, Teacher as Configuration};
@@ -29,6 +30,14 @@ pub(crate) struct Teacher {
 }
 
 impl Teacher {
+    /// Latents [B, c, h, w] of pictures [B, 3, H, W].
+    pub(crate) fn encode(&self, pictures: &Tensor) -> Result<Tensor, Error> {
+        match &self.vae {
+            Some(vae) => Ok(vae.encode(pictures)?),
+            None => Ok(pictures.clone()),
+        }
+    }
+
     /// Pictures [B, 3, H, W] of latents [B, c, h, w].
     pub(crate) fn decode(&self, latents: &Tensor) -> Result<Tensor, Error> {
         match &self.vae {
@@ -43,6 +52,7 @@ impl Teacher {
 pub(crate) struct Models {
     teacher: Slot<Teacher>,
     text: Slot<TextEncoder>,
+    images: Slot<Index>,
     student: Slot<Student>,
     data: Slot<Data>,
 }
@@ -87,13 +97,19 @@ impl Models {
     /// The job's data set.
     pub(crate) fn data(&self, context: &Context) -> Result<Arc<Data>, Error> {
         let data = context.job.data.as_ref().ok_or(Error::Incomplete("data"))?;
-        if data.synthesis.is_none() {
+        if data.synthesis.is_none() && data.images.is_none() {
             let factor = context.plan.picture_height / context.plan.latent_height.max(1);
             return self.data.get(data.url.clone(), || context.wait(Data::load(&data.url, factor)));
         }
         let digests = context.latents.iter().filter_map(|part| Some(part.object.as_ref()?.digest.as_str()));
         let origin = digests.collect::<Vec<_>>().join(" ");
         self.data.get(origin, || context.wait(Data::synthesised(&context.objects, &context.latents, &context.plan)))
+    }
+
+    /// Which images the job has.
+    pub(crate) fn images(&self, context: &Context, images: &v1::Images) -> Result<Arc<Index>, Error> {
+        let origin = format!("{} {} {}", images.url, images.count, context.plan.prompts_digest);
+        self.images.get(origin, || Ok(context.wait(Index::read(&images.url, images.count as usize))?))
     }
 
     /// The text encoders of the job's teacher.

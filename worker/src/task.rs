@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use deltaconv_proto::ids::{AttemptId, InvalidId, TaskId};
 use deltaconv_proto::objects::{self, Objects};
-use deltaconv_proto::{pipeline, prompts, safetensors, shard, v1, weights};
+use deltaconv_proto::{images, pipeline, prompts, safetensors, shard, v1, weights};
 
 use crate::accelerator::Accelerator;
 use crate::models::Models;
@@ -74,6 +74,9 @@ pub(crate) enum Error {
     /// The prompts can't be read.
     #[error(transparent)]
     Prompts(Box<prompts::Error>),
+    /// The images can't be used.
+    #[error(transparent)]
+    Images(Box<images::Error>),
     /// The parts of the pipeline beside the denoiser can't be used.
     #[error(transparent)]
     Pipeline(Box<pipeline::Error>),
@@ -106,6 +109,12 @@ pub(crate) enum Error {
 impl From<prompts::Error> for Error {
     fn from(error: prompts::Error) -> Self {
         Self::Prompts(Box::new(error))
+    }
+}
+
+impl From<images::Error> for Error {
+    fn from(error: images::Error) -> Self {
+        Self::Images(Box::new(error))
     }
 }
 

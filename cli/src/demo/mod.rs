@@ -153,7 +153,8 @@ fn spec(arguments: &Arguments, folder: &Folder) -> Result<v1::JobSpec, Error> {
     }
     let teacher_url = folder.url(&format!(".teacher/{}", arguments.teacher.name()))?;
     let held_out_latents = DataTable::default().held_out_latents;
-    let data = v1::Data { url: teacher_url.clone(), seed: arguments.seed, held_out_latents, synthesis: None };
+    let data =
+        v1::Data { url: teacher_url.clone(), seed: arguments.seed, held_out_latents, synthesis: None, images: None };
     Ok(job_file::spec(arguments.teacher.name().into(), teacher_url, folder.url("")?, data, recipe, evaluation))
 }
 

@@ -1,5 +1,5 @@
 use deltaconv_proto::safetensors::Dtype;
-use deltaconv_proto::{header, objects, pipeline, prompts, teacher, weights};
+use deltaconv_proto::{header, images, objects, pipeline, prompts, teacher, weights};
 
 /// Why a job can't be planned. Every message names the value and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +70,9 @@ pub enum Error {
     /// The prompts can't be read.
     #[error(transparent)]
     PromptFile(#[from] prompts::Error),
+    /// The images can't be used.
+    #[error(transparent)]
+    Images(#[from] images::Error),
     /// Nothing turns the teacher's latents into pictures.
     #[error(
         "{url} has no vae/config.json, and latents of {channels} channels are no pictures: the evaluation draws some, so \

@@ -21,7 +21,7 @@ impl Job {
             name: "tiny-unet".to_owned(),
             teacher_url: url("teacher"),
             output_url: url("job"),
-            data: Some(Data { url: url("teacher"), seed: 7, held_out_latents: 64, synthesis: None }),
+            data: Some(Data { url: url("teacher"), seed: 7, held_out_latents: 64, synthesis: None, images: None }),
             recipe: Some(Recipe {
                 samples: 100,
                 held_out_samples: 20,

@@ -45,7 +45,10 @@ pub async fn plan(spec: &v1::JobSpec) -> Result<v1::JobPlan, Error> {
     let data = match checked.source {
         Source::Ready(folder) => data::read(&folder, &teacher.teacher).await?,
         Source::Synthesis(synthesis) => {
-            synthesis::read(synthesis, &checked.teacher_folder, &teacher.teacher, factor).await?
+            synthesis::of_prompts(synthesis, &checked.teacher_folder, &teacher.teacher, factor).await?
+        }
+        Source::Images(_, images) => {
+            synthesis::of_images(images, &checked.teacher_folder, &teacher.teacher, factor).await?
         }
     };
     let data_url = data_url(checked.data);
@@ -89,12 +92,13 @@ pub async fn plan(spec: &v1::JobSpec) -> Result<v1::JobPlan, Error> {
         evaluate_tasks: evaluation_parts(spec).len() as u32,
         layers,
         kept,
-        synthesise_tasks: synthesis_ranges(spec).len() as u32,
+        synthesise_tasks: 0,
         synthesise_bytes: data.bytes_to_write,
         prompts_digest: data.prompts_digest,
         picture_height: (data.height * factor) as u32,
         picture_width: (data.width * factor) as u32,
     };
+    let plan = v1::JobPlan { synthesise_tasks: synthesis_ranges(spec, &plan).len() as u32, ..plan };
     let job_bytes = spec.encoded_len() + plan.encoded_len();
     if job_bytes > MAX_JOB_BYTES {
         let expected = format!("with its plan it takes {job_bytes} bytes, and {MAX_JOB_BYTES} are the most");
@@ -125,7 +129,11 @@ fn check_channels(teacher: &Teacher, url: &str) -> Result<(), Error> {
     Err(Error::OutputChannels { url: url.to_owned(), input, output })
 }
 
-/// Where the latents, or the prompts that they are sampled from, lie.
+/// Where the latents, or what they are made of, lie.
 fn data_url(data: &v1::Data) -> &str {
-    data.synthesis.as_ref().map_or(&data.url, |synthesis| &synthesis.prompts_url)
+    match (&data.synthesis, &data.images) {
+        (Some(synthesis), _) => &synthesis.prompts_url,
+        (None, Some(images)) => &images.url,
+        (None, None) => &data.url,
+    }
 }

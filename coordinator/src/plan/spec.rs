@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use deltaconv_proto::ids::JobId;
 use deltaconv_proto::objects::{self, Objects};
 use deltaconv_proto::teacher::SOLVERS;
-use deltaconv_proto::v1::{Data, Evaluation, JobSpec, Recipe, Synthesis};
+use deltaconv_proto::v1::{Data, Evaluation, Images, JobSpec, Recipe, Synthesis};
 
 use super::Error;
 
@@ -34,6 +34,8 @@ pub(super) enum Source<'a> {
     Ready(Objects),
     /// The teacher samples them.
     Synthesis(&'a Synthesis),
+    /// The teacher's VAE encodes them.
+    Images(Objects, &'a Images),
 }
 
 pub(super) fn invalid(field: impl Into<String>, value: impl Display, expected: impl Into<String>) -> Error {
@@ -51,20 +53,31 @@ pub(super) fn check(spec: &JobSpec) -> Result<Checked<'_>, Error> {
 
     name(&spec.name)?;
     let teacher_folder = open("teacher_url", &spec.teacher_url)?;
-    let source = match &data.synthesis {
-        None => Source::Ready(open("data.url", &data.url)?),
-        Some(_) if !data.url.is_empty() => {
-            return Err(invalid("data.url", &data.url, "nothing where data.synthesis says how latents are sampled"));
+    let source = match (&data.synthesis, &data.images) {
+        (None, None) => Source::Ready(open("data.url", &data.url)?),
+        (Some(_), Some(_)) => {
+            return Err(invalid(
+                "data",
+                "synthesis and images",
+                "one of them: latents come from prompts or from images",
+            ));
         }
-        Some(synthesis) => {
+        _ if !data.url.is_empty() => {
+            let expected = "nothing where data.synthesis or data.images says how latents are made";
+            return Err(invalid("data.url", &data.url, expected));
+        }
+        (Some(synthesis), None) => {
             check_synthesis(synthesis)?;
             Source::Synthesis(synthesis)
         }
+        (None, Some(images)) => Source::Images(open("data.images.url", &images.url)?, images),
     };
     let output = open("output_url", &spec.output_url)?;
     let mut sources = vec![("teacher_url", &teacher_folder)];
-    if let Source::Ready(folder) = &source {
-        sources.push(("data.url", folder));
+    match &source {
+        Source::Ready(folder) => sources.push(("data.url", folder)),
+        Source::Images(folder, _) => sources.push(("data.images.url", folder)),
+        Source::Synthesis(_) => {}
     }
     for (field, source) in sources {
         // Assembly copies the teacher's folder: below it, it would copy its own output.

@@ -1,12 +1,14 @@
 //! How a job's samples are cut into tasks.
 
 use deltaconv_proto::v1::evaluate_task::Part;
-use deltaconv_proto::v1::{JobSpec, SampleRange};
+use deltaconv_proto::v1::{JobPlan, JobSpec, SampleRange};
 
 /// Held-out samples of one part of the evaluation.
 const NOISE_SAMPLES: u32 = 32;
 /// Latents that one task samples: each takes the denoiser through all steps.
-const SYNTHESISED: u32 = 16;
+const SAMPLED: u32 = 16;
+/// Images that one task encodes.
+const ENCODED: u32 = 64;
 /// Prompts of one part of the evaluation: each takes the denoiser through all DDIM steps, twice.
 const PICTURE_PROMPTS: u32 = 2;
 
@@ -20,10 +22,13 @@ pub fn capture_ranges(spec: &JobSpec) -> Vec<SampleRange> {
     ranges
 }
 
-/// The ranges of latents that synthesise tasks sample, in order; none for a job with ready latents.
-pub fn synthesis_ranges(spec: &JobSpec) -> Vec<SampleRange> {
-    let latents = spec.data.as_ref().and_then(|data| data.synthesis.as_ref()).map_or(0, |synthesis| synthesis.latents);
-    cut(0, latents, SYNTHESISED)
+/// The ranges of latents that synthesise tasks make, in order; none for a job with ready latents.
+pub fn synthesis_ranges(spec: &JobSpec, plan: &JobPlan) -> Vec<SampleRange> {
+    match &spec.data {
+        Some(data) if data.synthesis.is_some() => cut(0, plan.latents, SAMPLED),
+        Some(data) if data.images.is_some() => cut(0, plan.latents, ENCODED),
+        _ => Vec::new(),
+    }
 }
 
 /// The parts of the evaluation, one task each.

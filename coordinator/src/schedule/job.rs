@@ -10,7 +10,7 @@ use crate::store::Write;
 /// A job's steps, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
-    /// Sampling latents with the teacher, of jobs that have no data set.
+    /// Making the latents, of jobs whose data has none: the teacher samples them, or its VAE encodes images.
     Synthesise,
     /// Recording what goes into and out of each layer.
     Capture,
@@ -152,7 +152,7 @@ impl Job {
             tasks.push(Task::new(TaskId::of(&self.id, &local)?, self.id.clone(), kind));
             Ok(())
         };
-        for range in plan::synthesis_ranges(&self.spec) {
+        for range in plan::synthesis_ranges(&self.spec, &self.plan) {
             add(format!("synthesise/{}", keys::range(&range)), Kind::Synthesise { range })?;
         }
         for range in plan::capture_ranges(&self.spec) {
@@ -176,14 +176,14 @@ impl Job {
         self.state == JobState::Running
     }
 
-    /// The steps that the job takes, in order: sampling latents only where it has no data set.
+    /// The steps that the job takes, in order: making latents only where they are not ready.
     pub fn steps(&self) -> impl Iterator<Item = Stage> {
         let has_synthesis = self.has_synthesis();
         Stage::ALL.into_iter().filter(move |stage| *stage != Stage::Synthesise || has_synthesis)
     }
 
     fn has_synthesis(&self) -> bool {
-        self.spec.data.as_ref().is_some_and(|data| data.synthesis.is_some())
+        self.spec.data.as_ref().is_some_and(|data| data.synthesis.is_some() || data.images.is_some())
     }
 
     /// The stage that the job has come to.

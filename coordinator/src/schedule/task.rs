@@ -9,7 +9,7 @@ use deltaconv_proto::v1;
 /// What a task does.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Kind {
-    /// Has the teacher sample one range of the job's latents.
+    /// Makes one range of the job's latents.
     Synthesise {
         /// The latents.
         range: v1::SampleRange,

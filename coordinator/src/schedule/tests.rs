@@ -46,8 +46,9 @@ fn synthesising() -> v1::JobSpec {
 }
 
 fn job_plan() -> v1::JobPlan {
+    let latents = 20;
     let layer = |index: u32, name: &str| v1::LayerPlan { index, name: name.into(), ..v1::LayerPlan::default() };
-    v1::JobPlan { layers: vec![layer(0, "down"), layer(1, "mid")], ..v1::JobPlan::default() }
+    v1::JobPlan { latents, layers: vec![layer(0, "down"), layer(1, "mid")], ..v1::JobPlan::default() }
 }
 
 /// A coordinator whose disk and clock the test holds.

@@ -1,4 +1,4 @@
-use deltaconv_proto::{header, objects, prompts, teacher};
+use deltaconv_proto::{header, images, objects, prompts, teacher};
 
 use super::part::PartError;
 
@@ -12,6 +12,9 @@ pub enum Error {
     /// The prompts can't be read any more.
     #[error(transparent)]
     Prompts(#[from] prompts::Error),
+    /// The images can't be read any more.
+    #[error(transparent)]
+    Images(#[from] images::Error),
     /// The header of a block can't be read any more.
     #[error(transparent)]
     Header(#[from] header::Error),

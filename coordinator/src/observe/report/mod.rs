@@ -18,7 +18,7 @@ mod training;
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::teacher::Scheduler;
 use deltaconv_proto::v1::{DistillOutput, Figures, JobPlan, JobSpec, LayerPlan, ObjectRef};
-use deltaconv_proto::{header, keys, prompts};
+use deltaconv_proto::{header, images, keys, prompts};
 use serde::Serialize;
 
 pub use error::Error;
@@ -153,6 +153,10 @@ async fn read_prompts(spec: &JobSpec) -> Result<Vec<String>, Error> {
     let Some(data) = &spec.data else { return Ok(Vec::new()) };
     if let Some(synthesis) = &data.synthesis {
         return Ok(prompts::Prompts::read(&synthesis.prompts_url).await?.texts);
+    }
+    if let Some(images) = &data.images {
+        let index = images::Index::read(&images.url, images.count as usize).await?;
+        return Ok(index.images.into_iter().map(|image| image.caption).collect());
     }
     let bytes = Objects::open(&data.url)?.get(PROMPTS, MAX_BYTES).await?;
     let Prompts { prompts } =

@@ -1,0 +1,63 @@
+//! An image as the VAE takes it.
+
+use std::io::Cursor;
+
+use candle_core::{Device, Tensor};
+use image::imageops::FilterType;
+use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+
+/// Longest side of an image that is decoded.
+const MAX_SIDE: u32 = 32_768;
+/// Bytes that decoding may take.
+const MAX_BYTES: u64 = 2 << 30;
+
+/// [1, 3, height, width] f32 in [−1, 1]: the image upright, scaled until it covers the size, and cropped to its middle.
+///
+/// # Errors
+/// Bytes that are no image, or one that is too large.
+pub(super) fn read(bytes: &[u8], (height, width): (usize, usize)) -> Result<Tensor, String> {
+    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
+    let mut limits = Limits::default();
+    (limits.max_image_width, limits.max_image_height) = (Some(MAX_SIDE), Some(MAX_SIDE));
+    limits.max_alloc = Some(MAX_BYTES);
+    reader.limits(limits);
+    let mut decoder = reader.into_decoder().map_err(|e| e.to_string())?;
+    let orientation = decoder.orientation().map_err(|e| e.to_string())?;
+    let mut image = DynamicImage::from_decoder(decoder).map_err(|e| e.to_string())?;
+    image.apply_orientation(orientation);
+    let image = match (image.height() as usize, image.width() as usize) == (height, width) {
+        true => image,
+        false => image.resize_to_fill(width as u32, height as u32, FilterType::Lanczos3),
+    };
+    let pixels = image.into_rgb8().into_raw().into_iter().map(|byte| f32::from(byte) / 127.5 - 1.0);
+    let tensor = Tensor::from_iter(pixels, &Device::Cpu)
+        .and_then(|pixels| pixels.reshape((1, height, width, 3))?.permute((0, 3, 1, 2))?.contiguous());
+    tensor.map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{ImageFormat, Rgb, RgbImage};
+
+    use super::*;
+
+    #[test]
+    fn an_image_covers_the_size_and_keeps_its_middle() {
+        // A red band in the middle of a picture that is twice as wide as high.
+        let band = |x: u32| if (8..24).contains(&x) { Rgb([255, 0, 0]) } else { Rgb([0, 0, 255]) };
+        let image = RgbImage::from_fn(32, 16, |x, _| band(x));
+        let mut bytes = Vec::new();
+        image.write_to(&mut Cursor::new(&mut bytes), ImageFormat::Png).unwrap();
+        let read_as = |size| read(&bytes, size).unwrap();
+        let whole = read_as((16, 32));
+        assert_eq!(whole.dims(), [1, 3, 16, 32]);
+        let mean = |tensor: &Tensor, channel: usize| {
+            tensor.narrow(1, channel, 1).unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap()
+        };
+        assert!(mean(&whole, 0).abs() < 1e-6, "half of it is red");
+        let middle = read_as((8, 8));
+        assert!(mean(&middle, 0) > 0.9 && mean(&middle, 2) < -0.9, "only the band is left");
+        assert!(read(&bytes[..40], (8, 8)).is_err());
+        assert!(read(b"no image", (8, 8)).is_err());
+    }
+}
