@@ -1,4 +1,7 @@
+use std::collections::BTreeMap;
+
 use deltaconv_proto::block;
+use deltaconv_proto::safetensors::{Dtype, serialize_header};
 use deltaconv_proto::v1::JobSpec;
 
 use super::fixture::Job;
@@ -238,4 +241,41 @@ async fn an_output_belongs_to_one_job() {
     std::fs::write(job.path("job/thesis.tex"), b"x").expect("writes");
     let message = check_output(&job.spec).await.expect_err("taken").to_string();
     assert!(message.contains("thesis.tex") && message.contains(&job.spec.output_url), "{message}");
+}
+
+/// SDXL's UNet takes an embedding of the whole text, which ready data must hold.
+#[tokio::test]
+async fn data_of_a_model_that_takes_pooled_embeddings_must_have_them() {
+    let mut job = Job::new();
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../worker/tests/golden");
+    for (from, to) in [("teachers/sdxl/unet", "unet"), ("pipelines/sdxl/vae", "vae")] {
+        std::fs::create_dir_all(job.path("teacher").join(to)).expect("made");
+        for entry in std::fs::read_dir(golden.join(from)).expect("a folder") {
+            let entry = entry.expect("an entry");
+            std::fs::copy(entry.path(), job.path("teacher").join(to).join(entry.file_name())).expect("copies");
+        }
+    }
+    let write = |file: &str, tensors: &[(&str, Dtype, &[usize])]| {
+        let mut bytes = serialize_header(tensors.iter().copied(), &BTreeMap::new()).expect("a header");
+        let data: u64 = tensors.iter().filter_map(|(_, dtype, shape)| dtype.bytes(shape)).sum();
+        bytes.resize(bytes.len() + data as usize, 0);
+        std::fs::write(job.path("teacher").join(file), bytes).expect("writes");
+    };
+    write("latents.safetensors", &[("latents", Dtype::F16, &[100, 4, 12, 8]), ("prompt", Dtype::I64, &[100])]);
+    std::fs::write(job.path("teacher/prompts.json"), r#"{"prompts": ["a cat", ""]}"#).expect("writes");
+    let embeddings = ("embeddings", Dtype::F16, &[2, 77, 20][..]);
+    let refused = async |tensors: &[(&str, Dtype, &[usize])]| {
+        write("prompt_embeddings.safetensors", tensors);
+        plan(&job.spec).await.expect_err("planned").to_string()
+    };
+    assert!(refused(&[embeddings]).await.contains("no tensor `pooled`: it needs F16, BF16 or F32 [2, 10]"));
+    assert!(refused(&[embeddings, ("pooled", Dtype::F16, &[2, 12])]).await.contains("`pooled` is F16 [2, 12]"));
+    let pooled = ("pooled", Dtype::F16, &[2, 10][..]);
+    let mask = ("attention_mask", Dtype::F16, &[2, 76][..]);
+    assert!(refused(&[embeddings, pooled, mask]).await.contains("`attention_mask` is F16 [2, 76]"));
+    write("prompt_embeddings.safetensors", &[embeddings, pooled]);
+    job.recipe().kernel_sizes.clear();
+    job.evaluation().prompts = 1;
+    let planned = plan(&job.spec).await.expect("plans");
+    assert_eq!((planned.picture_height, planned.picture_width, planned.prompts), (96, 64, 2));
 }

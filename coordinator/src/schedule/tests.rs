@@ -228,7 +228,8 @@ fn latents_that_were_found_broken_are_sampled_again_while_the_reader_waits() {
     let key = latents[1].object.clone().expect("an object").key;
     let broken = Some(v1::BrokenShard { key: key.clone(), ..v1::BrokenShard::default() });
     let failure = v1::Failure { message: "broken".into(), broken_shard: broken };
-    let again = c.sync(&worker, vec![report(&capture.lease, Report::Failed(failure))]).start.remove(0);
+    c.sync(&worker, vec![report(&capture.lease, Report::Failed(failure))]);
+    let again = c.sync(&worker, Vec::new()).start.remove(0);
     let Some(v1::task_spec::Kind::Synthesise(task)) = again.task.clone().expect("a task").kind else {
         panic!("{again:?}");
     };

@@ -348,7 +348,7 @@ mod tests {
 
     #[test]
     fn records_of_a_later_format_are_refused() {
-        assert!(matches!(decode::<v1::TaskRecord>("task/a", &[2, 0]), Err(Error::Version { found: 2 })));
-        assert!(matches!(decode::<v1::TaskRecord>("task/a", &[1, 0xff]), Err(Error::Record { .. })));
+        assert!(matches!(decode::<v1::TaskRecord>("task/a", &[VERSION + 1, 0]), Err(Error::Version { .. })));
+        assert!(matches!(decode::<v1::TaskRecord>("task/a", &[VERSION, 0xff]), Err(Error::Record { .. })));
     }
 }
