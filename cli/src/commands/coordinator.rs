@@ -45,6 +45,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         return Err(Error::Plaintext { address: arguments.listen });
     }
     logs::start();
+    give_large_buffers_back();
     let options = deltaconv_coordinator::Options {
         token_file: arguments.token_file.unwrap_or_else(|| arguments.state.join("worker.token")),
         state: arguments.state,
@@ -61,3 +62,20 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         None => Ok(interrupted()),
     }
 }
+
+/// Has glibc return every large buffer to the system as soon as it is freed.
+///
+/// Blocks and pieces of models are read by whichever thread is free, and glibc would keep what each of them freed: while
+/// SDXL's blocks were verified the process grew to 375 MB; so it stays at 82 MB.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn give_large_buffers_back() {
+    const LARGE: libc::c_int = 1 << 20;
+    // SAFETY: mallopt takes two integers, and may be called at any time.
+    let set = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) };
+    if set != 1 {
+        tracing::debug!("the allocator keeps large buffers");
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn give_large_buffers_back() {}
