@@ -1,7 +1,7 @@
 //! Compares teacher and student on what training has not seen, one part at a time.
 //!
 //! The result is a safetensors object. Of noise: `timestep` [n] i64, and `energy`, `student_error`, `removed_error` [n]
-//! f64, sums of squares over one sample's predicted noise. Of pictures: `teacher`, `student`, `removed` [n, c, h, w] f32
+//! f64, sums of squares over one sample's predicted noise. Of pictures: `teacher`, `student`, `removed` [n, 3, H, W] f32
 //! and `prompt` [n] i64.
 
 use std::collections::BTreeMap;

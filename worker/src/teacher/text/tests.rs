@@ -107,10 +107,9 @@ async fn embeddings_are_those_of_a_pipeline() {
         let rows = |tensor: &Tensor| tensor.narrow(0, 0, count).unwrap();
         let last = |tensor: &Tensor| tensor.narrow(0, count, 1).unwrap();
         if name == "pixart" {
-            // Ours end with the longest text, or go on where it is longer than the recording allows.
+            // Ours end with the longest text; those that the recording cuts off are looked at below.
             let theirs = recorded("prompt_attention_mask").to_dtype(DType::F32).unwrap();
             let mask = mask.unwrap();
-            let tokens = mask.dim(1).unwrap().min(40);
             for prompt in 0..count {
                 let (ours, theirs) = (mask.get(prompt).unwrap(), theirs.get(prompt).unwrap());
                 let kept = |mask: &Tensor| mask.to_vec1::<f32>().unwrap().iter().filter(|kept| **kept > 0.0).count();
@@ -122,7 +121,6 @@ async fn embeddings_are_those_of_a_pipeline() {
                 let error = relative_error(&text(&states), &text(recorded("prompt_embeds")));
                 assert!(error < 1e-5, "{name} prompt {prompt}: {error}");
             }
-            assert!(tokens > 1);
             let long = recorded("long.prompt_attention_mask").sum_all().unwrap().to_vec0::<i64>().unwrap() as usize;
             let text = |tensor: &Tensor| tensor.squeeze(0).unwrap().narrow(0, 0, long).unwrap();
             let ours = text(&states.narrow(0, 4, 1).unwrap());
