@@ -23,8 +23,9 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let nvcc = nvcc();
     let mut jobs: Vec<(String, Vec<String>, String)> = Vec::new();
-    for name in ["planes", "step", "optimiser"] {
-        jobs.push((format!("{name}.cu"), Vec::new(), name.to_owned()));
+    for path in ["planes", "step", "optimiser", "teacher/norms", "teacher/gather", "teacher/attention"] {
+        let name = path.rsplit('/').next().unwrap_or(path);
+        jobs.push((format!("{path}.cu"), Vec::new(), name.to_owned()));
     }
     for size in FUSED {
         jobs.push(("fused.cu".to_owned(), vec![format!("-DKERNEL_SIZE={size}")], format!("fused_{size}")));

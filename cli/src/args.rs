@@ -1,6 +1,7 @@
 //! The command line: one subcommand a file of [`crate::commands`], and what they share.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use deltaconv_worker::DeviceChoice;
 
 use crate::commands;
 use crate::demo;
@@ -71,4 +72,26 @@ pub(crate) struct Output {
     /// How to write what is shown
     #[arg(short = 'o', long = "output", value_enum, value_name = "FORMAT", default_value_t)]
     pub(crate) format: Format,
+}
+
+/// What to compute on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Device {
+    /// The GPU where this build and machine have one
+    #[default]
+    Auto,
+    /// The processor
+    Cpu,
+    /// The GPU; CUDA_VISIBLE_DEVICES says which
+    Cuda,
+}
+
+impl From<Device> for DeviceChoice {
+    fn from(device: Device) -> Self {
+        match device {
+            Device::Auto => Self::Auto,
+            Device::Cpu => Self::Cpu,
+            Device::Cuda => Self::Cuda,
+        }
+    }
 }

@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err("the shipped teacher is a UNet".into());
     };
     let mut weights = Weights::open([folder.join("diffusion_pytorch_model.safetensors")])?;
-    let model = UNet::load(&config, &mut weights, &Device::Cpu, &LoadOptions::default())?;
+    let model = UNet::load(&config, &mut weights, &LoadOptions::default())?;
     let (height, width) = config.sample_size.unwrap_or((32, 32));
     let sample = Tensor::randn(0_f32, 1.0, (batch, config.in_channels, height, width), &Device::Cpu)?;
     let timestep = Tensor::full(500_f32, batch, &Device::Cpu)?;

@@ -1,6 +1,10 @@
 //! The device that blocks are trained on, beside the processor.
 
+#[cfg(feature = "cuda")]
+use candle_core::DType;
 use deltaconv_kernels as kernels;
+
+use crate::teacher::Place;
 
 /// What a worker is asked to train on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,7 +29,7 @@ pub(crate) enum Accelerator {
 }
 
 #[cfg(feature = "cuda")]
-pub(crate) use on_cuda::Cuda;
+pub(crate) use on_cuda::{Cuda, open_device};
 
 impl Accelerator {
     /// Opens what was asked for.
@@ -37,6 +41,32 @@ impl Accelerator {
                 tracing::info!(%error, "training on the processor");
                 Self::None
             })),
+        }
+    }
+
+    /// Where teachers and students are computed in f32, or in bf16 where `reduced` is asked for and there is a GPU.
+    pub(crate) fn place(&self, reduced: bool) -> Place {
+        match self {
+            Self::None => {
+                let _ = reduced;
+                Place::default()
+            }
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) if cuda.is_usable() => {
+                Place::cuda(&cuda.device, if reduced { DType::BF16 } else { DType::F32 })
+            }
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => Place::default(),
+        }
+    }
+
+    /// After a failure: finds out whether the device can still be used.
+    pub(crate) fn examine(&self) {
+        #[cfg(feature = "cuda")]
+        if let Self::Cuda(cuda) = self
+            && let Err(error) = cuda.gpu.synchronize()
+        {
+            cuda.note(&error);
         }
     }
 
@@ -68,11 +98,22 @@ mod on_cuda {
         failed: AtomicBool,
     }
 
+    /// A device for tensors, with a stream of its own: candle's default is another stream in every thread, which nothing
+    /// makes wait for each other.
+    pub(crate) fn open_device(ordinal: usize) -> Result<Device, Error> {
+        let device = Device::new_cuda_with_stream(ordinal).map_err(|error| Error::NoDevice(error.to_string()))?;
+        if let Device::Cuda(cuda) = &device {
+            // SAFETY: the tensors are used on this stream alone, except by what waits for it and lets it wait: the kernels'
+            // own streams.
+            unsafe { cuda.disable_event_tracking() };
+        }
+        Ok(device)
+    }
+
     impl Cuda {
         pub(super) fn open() -> Result<Self, Error> {
             let gpu = Gpu::open(0)?;
-            let device = Device::new_cuda(0).map_err(|error| Error::NoDevice(error.to_string()))?;
-            Ok(Self { gpu, device, failed: AtomicBool::new(false) })
+            Ok(Self { gpu, device: open_device(0)?, failed: AtomicBool::new(false) })
         }
 
         /// Whether the device can still be used. One that failed once fails in everything until the process ends, so

@@ -10,11 +10,12 @@ use deltaconv_proto::teacher::{Scheduler, Teacher as Configuration};
 use deltaconv_proto::v1;
 use deltaconv_proto::weights::{self, Files};
 
+use crate::accelerator::Accelerator;
 use crate::data::Data;
 use crate::student::Student;
 use crate::task::{Context, Error};
 use crate::teacher::text::TextEncoder;
-use crate::teacher::{Denoiser, LoadOptions, Sampler, Vae, Weights};
+use crate::teacher::{Denoiser, LoadOptions, Place, Sampler, Vae, Weights};
 
 /// The noise schedule's configuration.
 pub(crate) const SCHEDULER: &str = "scheduler/scheduler_config.json";
@@ -84,14 +85,17 @@ impl<T> Slot<T> {
 impl Models {
     /// The job's teacher. Fails if it isn't the one that was planned.
     pub(crate) fn teacher(&self, context: &Context) -> Result<Arc<Teacher>, Error> {
-        let origin = format!("{} {}", context.job.teacher_url, context.plan.header_digest);
-        self.teacher.get(origin, || context.wait(load_teacher(&context.job.teacher_url, &context.plan)))
+        let places = Places::on(&context.accelerator);
+        let origin = format!("{} {} {places:?}", context.job.teacher_url, context.plan.header_digest);
+        self.teacher.get(origin, || context.wait(load_teacher(&context.job.teacher_url, &context.plan, &places)))
     }
 
     /// The job's student, from the folder that assembly wrote.
     pub(crate) fn student(&self, context: &Context) -> Result<Arc<Student>, Error> {
-        let origin = context.job.output_url.clone();
-        self.student.get(origin, || context.wait(Student::load(&context.objects, &context.plan.denoiser_folder)))
+        let Places { denoiser, .. } = Places::on(&context.accelerator);
+        let origin = format!("{} {denoiser:?}", context.job.output_url);
+        self.student
+            .get(origin, || context.wait(Student::load(&context.objects, &context.plan.denoiser_folder, &denoiser)))
     }
 
     /// The job's data set.
@@ -119,7 +123,21 @@ impl Models {
     }
 }
 
-async fn load_teacher(url: &str, plan: &v1::JobPlan) -> Result<Teacher, Error> {
+/// Where the parts of a pipeline are computed.
+#[derive(Debug, Clone)]
+pub(crate) struct Places {
+    pub(crate) denoiser: Place,
+    /// In f32: those of SDXL leave the range of f16, and bf16 shows in the pictures.
+    pub(crate) vae: Place,
+}
+
+impl Places {
+    pub(crate) fn on(accelerator: &Accelerator) -> Self {
+        Self { denoiser: accelerator.place(true), vae: accelerator.place(false) }
+    }
+}
+
+async fn load_teacher(url: &str, plan: &v1::JobPlan, places: &Places) -> Result<Teacher, Error> {
     let objects = Objects::open(url)?;
     let sampler = load_sampler(&objects).await?;
     let folder = &plan.denoiser_folder;
@@ -130,8 +148,8 @@ async fn load_teacher(url: &str, plan: &v1::JobPlan) -> Result<Teacher, Error> {
             format!("the digest of its header is {}, and it was planned with {}", files.digest, plan.header_digest);
         return Err(Error::Unexpected { what, reason });
     }
-    let (denoiser, _) = load_denoiser(&objects, folder, &files, &LoadOptions::default()).await?;
-    let vae = load_vae(&objects, &read_config(&objects, folder).await?).await?;
+    let (denoiser, _) = load_denoiser(&objects, folder, &files, &LoadOptions::default(), &places.denoiser).await?;
+    let vae = load_vae(&objects, &read_config(&objects, folder).await?, &places.vae).await?;
     Ok(Teacher { denoiser, sampler, vae })
 }
 
@@ -140,9 +158,9 @@ pub(crate) async fn load_sampler(objects: &Objects) -> Result<Sampler, Error> {
     Ok(Sampler::new(Scheduler::parse(&scheduler).map_err(crate::teacher::Error::from)?))
 }
 
-pub(crate) async fn load_vae(objects: &Objects, denoiser: &Configuration) -> Result<Option<Vae>, Error> {
+pub(crate) async fn load_vae(objects: &Objects, denoiser: &Configuration, place: &Place) -> Result<Option<Vae>, Error> {
     Ok(match pipeline::read_vae(objects, denoiser).await? {
-        Some(part) => Some(Vae::load(&part.config, &mut open_weights(objects, &part.weights).await?)?),
+        Some(part) => Some(Vae::load(&part.config, &mut open_weights(objects, &part.weights).await?.at(place))?),
         None => None,
     })
 }
@@ -164,9 +182,10 @@ pub(crate) async fn load_denoiser(
     folder: &str,
     files: &Files,
     options: &LoadOptions,
+    place: &Place,
 ) -> Result<(Denoiser, Weights), Error> {
     let config = read_config(objects, folder).await?;
-    let mut weights = open_weights(objects, files).await?;
+    let mut weights = open_weights(objects, files).await?.at(place);
     let denoiser = Denoiser::load(&config, &mut weights, options)?;
     Ok((denoiser, weights))
 }

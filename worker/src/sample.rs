@@ -7,8 +7,10 @@ use deltaconv_proto::pipeline::{self, Text};
 use deltaconv_proto::teacher::Teacher as Configuration;
 use deltaconv_proto::{keys, weights};
 
+use crate::DeviceChoice;
+use crate::accelerator::Accelerator;
 use crate::data;
-use crate::models::{self, load_denoiser, load_vae, read_config};
+use crate::models::{self, Places, load_denoiser, load_vae, read_config};
 use crate::student::Student;
 use crate::task;
 use crate::teacher::text::{Embeddings, TextEncoder};
@@ -36,6 +38,8 @@ pub struct Request {
     pub guidance: Option<f64>,
     /// Height and width in pixels; those that the model was trained at where there are none.
     pub size: Option<(usize, usize)>,
+    /// Where it is computed: on a GPU in bf16, with the VAE in f32.
+    pub device: DeviceChoice,
 }
 
 /// What was drawn.
@@ -90,7 +94,7 @@ impl From<task::Error> for Error {
 pub fn sample(request: &Request, mut progress: impl FnMut(usize, usize)) -> Result<Pictures, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Error::Model(format!("can't start: {e}")))?;
-    let model = runtime.block_on(Model::load(&request.model))?;
+    let model = runtime.block_on(Model::load(&request.model, &places(request)?))?;
     let (height, width) = model.latent_size(request.size)?;
     let factor = model.factor();
     let picture = (height * factor, width * factor);
@@ -148,6 +152,11 @@ pub fn sample(request: &Request, mut progress: impl FnMut(usize, usize)) -> Resu
     Ok(Pictures { height: picture.0, width: picture.1, pictures })
 }
 
+fn places(request: &Request) -> Result<Places, Error> {
+    let accelerator = Accelerator::open(request.device).map_err(|e| Error::Model(e.to_string()))?;
+    Ok(Places::on(&accelerator))
+}
+
 /// A teacher or a student with all that makes pictures of prompts.
 struct Model {
     objects: Objects,
@@ -163,7 +172,7 @@ enum Kind {
 }
 
 impl Model {
-    async fn load(url: &str) -> Result<Self, Error> {
+    async fn load(url: &str, places: &Places) -> Result<Self, Error> {
         let objects = Objects::open(url).map_err(task::Error::from)?;
         let folder = match objects.size("unet/config.json").await {
             Err(objects::Error::NotFound { .. }) => "transformer",
@@ -173,14 +182,15 @@ impl Model {
         let sampler = models::load_sampler(&objects).await?;
         let converted = objects.size(keys::DESCRIPTION).await.is_ok();
         let kind = match converted {
-            true => Kind::Student(Student::of_model(&objects, folder).await?),
+            true => Kind::Student(Student::of_model(&objects, folder, &places.denoiser).await?),
             false => {
                 let files =
                     weights::Files::find(&objects, folder, weights::DIFFUSERS).await.map_err(task::Error::from)?;
-                Kind::Teacher(load_denoiser(&objects, folder, &files, &LoadOptions::default()).await?.0)
+                let options = LoadOptions::default();
+                Kind::Teacher(load_denoiser(&objects, folder, &files, &options, &places.denoiser).await?.0)
             }
         };
-        let vae = load_vae(&objects, &config).await?;
+        let vae = load_vae(&objects, &config, &places.vae).await?;
         Ok(Self { objects, config, kind, sampler, vae })
     }
 

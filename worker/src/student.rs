@@ -13,7 +13,7 @@ use deltaconv_proto::{block, keys};
 use crate::distill::block_shape;
 use crate::models::load_denoiser;
 use crate::task::Error;
-use crate::teacher::{self, Call, Denoiser, LoadOptions, SelfAttention, Weights};
+use crate::teacher::{self, Call, Denoiser, LoadOptions, Place, SelfAttention, Weights};
 
 const MAX_DESCRIPTION_BYTES: u64 = 16 << 20;
 
@@ -25,19 +25,19 @@ pub(crate) struct Student {
 
 impl Student {
     /// Loads the output of the job whose prefix `objects` are; its denoiser lies in `folder`.
-    pub(crate) async fn load(objects: &Objects, folder: &str) -> Result<Self, Error> {
-        Self::of_model(&objects.below(keys::OUTPUT)?, folder).await
+    pub(crate) async fn load(objects: &Objects, folder: &str, place: &Place) -> Result<Self, Error> {
+        Self::of_model(&objects.below(keys::OUTPUT)?, folder, place).await
     }
 
     /// Loads the converted model in `output`.
-    pub(crate) async fn of_model(output: &Objects, folder: &str) -> Result<Self, Error> {
+    pub(crate) async fn of_model(output: &Objects, folder: &str, place: &Place) -> Result<Self, Error> {
         let json = output.get(keys::DESCRIPTION, MAX_DESCRIPTION_BYTES).await?;
         let unexpected =
             |reason: String| Error::Unexpected { what: format!("{}/{}", output.url(), keys::DESCRIPTION), reason };
         let description = Description::parse(&json).map_err(|e| unexpected(e.to_string()))?;
         let options = LoadOptions { replaced: description.layers.iter().map(|layer| layer.name.clone()).collect() };
         let files = Files::find(output, folder, weights::DIFFUSERS).await?;
-        let (denoiser, mut weights) = load_denoiser(output, folder, &files, &options).await?;
+        let (denoiser, mut weights) = load_denoiser(output, folder, &files, &options, place).await?;
         let blocks = read_blocks(description.layers, &mut weights)?;
         Ok(Self { denoiser, blocks })
     }

@@ -1,14 +1,15 @@
 //! `deltaconv bench`.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
-use deltaconv_worker::bench::{self, Device, Measured};
+use deltaconv_worker::bench::{self, Device, Measured, teacher};
 use serde::Serialize;
 
 use crate::args::{Format, Output};
 use crate::error::Error;
-use crate::{output, table};
+use crate::{location, output, table};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -20,6 +21,8 @@ pub(crate) struct Arguments {
 enum What {
     /// Time the block's forward pass and training step, or check a GPU against the CPU
     Kernels(Kernels),
+    /// Time a teacher's passes, with or without capture, or check a GPU against the CPU
+    Teacher(Teacher),
 }
 
 #[derive(Debug, Args)]
@@ -38,6 +41,61 @@ struct Kernels {
     seed: Option<u64>,
     #[command(flatten)]
     output: Output,
+}
+
+#[derive(Debug, Args)]
+struct Teacher {
+    /// Folder or URL of a model in diffusers layout
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// Samples that go through it together
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    batch: u16,
+    /// Height and width of the latents [default: those that it was trained at]
+    #[arg(long, value_name = "HxW", value_parser = super::size)]
+    latent: Option<(usize, usize)>,
+    /// What to measure [default: the GPU where there is one]
+    #[arg(long, value_enum)]
+    device: Option<Kind>,
+    /// In what it is computed [default: bf16 on a GPU, f32 on the CPU, which has nothing else]
+    #[arg(long, visible_alias = "dtype", value_enum)]
+    precision: Option<Precision>,
+    /// Record what goes into and out of every layer, as capture does
+    #[arg(long)]
+    capture: bool,
+    /// Compare with a pass on the CPU in f32 instead of timing
+    #[arg(long, conflicts_with = "capture")]
+    check: bool,
+    /// Of the random inputs
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Precision {
+    F32,
+    Bf16,
+    F16,
+}
+
+/// A teacher's times, as programs read them.
+#[derive(Serialize)]
+struct Passes {
+    batch: u16,
+    latent: [usize; 2],
+    precision: String,
+    milliseconds: f64,
+    samples_per_second: f64,
+    captured_bytes: Option<usize>,
+}
+
+/// How far a teacher's pass is from the CPU's.
+#[derive(Serialize)]
+struct Difference {
+    of: String,
+    relative_error: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -68,8 +126,11 @@ struct Listing {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
-    let What::Kernels(kernels) = arguments.what;
-    let ended = tokio::task::spawn_blocking(move || time_or_check(&kernels)).await;
+    let ended = tokio::task::spawn_blocking(move || match arguments.what {
+        What::Kernels(kernels) => time_or_check(&kernels),
+        What::Teacher(teacher) => time_or_compare(&teacher),
+    })
+    .await;
     ended.unwrap_or_else(|panic| Err(Error::Bench { message: panic.to_string() }))
 }
 
@@ -86,11 +147,7 @@ fn time_or_check(kernels: &Kernels) -> Result<ExitCode, Error> {
         ));
         return Ok(if held == count { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
-    let device = match kernels.device {
-        Some(Kind::Cpu) => Device::Cpu,
-        Some(Kind::Cuda) => Device::Cuda,
-        None => Device::default_here(),
-    };
+    let device = device(kernels.device);
     let mut measured = Vec::new();
     let name = bench::kernels(device, &kernels.only, |row| {
         output::say(&format!("{} measured", row.name));
@@ -102,6 +159,76 @@ fn time_or_check(kernels: &Kernels) -> Result<ExitCode, Error> {
         Format::Text => output::print(&describe(&name, &measured)),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn time_or_compare(arguments: &Teacher) -> Result<ExitCode, Error> {
+    let failed = |error: bench::Error| Error::Bench { message: error.to_string() };
+    let device = device(arguments.device);
+    let default = if device == Device::Cuda { Precision::Bf16 } else { Precision::F32 };
+    let precision = arguments.precision.unwrap_or(default);
+    let options = teacher::Options {
+        model: location::url(&arguments.model, Path::new(""))?,
+        batch: arguments.batch.into(),
+        latent: arguments.latent,
+        device,
+        precision: match precision {
+            Precision::F32 => teacher::Precision::F32,
+            Precision::Bf16 => teacher::Precision::Bf16,
+            Precision::F16 => teacher::Precision::F16,
+        },
+        seed: arguments.seed,
+    };
+    if arguments.check {
+        let errors = teacher::compare(&options).map_err(failed)?;
+        let limit = if precision == Precision::F32 { 1e-4 } else { 2e-2 };
+        // A NaN is beyond every limit.
+        let holds = errors.iter().all(|(_, error)| *error <= limit);
+        match arguments.output.format {
+            Format::Json => {
+                let difference = |(of, relative_error)| Difference { of, relative_error };
+                output::print_json(&errors.into_iter().map(difference).collect::<Vec<_>>());
+            }
+            Format::Text => {
+                for (of, error) in errors {
+                    output::print(&format!("{error:.1e}  {of}"));
+                }
+            }
+        }
+        return Ok(if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    let measured = teacher::time(&options, arguments.capture).map_err(failed)?;
+    let precision = precision.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+    let passes = Passes {
+        batch: arguments.batch,
+        latent: [measured.latent.0, measured.latent.1],
+        precision,
+        milliseconds: measured.seconds * 1e3,
+        samples_per_second: f64::from(arguments.batch) / measured.seconds,
+        captured_bytes: measured.captured,
+    };
+    match arguments.output.format {
+        Format::Json => output::print_json(&passes),
+        Format::Text => output::print(&format!(
+            "{:.1} samples/s: {:.2} ms for a batch of {} at {}×{} in {}{}",
+            passes.samples_per_second,
+            passes.milliseconds,
+            passes.batch,
+            passes.latent[0],
+            passes.latent[1],
+            passes.precision,
+            passes.captured_bytes.map(|bytes| format!(", {} captured", table::bytes(bytes as u64))).unwrap_or_default(),
+        )),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What was chosen, or what there is.
+fn device(kind: Option<Kind>) -> Device {
+    match kind {
+        Some(Kind::Cpu) => Device::Cpu,
+        Some(Kind::Cuda) => Device::Cuda,
+        None => Device::default_here(),
+    }
 }
 
 fn row(measured: &Measured) -> Row {

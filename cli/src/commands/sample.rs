@@ -11,7 +11,7 @@ use deltaconv_worker::teacher::{Solver, Steps};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use crate::args::{Format, Output};
+use crate::args::{Device, Format, Output};
 use crate::error::{Error, explain};
 use crate::{location, output};
 
@@ -47,6 +47,9 @@ pub(crate) struct Arguments {
     /// Height and width in pixels [default: those that the model was trained at]
     #[arg(long, value_name = "HxW", value_parser = super::size)]
     size: Option<(usize, usize)>,
+    /// What to compute on
+    #[arg(long, value_enum, default_value_t)]
+    device: Device,
     /// Where the grid of pictures goes
     #[arg(long, value_name = "FILE.png", default_value = "sample.png")]
     out: PathBuf,
@@ -73,6 +76,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         steps: Steps { solver: arguments.solver, count: arguments.steps.into() },
         guidance: arguments.guidance,
         size: arguments.size,
+        device: arguments.device.into(),
     };
     let bar = ProgressBar::new(0).with_message("loading");
     // The template is a constant; the default style is what would remain of a mistake in it.

@@ -5,12 +5,11 @@ use std::path::PathBuf;
 use std::process::{self, ExitCode};
 use std::thread;
 
-use clap::{Args, ValueEnum};
-use deltaconv_worker::DeviceChoice;
+use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use super::interrupted;
-use crate::args::Connection;
+use crate::args::{Connection, Device};
 use crate::error::{Error, explain};
 use crate::{ending, logs};
 
@@ -27,23 +26,12 @@ pub(crate) struct Arguments {
     /// Threads to compute with [default: one a core]
     #[arg(long, value_name = "N")]
     threads: Option<NonZero<usize>>,
-    /// What to train on
+    /// What to compute on
     #[arg(long, value_enum, default_value_t)]
     device: Device,
     /// End when stdin closes
     #[arg(long, hide = true)]
     exit_with_parent: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Device {
-    /// The GPU where this build and machine have one
-    #[default]
-    Auto,
-    /// The processor
-    Cpu,
-    /// The GPU; CUDA_VISIBLE_DEVICES says which
-    Cuda,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
@@ -53,11 +41,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         token_file: arguments.token_file,
         name: arguments.name.unwrap_or_else(host_and_process),
         threads: arguments.threads.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZero::get),
-        device: match arguments.device {
-            Device::Auto => DeviceChoice::Auto,
-            Device::Cpu => DeviceChoice::Cpu,
-            Device::Cuda => DeviceChoice::Cuda,
-        },
+        device: arguments.device.into(),
     };
     let shutdown = CancellationToken::new();
     let service = deltaconv_worker::run(options, shutdown.clone());

@@ -18,6 +18,9 @@ include!(concat!(env!("OUT_DIR"), "/fused.rs"));
 const PLANES: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/planes.fatbin"));
 const STEP: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/step.fatbin"));
 const OPTIMISER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/optimiser.fatbin"));
+const NORMS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/norms.fatbin"));
+const GATHER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/gather.fatbin"));
+const ATTENTION: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/attention.fatbin"));
 /// What cuBLASLt may use on each stream; the size that its documentation recommends for Hopper.
 const WORKSPACE: usize = 32 << 20;
 
@@ -55,6 +58,12 @@ pub(super) enum Source {
     Optimiser,
     /// The fused middle for one kernel size.
     Fused(usize),
+    /// Of a teacher: norms and activations.
+    Norms,
+    /// Of a teacher: what convolutions multiply.
+    Gather,
+    /// Of a teacher.
+    Attention,
 }
 
 impl Source {
@@ -63,6 +72,9 @@ impl Source {
             Self::Planes => Some(PLANES),
             Self::Step => Some(STEP),
             Self::Optimiser => Some(OPTIMISER),
+            Self::Norms => Some(NORMS),
+            Self::Gather => Some(GATHER),
+            Self::Attention => Some(ATTENTION),
             Self::Fused(kernel) => FUSED.iter().find(|(size, _)| *size == kernel).map(|(_, image)| *image),
         }
     }
@@ -199,7 +211,7 @@ impl Gpu {
         }
         let module = self.module(source)?;
         let function = module.load_function(name).map_err(failed("finding a kernel"))?;
-        if matches!(source, Source::Fused(_)) {
+        if matches!(source, Source::Fused(_) | Source::Attention) {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // The kernel's own variables share the limit.
             let own = function.shared_size_bytes().map_err(failed("asking about a kernel"))?;

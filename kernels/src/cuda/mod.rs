@@ -8,6 +8,7 @@ mod layout;
 mod middle;
 mod pass;
 mod product;
+pub mod teacher;
 mod tensor;
 mod timing;
 mod trainer;

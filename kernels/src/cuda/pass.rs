@@ -8,7 +8,7 @@ use super::fused;
 use super::gpu::{Address, Gpu, Grid, On, Source, address, failed, launch};
 use super::layout::{Buffers, ColumnSums, Plan, parts};
 use super::middle::Middle;
-use super::product::{Matrix, Operands, Product, Shape, Type};
+use super::product::{Epilogue, Matrix, Operands, Product, Shape, Type};
 use super::weights::{Arena, Weights, suffix};
 use crate::error::{Error, Result};
 use crate::shape::{BlockShape, TensorShape};
@@ -117,14 +117,14 @@ impl Pass {
             b: row(c, d, c, 0, false),
             d: row(positions, d, positions, 0, false),
             batch: 1,
-            bias: false,
+            epilogue: Epilogue::None,
         };
         let out = Shape {
             a: row(f, c, f, 0, true),
             b: row(area, f, positions, area, true),
             d: row(c, area, c, area * c, false),
             batch,
-            bias: true,
+            epilogue: Epilogue::Bias,
         };
         let back = if training {
             let sum = |rows, columns| Matrix {
@@ -140,7 +140,7 @@ impl Pass {
                 b: row(f, c, f, 0, true),
                 d: row(positions, f, positions, 0, false),
                 batch: 1,
-                bias: false,
+                epilogue: Epilogue::None,
             };
             let part = positions / out_parts;
             let out = Shape {
@@ -148,7 +148,7 @@ impl Pass {
                 b: row(c, part, c, part * c, true),
                 d: sum(f, c),
                 batch: out_parts,
-                bias: false,
+                epilogue: Epilogue::None,
             };
             let part = positions / up_parts;
             let up = Shape {
@@ -156,14 +156,14 @@ impl Pass {
                 b: row(part, d, positions, part, false),
                 d: sum(c, d),
                 batch: up_parts,
-                bias: false,
+                epilogue: Epilogue::None,
             };
             let input = Shape {
                 a: row(c, d, c, 0, false),
                 b: row(area, d, positions, area, true),
                 d: row(c, area, c, area * c, false),
                 batch,
-                bias: true,
+                epilogue: Epilogue::Bias,
             };
             Some(Back {
                 features: Product::new(gpu, features)?,

@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 
 use cudarc::cublaslt::result::{self as lt, CublasError};
 use cudarc::cublaslt::sys::{self, cublasLtMatmulTile_t as Tile};
+use cudarc::driver::CudaStream;
 
 use super::gpu::{Address, Gpu, On};
 use crate::error::{Error, Result};
@@ -14,6 +15,8 @@ use crate::error::{Error, Result};
 pub(super) enum Type {
     F32,
     Bf16,
+    /// Of a teacher alone; blocks have no f16.
+    F16,
 }
 
 impl Type {
@@ -21,20 +24,21 @@ impl Type {
         match self {
             Self::F32 => sys::cudaDataType::CUDA_R_32F,
             Self::Bf16 => sys::cudaDataType::CUDA_R_16BF,
+            Self::F16 => sys::cudaDataType::CUDA_R_16F,
         }
     }
 
     pub(super) fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
-            Self::Bf16 => 2,
+            Self::Bf16 | Self::F16 => 2,
         }
     }
 }
 
 /// One operand in memory, column-major: `rows`×`columns`, `leading` values from column to column, `stride` from one
 /// product of a batch to the next.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Matrix {
     pub(super) rows: usize,
     pub(super) columns: usize,
@@ -45,16 +49,25 @@ pub(super) struct Matrix {
     pub(super) transposed: bool,
 }
 
-/// d = alpha·a·b + beta·c + bias, for a batch. Sums are f32.
-#[derive(Debug, Clone, Copy)]
+/// What is done to a product's sums, in f32, before they are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Epilogue {
+    None,
+    /// + a number for each of d's rows, and for each product of the batch.
+    Bias,
+    /// As `Bias`, then GELU in its tanh form.
+    BiasGelu,
+}
+
+/// d = epilogue(alpha·a·b + beta·c), for a batch. Sums are f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Shape {
     pub(super) a: Matrix,
     pub(super) b: Matrix,
     /// Of c too.
     pub(super) d: Matrix,
     pub(super) batch: usize,
-    /// A bias for each of d's rows, and for each product of the batch.
-    pub(super) bias: bool,
+    pub(super) epilogue: Epilogue,
 }
 
 /// A product with its algorithm, chosen once among those of cuBLASLt's heuristics and never by timing, so that every run adds in the
@@ -96,9 +109,13 @@ impl Product {
             };
             operation.set(attribute, &transposition)?;
         }
-        if shape.bias {
-            operation
-                .set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
+        let epilogue = match shape.epilogue {
+            Epilogue::None => None,
+            Epilogue::Bias => Some(sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS),
+            Epilogue::BiasGelu => Some(sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU_BIAS),
+        };
+        if let Some(epilogue) = epilogue {
+            operation.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
             operation.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE, &(shape.d.rows as i64))?;
             operation.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &shape.d.kind.code())?;
         }
@@ -108,16 +125,30 @@ impl Product {
         Ok(Self { operation, a, b, d, algorithm })
     }
 
-    /// Starts the product.
+    /// Starts the product on one of the device's two streams.
     ///
     /// # Safety
     /// The addresses must hold matrices as the shape says.
     pub(super) unsafe fn run(&mut self, gpu: &Gpu, on: On, operands: Operands) -> Result<()> {
+        // SAFETY: the caller's promise; the workspace is the stream's own.
+        unsafe { self.run_on(gpu, gpu.stream(on), gpu.workspace(on), operands) }
+    }
+
+    /// Starts the product on a stream, with a workspace of so many bytes.
+    ///
+    /// # Safety
+    /// As [`Self::run`]; nothing on another stream may use the workspace.
+    pub(super) unsafe fn run_on(
+        &mut self,
+        gpu: &Gpu,
+        stream: &CudaStream,
+        (workspace, workspace_bytes): (Address, usize),
+        operands: Operands,
+    ) -> Result<()> {
         let Operands { a, b, c, d, bias, alpha, beta } = operands;
         if bias != 0 {
             self.operation.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
         }
-        let (workspace, workspace_bytes) = gpu.workspace(on);
         // SAFETY: the caller's promise; factors are read before the call returns.
         let status = unsafe {
             sys::cublasLtMatmul(
@@ -136,7 +167,7 @@ impl Product {
                 &raw const self.algorithm,
                 workspace as *mut c_void,
                 workspace_bytes,
-                gpu.stream(on).cu_stream().cast(),
+                stream.cu_stream().cast(),
             )
         };
         status.result().map_err(failed("multiplying matrices"))
@@ -206,7 +237,8 @@ fn choose(
     let found = &choices[..usize::try_from(count).unwrap_or(0).min(CHOICES)];
     // SAFETY: the first `count` results were written.
     let found: Vec<_> = found.iter().map(|choice| unsafe { choice.assume_init() }.algo).collect();
-    let even = found.iter().find(|algorithm| shape.bias && has_even_tiles(algorithm, shape.d.rows));
+    let even =
+        found.iter().find(|algorithm| shape.epilogue != Epilogue::None && has_even_tiles(algorithm, shape.d.rows));
     let unsupported =
         || Error::Gpu { what: "choosing a matrix product", reason: format!("cuBLASLt has none for {shape:?}") };
     even.or(found.first()).copied().ok_or_else(unsupported)

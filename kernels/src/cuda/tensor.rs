@@ -16,9 +16,9 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub(super) struct View {
     what: &'static str,
-    at: Address,
-    dtype: DType,
-    dims: Vec<usize>,
+    pub(super) at: Address,
+    pub(super) dtype: DType,
+    pub(super) dims: Vec<usize>,
     /// candle's, on which the tensor is made and freed.
     stream: Arc<CudaStream>,
 }
@@ -149,6 +149,7 @@ pub(super) fn empty_storage(length: usize, kind: Type, device: &CudaDevice) -> R
         match kind {
             Type::F32 => device.alloc::<f32>(length).map(|slice| CudaStorage::wrap_cuda_slice(slice, device.clone())),
             Type::Bf16 => device.alloc::<bf16>(length).map(|slice| CudaStorage::wrap_cuda_slice(slice, device.clone())),
+            Type::F16 => device.alloc::<f16>(length).map(|slice| CudaStorage::wrap_cuda_slice(slice, device.clone())),
         }
     };
     storage.map_err(|error| Error::of_candle("allocating a tensor", length * kind.bytes(), &error))
@@ -158,5 +159,6 @@ pub(super) fn dtype(kind: Type) -> DType {
     match kind {
         Type::F32 => DType::F32,
         Type::Bf16 => DType::BF16,
+        Type::F16 => DType::F16,
     }
 }

@@ -178,5 +178,6 @@ pub(super) fn suffix(kind: Type) -> &'static str {
     match kind {
         Type::F32 => "f32",
         Type::Bf16 => "bf16",
+        Type::F16 => "f16",
     }
 }

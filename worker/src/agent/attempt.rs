@@ -108,12 +108,16 @@ fn run(
         supervision,
         runtime,
     };
-    match kind {
+    let result = match kind {
         v1::task_spec::Kind::Synthesise(task) => crate::synthesise::run(&context, &task),
         v1::task_spec::Kind::Capture(task) => crate::capture::run(&context, &task),
         v1::task_spec::Kind::Distill(task) => crate::distill::run(&context, &task),
         v1::task_spec::Kind::Evaluate(task) => crate::evaluate::run(&context, &task),
+    };
+    if matches!(result, Err(ref error) if !matches!(error, task::Error::Stopped(_))) {
+        shared.accelerator.examine();
     }
+    result
 }
 
 fn outcome(result: std::thread::Result<Result<v1::Done, task::Error>>, took: Duration) -> Outcome {

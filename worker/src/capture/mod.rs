@@ -1,17 +1,20 @@
 //! Records what goes into and out of the teacher's layers, for one range of samples.
 
+mod recorder;
+
 use std::collections::BTreeSet;
 
 use candle_core::{Device, Tensor};
 use deltaconv_proto::draw::{Draw, Sample};
 use deltaconv_proto::shard::{Shape, Shard};
 use deltaconv_proto::{keys, v1};
-use half::f16;
 
 use crate::data::Data;
 use crate::models::Teacher;
 use crate::task::{Context, Error};
-use crate::teacher::{self, Call, Conditions, SelfAttention};
+use crate::teacher::{Conditions, SelfAttention};
+
+pub(crate) use recorder::{Recorded, Recorder};
 
 /// Samples that go through the teacher at a time. A sample's activations have the same bits in any batch.
 const BATCH: usize = 8;
@@ -25,7 +28,7 @@ pub(crate) fn run(context: &Context, task: &v1::CaptureTask) -> Result<v1::Done,
     let data = context.models.data(context)?;
     let draw = Draw::new(&context.job, data.len(), teacher.sampler.alphas_cumprod().len(), data.latent_len());
 
-    let mut recorder = Recorder::new(context, &task.layers, samples)?;
+    let mut recorder = Recorder::new(lengths(context, &task.layers)?, samples);
     let mut timesteps = Vec::with_capacity(samples);
     let began = std::time::Instant::now();
     let numbers: Vec<usize> = (range.start as usize..range.end as usize).collect();
@@ -34,12 +37,13 @@ pub(crate) fn run(context: &Context, task: &v1::CaptureTask) -> Result<v1::Done,
         let batch: Vec<Sample> = batch.iter().map(|i| draw.capture(*i)).collect();
         timesteps.extend(batch.iter().map(|sample| sample.timestep as i64));
         predict(&teacher, &data, &batch, &mut recorder)?;
+        recorder.end_batch()?;
         context.report(|progress| {
             progress.step = timesteps.len() as u64;
             progress.samples_per_second = timesteps.len() as f64 / began.elapsed().as_secs_f64();
         });
     }
-    let shards = recorder.write(context, task.round, &range, &timesteps)?;
+    let shards = write(recorder.finish()?, context, task.round, &range, &timesteps)?;
     Ok(v1::Done {
         busy_seconds: 0.0,
         samples: samples as u64,
@@ -47,15 +51,17 @@ pub(crate) fn run(context: &Context, task: &v1::CaptureTask) -> Result<v1::Done,
     })
 }
 
-/// The noise that the teacher predicts for a batch of samples, [B, c, h, w], with `attention` in it.
+/// Runs the teacher on a batch of samples, with `attention` in it.
 pub(crate) fn predict(
     teacher: &Teacher,
     data: &Data,
     batch: &[Sample],
     attention: &mut dyn SelfAttention,
-) -> Result<Tensor, Error> {
+) -> Result<(), Error> {
     let inputs = Inputs::new(teacher, data, batch)?;
-    Ok(teacher.denoiser.predict(&inputs.noised, &inputs.timesteps, &inputs.conditions, attention)?)
+    // On a GPU the pass goes on behind; what it predicts is not asked for.
+    teacher.denoiser.forward(&inputs.noised, &inputs.timesteps, &inputs.conditions, attention)?;
+    Ok(())
 }
 
 /// What a model is given for a batch of samples.
@@ -84,80 +90,43 @@ impl Inputs {
     }
 }
 
-/// Keeps the activations of the wanted layers as they will be stored.
-struct Recorder<'a> {
-    layers: Vec<Recorded<'a>>,
+/// The numbers in one sample of each wanted layer.
+fn lengths(context: &Context, wanted: &[String]) -> Result<Vec<(String, usize)>, Error> {
+    let wanted: BTreeSet<&str> = wanted.iter().map(String::as_str).collect();
+    let planned = context.plan.layers.iter().filter(|layer| wanted.contains(layer.name.as_str()));
+    let lengths: Vec<_> = planned.map(|layer| (layer.name.clone(), shape(layer, 1).sample_len())).collect();
+    if lengths.len() != wanted.len() {
+        return Err(Error::Incomplete("layers"));
+    }
+    Ok(lengths)
 }
 
-struct Recorded<'a> {
-    plan: &'a v1::LayerPlan,
-    input: Vec<f16>,
-    output: Vec<f16>,
-}
-
-impl<'a> Recorder<'a> {
-    fn new(context: &'a Context, wanted: &[String], samples: usize) -> Result<Self, Error> {
-        let wanted: BTreeSet<&str> = wanted.iter().map(String::as_str).collect();
-        let planned = context.plan.layers.iter().filter(|layer| wanted.contains(layer.name.as_str()));
-        let layers: Vec<Recorded<'_>> = planned
-            .map(|plan| {
-                let numbers = samples * shape(plan, 1).sample_len();
-                Recorded { plan, input: Vec::with_capacity(numbers), output: Vec::with_capacity(numbers) }
-            })
-            .collect();
-        if layers.len() != wanted.len() {
-            return Err(Error::Incomplete("layers"));
-        }
-        Ok(Self { layers })
+fn write(
+    recorded: Vec<Recorded>,
+    context: &Context,
+    round: u32,
+    range: &v1::SampleRange,
+    timesteps: &[i64],
+) -> Result<Vec<v1::ShardRef>, Error> {
+    let mut written = Vec::new();
+    for Recorded { layer, input, output } in recorded {
+        context.check_stop()?;
+        let planned = context.plan.layers.iter().find(|planned| planned.name == layer);
+        let shape = shape(planned.ok_or(Error::Incomplete("layers"))?, timesteps.len());
+        let shard = Shard { shape, timesteps: timesteps.to_vec(), input, output };
+        let bytes = shard.encode().map_err(|source| Error::Activations {
+            layer: layer.clone(),
+            start: range.start,
+            end: range.end,
+            source: Box::new(source),
+        })?;
+        let object = context.wait(context.objects.put(&keys::shard(round, &layer, range), bytes))?;
+        written.push(v1::ShardRef { layer, object: Some(object) });
     }
-
-    fn write(
-        self,
-        context: &Context,
-        round: u32,
-        range: &v1::SampleRange,
-        timesteps: &[i64],
-    ) -> Result<Vec<v1::ShardRef>, Error> {
-        let mut written = Vec::new();
-        for layer in self.layers {
-            context.check_stop()?;
-            let shape = shape(layer.plan, timesteps.len());
-            let shard = Shard { shape, timesteps: timesteps.to_vec(), input: layer.input, output: layer.output };
-            let name = &layer.plan.name;
-            let bytes = shard.encode().map_err(|source| Error::Activations {
-                layer: name.clone(),
-                start: range.start,
-                end: range.end,
-                source: Box::new(source),
-            })?;
-            let object = context.wait(context.objects.put(&keys::shard(round, name, range), bytes))?;
-            written.push(v1::ShardRef { layer: name.clone(), object: Some(object) });
-        }
-        Ok(written)
-    }
+    Ok(written)
 }
 
 fn shape(layer: &v1::LayerPlan, samples: usize) -> Shape {
     let (height, width) = (layer.height as usize, layer.width as usize);
     Shape { samples, height, width, channels: layer.channels as usize }
-}
-
-impl SelfAttention for Recorder<'_> {
-    fn apply(&mut self, call: &Call<'_>) -> Result<Tensor, teacher::Error> {
-        let output = call.attention()?;
-        if let Some(recorded) = self.layers.iter_mut().find(|layer| layer.plan.name == call.layer.name) {
-            append(&mut recorded.input, call.input)?;
-            append(&mut recorded.output, &output)?;
-        }
-        Ok(output)
-    }
-}
-
-fn append(values: &mut Vec<f16>, tensor: &Tensor) -> Result<(), teacher::Error> {
-    use half::slice::HalfFloatSliceExt;
-    let from = tensor.flatten_all()?.to_vec1::<f32>()?;
-    let start = values.len();
-    values.resize(start + from.len(), f16::ZERO);
-    values[start..].convert_from_f32_slice(&from);
-    Ok(())
 }

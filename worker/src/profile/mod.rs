@@ -11,7 +11,7 @@ use crate::capture::predict;
 use crate::data::{self, Data};
 use crate::models::{self, Teacher};
 use crate::task;
-use crate::teacher::{self, Call, LoadOptions, SelfAttention};
+use crate::teacher::{self, Call, LoadOptions, Place, SelfAttention};
 use distance::Distances;
 
 pub use distance::SINK;
@@ -112,8 +112,10 @@ async fn load(options: &Options) -> Result<Teacher, Error> {
     let objects = Objects::open(&options.teacher)?;
     let sampler = models::load_sampler(&objects).await?;
     let files = Files::find(&objects, &options.denoiser, weights::DIFFUSERS).await?;
-    let (denoiser, _) = models::load_denoiser(&objects, &options.denoiser, &files, &LoadOptions::default()).await?;
-    let vae = models::load_vae(&objects, &models::read_config(&objects, &options.denoiser).await?).await?;
+    let (denoiser, _) =
+        models::load_denoiser(&objects, &options.denoiser, &files, &LoadOptions::default(), &Place::default()).await?;
+    let vae =
+        models::load_vae(&objects, &models::read_config(&objects, &options.denoiser).await?, &Place::default()).await?;
     Ok(Teacher { denoiser, sampler, vae })
 }
 

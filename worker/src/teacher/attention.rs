@@ -36,7 +36,7 @@ impl OwnAttention {
         let inner = self.heads.count * self.heads.dim;
         let projected = self.projections.forward(x)?;
         let [query, key, value] = [0, 1, 2].map(|i| Projected { tensor: &projected, offset: i * inner });
-        Ok(self.to_out.forward(&attention(query, key, value, self.heads, None)?)?)
+        self.to_out.forward(&attention(query, key, value, self.heads, None)?)
     }
 
     /// What `each` makes of the attention maps over x, by sample, then by head.
@@ -86,8 +86,8 @@ impl CrossAttention {
         let projected = self.projections.forward(&text.states)?;
         let query = Projected { tensor: &queries, offset: 0 };
         let [key, value] = [0, 1].map(|i| Projected { tensor: &projected, offset: i * inner });
-        let attended = attention(query, key, value, self.heads, text.bias.as_deref())?;
-        Ok(self.to_out.forward_onto(residual, &attended)?)
+        let attended = attention(query, key, value, self.heads, text.bias.as_ref())?;
+        self.to_out.forward_onto(residual, &attended)
     }
 }
 

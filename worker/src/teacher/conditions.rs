@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::Error;
+use super::ops::Place;
 
 /// What a prediction depends on beside sample and timestep, under the names of diffusers' arguments.
 #[derive(Debug, Clone)]
@@ -39,8 +40,8 @@ impl From<Tensor> for Conditions {
 pub(super) struct Text {
     /// [B, T, D].
     pub(super) states: Tensor,
-    /// What is added to the scores of each token, [B, T].
-    pub(super) bias: Option<Vec<f32>>,
+    /// What is added to the scores of each token, [B, T] f32.
+    pub(super) bias: Option<Tensor>,
 }
 
 impl Conditions {
@@ -108,11 +109,11 @@ impl Conditions {
         })
     }
 
-    /// The text for `batch` samples.
-    pub(super) fn text(&self, batch: usize) -> Result<Text, Error> {
+    /// The text for `batch` samples, in a model's place.
+    pub(super) fn text(&self, batch: usize, place: &Place) -> Result<Text, Error> {
         /// diffusers' bias of tokens that are not attended to.
         const MASKED: f32 = -10_000.0;
-        let states = host_f32(&self.encoder_hidden_states)?;
+        let states = place.take(&self.encoder_hidden_states)?;
         let tokens = match states.dims() {
             [b, tokens, _] if *b == batch && *tokens > 0 => *tokens,
             found => {
@@ -130,7 +131,8 @@ impl Conditions {
             let problem = format!("expected 0 and 1, found {other}");
             return Err(Error::Argument { argument: "encoder_attention_mask", problem });
         }
-        Ok(Text { states, bias: Some(kept.into_iter().map(|kept| (1.0 - kept) * MASKED).collect()) })
+        let bias = kept.into_iter().map(|kept| (1.0 - kept) * MASKED).collect();
+        Ok(Text { states, bias: Some(place.f32(bias, &[batch, tokens])?) })
     }
 }
 

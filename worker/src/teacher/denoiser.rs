@@ -1,6 +1,6 @@
 //! A model of any class that can be converted.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use deltaconv_proto::teacher::Teacher;
 
 use super::conditions::Conditions;
@@ -8,7 +8,7 @@ use super::pixart::PixArt;
 use super::unet::{LoadOptions, UNet};
 use super::{Error, SelfAttention, Weights};
 
-/// A denoiser in host memory, f32.
+/// A denoiser, where its weights were read to.
 pub enum Denoiser {
     /// Stable Diffusion's.
     UNet(Box<UNet>),
@@ -23,7 +23,7 @@ impl Denoiser {
     /// A class that this worker doesn't compute, weights that cannot be read, or that are not those of the configuration.
     pub fn load(config: &Teacher, weights: &mut Weights, options: &LoadOptions) -> Result<Self, Error> {
         match config {
-            Teacher::UNet(config) => Ok(Self::UNet(Box::new(UNet::load(config, weights, &Device::Cpu, options)?))),
+            Teacher::UNet(config) => Ok(Self::UNet(Box::new(UNet::load(config, weights, options)?))),
             Teacher::PixArt(config) => Ok(Self::PixArt(Box::new(PixArt::load(config, weights, options)?))),
             other => {
                 let problem = format!("this worker does not compute {}", other.class());
@@ -32,7 +32,7 @@ impl Denoiser {
         }
     }
 
-    /// All that the model predicts: [B, out_channels, H, W] f32. See [`UNet::forward`] and [`PixArt::forward`].
+    /// All that the model predicts: [B, out_channels, H, W] f32, on the model's device. See [`UNet::forward`] and [`PixArt::forward`].
     ///
     /// # Errors
     /// Arguments of other shapes, and whatever `attention` returns.
@@ -49,8 +49,8 @@ impl Denoiser {
         }
     }
 
-    /// What the noise schedule's step takes, of the sample's shape: without the variance that some models predict behind
-    /// it.
+    /// What the noise schedule's step takes, f32, of the sample's shape and on its device: without the variance that some
+    /// models predict behind it.
     ///
     /// # Errors
     /// As [`Self::forward`].
@@ -63,6 +63,10 @@ impl Denoiser {
     ) -> Result<Tensor, Error> {
         let prediction = self.forward(sample, timestep, conditions, attention)?;
         let channels = sample.dim(1)?;
-        Ok(if prediction.dim(1)? > channels { prediction.narrow(1, 0, channels)?.contiguous()? } else { prediction })
+        let prediction = match prediction.dim(1)? > channels {
+            true => prediction.narrow(1, 0, channels)?.contiguous()?,
+            false => prediction,
+        };
+        Ok(prediction.to_device(sample.device())?)
     }
 }

@@ -20,6 +20,7 @@ mod weights;
 
 pub use conditions::Conditions;
 pub use denoiser::Denoiser;
+pub use ops::Place;
 pub use pixart::PixArt;
 pub use sampler::{Guidance, Sampler, Solver, Steps};
 pub use self_attention::{Call, Original, Removed, SelfAttention};
@@ -35,6 +36,9 @@ pub enum Error {
     /// A tensor operation failed: shapes that do not fit, most of all.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+    /// An operation on a GPU failed.
+    #[error(transparent)]
+    Kernels(#[from] deltaconv_kernels::Error),
     /// The weights are no safetensors file.
     #[error("cannot read the weights: {0}")]
     Safetensors(#[from] safetensors::Error),

@@ -1,13 +1,16 @@
 //! diffusers' `PixArtTransformer2DModel`. Source: `models/transformers/pixart_transformer_2d.py`.
 
-use candle_core::{Device, Tensor};
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{DType, Device, Tensor};
 use deltaconv_proto::teacher::{Attention, PixArtConfig, TimeEmbedding};
 
 use super::attention::{CrossAttention, Layers, OwnAttention};
 use super::conditions::{Conditions, Text, host_f32, of_each_sample, size_of_sample};
 use super::ops::{
-    Conv, FeedForward, FeedForwardActivation, Linear, Padding, activate, activate_gelu_tanh, add_gated, modulated_norm,
-    sinusoids,
+    Conv, FeedForward, FeedForwardActivation, Linear, Padding, Place, Row, activate, activate_gelu_tanh, add_gated,
+    modulated_norm, sinusoids,
 };
 use super::unet::LoadOptions;
 use super::{Error, SelfAttention, Weights};
@@ -17,8 +20,9 @@ const EPS_OUT: f32 = 1e-6;
 /// Pixels of a picture for one of its latents, in height and in width.
 const VAE_SCALE: f32 = 8.0;
 
-/// A PixArt transformer in host memory, f32.
+/// A PixArt transformer.
 pub struct PixArt {
+    place: Place,
     config: PixArtConfig,
     patches: Conv,
     timestep: Embedder,
@@ -27,9 +31,11 @@ pub struct PixArt {
     modulation: Linear,
     caption: Option<(Linear, Linear)>,
     blocks: Vec<Block>,
-    /// Shift and scale, [2, C].
-    shift_and_scale: Vec<f32>,
+    /// Shift and scale, [2, C] f32.
+    shift_and_scale: Tensor,
     proj_out: Linear,
+    /// The embeddings of the positions of maps, [H, W, C], by the sizes that were seen.
+    positions: Mutex<HashMap<(usize, usize), Tensor>>,
 }
 
 /// Sinusoids and two linears with SiLU between them.
@@ -37,8 +43,8 @@ struct Embedder(Linear, Linear);
 
 /// diffusers' `BasicTransformerBlock` with `ada_norm_single`.
 struct Block {
-    /// [6, C]: shift, scale and gate of attention, then of the feed-forward.
-    table: Vec<f32>,
+    /// [6, C] f32: shift, scale and gate of attention, then of the feed-forward.
+    table: Tensor,
     /// Absent in a student.
     attn1: Option<OwnAttention>,
     attn2: CrossAttention,
@@ -55,9 +61,9 @@ impl Embedder {
     }
 
     /// Numbers [n] → [n, channels].
-    fn forward(&self, numbers: &[f32]) -> Result<Tensor, Error> {
-        let hidden = self.0.forward(&sinusoids(numbers, &sinusoid_kind())?)?;
-        Ok(self.1.forward(&activate(&hidden, deltaconv_proto::teacher::Activation::Silu)?)?)
+    fn forward(&self, numbers: &[f32], place: &Place) -> Result<Tensor, Error> {
+        let hidden = self.0.forward(&sinusoids(numbers, &sinusoid_kind(), place)?)?;
+        self.1.forward(&activate(&hidden, deltaconv_proto::teacher::Activation::Silu)?)
     }
 }
 
@@ -87,8 +93,9 @@ impl Block {
             true => None,
             false => Some(OwnAttention::load(weights, &format!("{path}.attn1"), attention, bias)?),
         };
+        let table = weights.read(&format!("{path}.scale_shift_table"), &[6, inner])?;
         Ok(Self {
-            table: weights.read(&format!("{path}.scale_shift_table"), &[6, inner])?,
+            table: weights.place().f32(table, &[6, inner])?,
             attn1,
             attn2: CrossAttention::load(weights, &format!("{path}.attn2"), attention, bias)?,
             feed_forward: FeedForward {
@@ -99,29 +106,24 @@ impl Block {
         })
     }
 
-    /// h [B, H, W, C] → the same shape; `modulation` [B, 6, C].
+    /// h [B, H, W, C] → the same shape; `modulation` [B, 6, C] f32.
     fn forward(
         &self,
         h: &Tensor,
-        modulation: &[f32],
+        modulation: &Tensor,
         eps: f32,
         text: &Text,
         layers: &mut Layers<'_>,
     ) -> Result<Tensor, Error> {
-        let channels = self.table.len() / 6;
-        // One of the six for each sample: [B, C].
-        let part = |i: usize| -> Vec<f32> {
-            let own = &self.table[i * channels..][..channels];
-            let samples = modulation.chunks_exact(6 * channels);
-            samples.flat_map(|sample| sample[i * channels..].iter().zip(own).map(|(a, b)| a + b)).collect()
-        };
-        let input = modulated_norm(h, eps, &part(1), &part(0))?;
+        let table = modulation.broadcast_add(&self.table)?;
+        let row = |index| Row { table: &table, index };
+        let input = modulated_norm(h, eps, row(1), row(0))?;
         let output = layers.next(self.attn1.as_ref(), &input, h)?;
-        let h = add_gated(h, &part(2), &output)?;
+        let h = add_gated(h, row(2), &output)?;
         // Without a norm before it.
         let h = self.attn2.forward_onto(&h, &h, text)?;
-        let input = modulated_norm(&h, eps, &part(4), &part(3))?;
-        Ok(add_gated(&h, &part(5), &self.feed_forward.forward(&input)?)?)
+        let input = modulated_norm(&h, eps, row(4), row(3))?;
+        add_gated(&h, row(5), &self.feed_forward.forward(&input)?)
     }
 }
 
@@ -156,8 +158,13 @@ impl PixArt {
             modulation: weights.linear("adaln_single.linear", inner, 6 * inner)?,
             caption,
             blocks,
-            shift_and_scale: weights.read("scale_shift_table", &[2, inner])?,
+            shift_and_scale: {
+                let values = weights.read("scale_shift_table", &[2, inner])?;
+                weights.place().f32(values, &[2, inner])?
+            },
             proj_out: weights.linear("proj_out", inner, patch * patch * config.out_channels)?,
+            positions: Mutex::default(),
+            place: weights.place().clone(),
             config: config.clone(),
         })
     }
@@ -167,10 +174,10 @@ impl PixArt {
         &self.config
     }
 
-    /// What the model predicts: [B, out_channels, H, W] f32.
+    /// What the model predicts: [B, out_channels, H, W] f32, on the model's device.
     ///
-    /// `sample` [B, in_channels, H, W], `timestep` [B] (or one element, for the whole batch; integers or floats); any
-    /// float dtype. A sample's result has the same bits whatever batch it is in and however many threads compute it.
+    /// `sample` [B, in_channels, H, W], `timestep` [B] (or one element, for the whole batch; integers or floats); any float
+    /// dtype and device. Bits are as reproducible as [`super::UNet::forward`]'s.
     ///
     /// # Errors
     /// Arguments of other shapes, and whatever `attention` returns.
@@ -186,30 +193,28 @@ impl PixArt {
         let mut layers = Layers { rest: layers.iter(), attention };
         let embedded = self.embed(timestep, conditions, batch, (height, width))?;
         let silu = activate(&embedded, deltaconv_proto::teacher::Activation::Silu)?;
-        let modulation = self.modulation.forward(&silu)?.flatten_all()?.to_vec1::<f32>()?;
-        let mut text = conditions.text(batch)?;
+        let channels = self.config.inner();
+        let modulation = self.modulation.forward(&silu)?.to_dtype(DType::F32)?.reshape((batch, 6, channels))?;
+        let mut text = conditions.text(batch, &self.place)?;
         if let Some((first, second)) = &self.caption {
             text.states = second.forward(&activate_gelu_tanh(&first.forward(&text.states)?)?)?;
         }
 
         let patch = self.config.patch_size;
-        let x = self.patches.forward(&host_f32(&sample.permute((0, 2, 3, 1))?)?)?;
+        let x = self.patches.forward(&self.place.take(&sample.permute((0, 2, 3, 1))?)?)?;
         let mut h = x.broadcast_add(&self.positions(height / patch, width / patch)?)?;
         for block in &self.blocks {
             h = block.forward(&h, &modulation, self.config.norm_eps as f32, &text, &mut layers)?;
         }
 
-        let channels = self.config.inner();
-        let (shift, scale) = self.shift_and_scale.split_at(channels);
-        let embedded = embedded.flatten_all()?.to_vec1::<f32>()?;
-        let onto = |table: &[f32]| -> Vec<f32> {
-            embedded.chunks_exact(channels).flat_map(|sample| sample.iter().zip(table).map(|(a, b)| a + b)).collect()
-        };
-        let h = self.proj_out.forward(&modulated_norm(&h, EPS_OUT, &onto(scale), &onto(shift))?)?;
+        let embedded = embedded.to_dtype(DType::F32)?.reshape((batch, 1, channels))?;
+        let table = embedded.broadcast_add(&self.shift_and_scale)?;
+        let row = |index| Row { table: &table, index };
+        let h = self.proj_out.forward(&modulated_norm(&h, EPS_OUT, row(1), row(0))?)?;
         // [B, h, w, p, q, c] → [B, c, h·p, w·q]
         let (rows, columns, out) = (height / patch, width / patch, self.config.out_channels);
         let pixels = h.reshape(&[batch, rows, columns, patch, patch, out][..])?.permute([0, 5, 1, 3, 2, 4])?;
-        Ok(pixels.contiguous()?.reshape((batch, out, height, width))?)
+        Ok(pixels.contiguous()?.reshape((batch, out, height, width))?.to_dtype(DType::F32)?)
     }
 
     /// The embedding of the timestep and, where the model takes them, of resolution and aspect ratio: [B, C].
@@ -220,7 +225,7 @@ impl PixArt {
         batch: usize,
         (height, width): (usize, usize),
     ) -> Result<Tensor, Error> {
-        let embedded = self.timestep.forward(&of_each_sample(timestep, batch, "timestep")?)?;
+        let embedded = self.timestep.forward(&of_each_sample(timestep, batch, "timestep")?, &self.place)?;
         let Some([resolution, aspect_ratio]) = &self.additional else { return Ok(embedded) };
         let (rows, columns) = (height as f32, width as f32);
         let pixels = match &conditions.resolution {
@@ -236,14 +241,25 @@ impl PixArt {
             None => vec![rows / columns; batch],
         };
         let third = self.config.inner() / 3;
-        let resolution = resolution.forward(&pixels)?.reshape((batch, 2 * third))?;
-        let both = Tensor::cat(&[&resolution, &aspect_ratio.forward(&ratios)?], 1)?;
+        let resolution = resolution.forward(&pixels, &self.place)?.reshape((batch, 2 * third))?;
+        let both = Tensor::cat(&[&resolution, &aspect_ratio.forward(&ratios, &self.place)?], 1)?;
         Ok(embedded.add(&both)?)
     }
 
     /// The embeddings of the positions of a map, [H, W, C]: sinusoids of the column in the first half of the channels, of
     /// the row in the second. Source: diffusers `get_2d_sincos_pos_embed`.
     fn positions(&self, height: usize, width: usize) -> Result<Tensor, Error> {
+        // A panic elsewhere leaves a map that was not added.
+        let mut known = self.positions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(positions) = known.get(&(height, width)) {
+            return Ok(positions.clone());
+        }
+        let positions = self.place.take(&self.compute_positions(height, width)?)?;
+        known.insert((height, width), positions.clone());
+        Ok(positions)
+    }
+
+    fn compute_positions(&self, height: usize, width: usize) -> Result<Tensor, Error> {
         let base = (self.config.sample_size / self.config.patch_size) as f32;
         let quarter = self.config.inner() / 4;
         let sinusoids = |position: usize, positions: usize| -> Vec<f32> {

@@ -18,7 +18,7 @@ fn shipped() -> UNet {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../cli/teachers/tiny-unet/unet");
     let config = unet(&fs::read(folder.join("config.json")).unwrap());
     let mut weights = Weights::open([folder.join("diffusion_pytorch_model.safetensors")]).unwrap();
-    UNet::load(&config, &mut weights, &Device::Cpu, &LoadOptions::default()).unwrap()
+    UNet::load(&config, &mut weights, &LoadOptions::default()).unwrap()
 }
 
 /// Numbers of about −1 to 1 that follow from the shape.
@@ -101,7 +101,7 @@ fn an_unusual_model_runs_with_odd_latents_and_without_its_attention() {
     let load = |options: &LoadOptions| {
         let mut weights = Weights::default();
         weights.add_bytes(bytes.clone()).unwrap();
-        UNet::load(&config, &mut weights, &Device::Cpu, options).unwrap()
+        UNet::load(&config, &mut weights, options).unwrap()
     };
     let (sample, text, timestep) = (numbers(&[2, 5, 7, 10]), numbers(&[2, 3, 8]), numbers(&[2]));
     let output =

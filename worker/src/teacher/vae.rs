@@ -3,20 +3,21 @@
 //! candle-transformers has one too; it can only sample from the encoder's distribution, with numbers that nobody can draw
 //! again, so two workers would write two sets of latents.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use deltaconv_proto::pipeline::has_old_names;
 use deltaconv_proto::teacher::{Activation, VaeConfig, attention_names};
 
-use super::conditions::{host_f32, size_of_sample};
-use super::ops::{Added, Conv, GroupNorm, Heads, Linear, Padding, Projected, attention};
+use super::conditions::size_of_sample;
+use super::ops::{Added, Conv, GroupNorm, Heads, Linear, Padding, Place, Projected, attention};
 use super::{Error, Weights};
 
 /// Of every group norm, whatever the configuration.
 const EPS: f64 = 1e-6;
 
-/// A VAE in host memory, f32.
+/// A VAE.
 #[derive(Debug)]
 pub struct Vae {
+    place: Place,
     config: VaeConfig,
     encoder: Half,
     quant_conv: Option<Linear>,
@@ -87,6 +88,7 @@ impl Vae {
                 .then(|| builder.weights.pointwise("post_quant_conv", latent, latent))
                 .transpose()?,
             decoder: builder.half("decoder", latent, 3)?,
+            place: builder.weights.place().clone(),
             config: config.clone(),
         })
     }
@@ -96,7 +98,7 @@ impl Vae {
         &self.config
     }
 
-    /// Latents as a denoiser sees them, [B, c, H / f, W / f] f32, of pictures [B, 3, H, W] in [−1, 1]; f is
+    /// Latents as a denoiser sees them, [B, c, H / f, W / f] f32, of pictures [B, 3, H, W] in [−1, 1], on their device; f is
     /// [`VaeConfig::factor`]. They are the mean of the encoder's distribution, so the same picture has the same latents.
     ///
     /// # Errors
@@ -108,7 +110,7 @@ impl Vae {
             let problem = format!("sides of {height} and {width} pixels are not multiples of {factor}");
             return Err(Error::Argument { argument: "pictures", problem });
         }
-        let mut x = self.encoder.conv_in.forward(&host_f32(&pictures.permute((0, 2, 3, 1))?)?)?;
+        let mut x = self.encoder.conv_in.forward(&self.place.take(&pictures.permute((0, 2, 3, 1))?)?)?;
         for level in &self.encoder.levels {
             x = level.resnets(x)?;
             if let Some(downsample) = &level.resample {
@@ -120,16 +122,18 @@ impl Vae {
             moments = conv.forward(&moments)?;
         }
         let mean = moments.narrow(3, 0, self.config.latent_channels)?;
-        Ok(mean.affine(self.config.scaling_factor, 0.0)?.permute((0, 3, 1, 2))?.contiguous()?)
+        let latents = mean.affine(self.config.scaling_factor, 0.0)?.permute((0, 3, 1, 2))?.contiguous()?;
+        Ok(latents.to_device(pictures.device())?.to_dtype(DType::F32)?)
     }
 
-    /// Pictures [B, 3, H · f, W · f] f32, about in [−1, 1], of latents as a denoiser sees them, [B, c, H, W].
+    /// Pictures [B, 3, H · f, W · f] f32, about in [−1, 1], of latents as a denoiser sees them, [B, c, H, W], on their
+    /// device.
     ///
     /// # Errors
     /// Latents of another shape.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor, Error> {
         size_of_sample(latents, self.config.latent_channels)?;
-        let mut x = host_f32(&latents.permute((0, 2, 3, 1))?)?.affine(1.0 / self.config.scaling_factor, 0.0)?;
+        let mut x = self.place.take(&latents.permute((0, 2, 3, 1))?)?.affine(1.0 / self.config.scaling_factor, 0.0)?;
         if let Some(conv) = &self.post_quant_conv {
             x = conv.forward(&x)?;
         }
@@ -141,13 +145,14 @@ impl Vae {
                 x = upsample.forward_resized(&x, (2 * height, 2 * width))?;
             }
         }
-        Ok(self.decoder.end(&x)?.permute((0, 3, 1, 2))?.contiguous()?)
+        let pictures = self.decoder.end(&x)?.permute((0, 3, 1, 2))?.contiguous()?;
+        Ok(pictures.to_device(latents.device())?.to_dtype(DType::F32)?)
     }
 }
 
 impl Half {
     fn end(&self, x: &Tensor) -> Result<Tensor, Error> {
-        Ok(self.conv_out.forward(&self.norm_out.forward(x, Some(Activation::Silu))?)?)
+        self.conv_out.forward(&self.norm_out.forward(x, Some(Activation::Silu))?)
     }
 }
 
@@ -177,7 +182,7 @@ impl Resnet {
         let h = self.norm2.forward(&h, Some(Activation::Silu))?;
         let shortcut = self.shortcut.as_ref().map(|shortcut| shortcut.forward(x)).transpose()?;
         let added = Added { residual: Some(shortcut.as_ref().unwrap_or(x)), ..Added::default() };
-        Ok(self.conv2.forward_adding(&h, added)?)
+        self.conv2.forward_adding(&h, added)
     }
 }
 
@@ -188,7 +193,7 @@ impl MidAttention {
         let heads = Heads { count: 1, dim: self.channels };
         let (batch, height, width, _) = x.dims4()?;
         let attended = attention(query, key, value, heads, None)?.reshape((batch, height, width, self.channels))?;
-        Ok(self.to_out.forward_onto(x, &attended)?)
+        self.to_out.forward_onto(x, &attended)
     }
 }
 
@@ -272,7 +277,6 @@ impl Builder<'_> {
     }
 
     fn norm(&mut self, path: &str, channels: usize) -> Result<GroupNorm, Error> {
-        let weight = self.weights.read(&format!("{path}.weight"), &[channels])?;
-        Ok(GroupNorm::new(self.config.groups, EPS, weight, self.weights.bias(path, channels)?))
+        self.weights.group_norm(path, channels, self.config.groups, EPS)
     }
 }

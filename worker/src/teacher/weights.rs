@@ -9,15 +9,17 @@ use deltaconv_proto::teacher;
 use half::{bf16, f16};
 
 use super::Error;
-use super::ops::{Conv, Linear, Padding};
+use super::ops::{Conv, GroupNorm, LayerNorm, Linear, Padding, Place};
 
 /// Something to read weights from.
 trait Source: Read + Seek + Send {}
 impl<T: Read + Seek + Send> Source for T {}
 
-/// The tensors of safetensors files, as f32; where two have one name, the first file's.
+/// The tensors of safetensors files, as f32; where two have one name, the first file's. Modules are built of them where
+/// [`Weights::place`] says.
 #[derive(Default)]
 pub struct Weights {
+    place: Place,
     files: Vec<(Header, Box<dyn Source>)>,
 }
 
@@ -32,6 +34,17 @@ impl Weights {
             weights.add_file(path.as_ref())?;
         }
         Ok(weights)
+    }
+
+    /// The same tensors, for modules in that place.
+    #[must_use]
+    pub fn at(self, place: &Place) -> Self {
+        Self { place: place.clone(), ..self }
+    }
+
+    /// Where modules are built: on the processor, unless [`Self::at`] says otherwise.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Adds the tensors of a file.
@@ -103,13 +116,14 @@ impl Weights {
                 biases.extend(self.bias(path, output)?);
             }
         }
-        Ok(Linear::new(input, paths.len() * output, &weight, bias.then_some(biases)))
+        Linear::new(&self.place, (input, paths.len() * output), &weight, bias.then_some(biases))
     }
 
     /// A 1×1 convolution, which is a linear of maps that are channels last.
     pub(super) fn pointwise(&mut self, path: &str, input: usize, output: usize) -> Result<Linear, Error> {
         let weight = self.read(&format!("{path}.weight"), &[output, input, 1, 1])?;
-        Ok(Linear::new(input, output, &weight, Some(self.bias(path, output)?)))
+        let bias = self.bias(path, output)?;
+        Linear::new(&self.place, (input, output), &weight, Some(bias))
     }
 
     /// A convolution of stride 1, padded by ⌊(kernel − 1) / 2⌋.
@@ -127,7 +141,26 @@ impl Weights {
         padding: Padding,
     ) -> Result<Conv, Error> {
         let weight = self.read(&format!("{path}.weight"), &[output, input, kernel, kernel])?;
-        Ok(Conv::new((input, output), kernel, stride, padding, &weight, self.bias(path, output)?))
+        let bias = self.bias(path, output)?;
+        Conv::new(&self.place, (input, output), kernel, stride, padding, &weight, bias)
+    }
+
+    pub(super) fn group_norm(
+        &mut self,
+        path: &str,
+        channels: usize,
+        groups: usize,
+        eps: f64,
+    ) -> Result<GroupNorm, Error> {
+        let weight = self.read(&format!("{path}.weight"), &[channels])?;
+        let bias = self.bias(path, channels)?;
+        GroupNorm::new(&self.place, groups, eps, weight, bias)
+    }
+
+    pub(super) fn layer_norm(&mut self, path: &str, channels: usize, eps: f32) -> Result<LayerNorm, Error> {
+        let weight = self.read(&format!("{path}.weight"), &[channels])?;
+        let bias = self.bias(path, channels)?;
+        LayerNorm::new(&self.place, eps, weight, bias)
     }
 
     pub(super) fn bias(&mut self, path: &str, channels: usize) -> Result<Vec<f32>, Error> {

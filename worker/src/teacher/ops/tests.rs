@@ -1,13 +1,15 @@
 //! The operations against the same ones put together from candle's.
 
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{D, Device, Tensor};
 use candle_nn::ops::softmax;
 use deltaconv_proto::teacher::Activation;
 
 use super::{
-    Added, Conv, FeedForward, FeedForwardActivation, GroupNorm, Heads, LayerNorm, Linear, Padding, Projected,
-    add_gated, attention, attention_maps, modulated_norm,
+    Added, Conv, FeedForward, FeedForwardActivation, GroupNorm, Heads, LayerNorm, Linear, Padding, Place, Projected,
+    Row, add_gated, attention, attention_maps, modulated_norm,
 };
+
+type Result<T> = std::result::Result<T, super::Error>;
 
 /// Numbers of about −1 to 1.
 fn numbers(shape: &[usize], seed: u32) -> Tensor {
@@ -30,7 +32,7 @@ fn assert_close(what: &str, ours: &Tensor, theirs: &Tensor) {
 }
 
 fn channels_last(x: &Tensor) -> Result<Tensor> {
-    x.permute((0, 2, 3, 1))?.contiguous()
+    Ok(x.permute((0, 2, 3, 1))?.contiguous()?)
 }
 
 #[test]
@@ -43,7 +45,9 @@ fn convolutions() -> Result<()> {
         let expected = padded.conv2d(&weight, 0, stride, 1, 1)?.broadcast_add(&bias.reshape((1, 35, 1, 1))?)?;
         let shift = numbers(&[2, 35], 4);
         let residual = numbers(expected.dims(), 5);
-        let conv = Conv::new((7, 35), kernel, stride, Padding { before, after }, &elements(&weight), elements(&bias));
+        let padding = Padding { before, after };
+        let place = Place::default();
+        let conv = Conv::new(&place, (7, 35), kernel, stride, padding, &elements(&weight), elements(&bias))?;
         let what = format!("{kernel}×{kernel}, stride {stride}");
         assert_close(&what, &conv.forward(&channels_last(&x)?)?, &channels_last(&expected)?);
 
@@ -58,7 +62,8 @@ fn convolutions() -> Result<()> {
 #[test]
 fn convolutions_of_resized_maps() -> Result<()> {
     let (x, weight, bias) = (numbers(&[1, 3, 5, 4], 1), numbers(&[2, 3, 3, 3], 2), numbers(&[2], 3));
-    let conv = Conv::new((3, 2), 3, 1, Padding { before: 1, after: 1 }, &elements(&weight), elements(&bias));
+    let (place, padding) = (Place::default(), Padding { before: 1, after: 1 });
+    let conv = Conv::new(&place, (3, 2), 3, 1, padding, &elements(&weight), elements(&bias))?;
     for size in [(10, 8), (9, 7)] {
         let resized = x.upsample_nearest2d(size.0, size.1)?;
         let expected = conv.forward(&channels_last(&resized)?)?;
@@ -76,7 +81,8 @@ fn norms() -> Result<()> {
     let normed =
         centred.broadcast_div(&deviation)?.reshape((2, 6, 45, 4))?.permute((0, 2, 1, 3))?.reshape((2, 5, 9, 24))?;
     let expected = normed.broadcast_mul(&weight)?.broadcast_add(&bias)?;
-    let norm = GroupNorm::new(6, 1e-5, elements(&weight), elements(&bias));
+    let place = Place::default();
+    let norm = GroupNorm::new(&place, 6, 1e-5, elements(&weight), elements(&bias))?;
     assert_close("group norm", &norm.forward(&x, None)?, &expected);
     assert_close("group norm and silu", &norm.forward(&x, Some(Activation::Silu))?, &expected.silu()?);
 
@@ -89,13 +95,16 @@ fn norms() -> Result<()> {
     let ones = numbers(&[24], 0).ones_like()?;
     let plain = candle_nn::ops::layer_norm(&x, &ones, &ones.zeros_like()?, 1e-6)?;
     let modulated = plain.broadcast_mul(&scale.affine(1.0, 1.0)?)?.broadcast_add(&shift)?;
-    let [scales, shifts] = [&scale, &shift].map(elements);
-    assert_close("modulated layer norm", &modulated_norm(&x, 1e-6, &scales, &shifts)?, &modulated);
+    // A table with a row between the two.
+    let table = Tensor::cat(&[&scale, &x.narrow(1, 0, 1)?.narrow(2, 0, 1)?, &shift], 1)?.squeeze(2)?;
+    let [scales, shifts] = [0, 2].map(|index| Row { table: &table, index });
+    assert_close("modulated layer norm", &modulated_norm(&x, 1e-6, scales, shifts)?, &modulated);
     let gated = x.add(&modulated.broadcast_mul(&scale)?)?;
-    assert_close("gated", &add_gated(&x, &scales, &modulated)?, &gated);
+    assert_close("gated", &add_gated(&x, scales, &modulated)?, &gated);
 
     let expected = candle_nn::ops::layer_norm(&x, &weight, &bias, 1e-5)?;
-    assert_close("layer norm", &LayerNorm::new(1e-5, elements(&weight), elements(&bias)).forward(&x)?, &expected);
+    let norm = LayerNorm::new(&place, 1e-5, elements(&weight), elements(&bias))?;
+    assert_close("layer norm", &norm.forward(&x)?, &expected);
     Ok(())
 }
 
@@ -128,7 +137,6 @@ fn attention_of_heads() -> Result<()> {
         let biased = scores.broadcast_add(&bias.reshape((2, 1, 1, keys))?)?;
         let expected =
             softmax(&biased, D::Minus1)?.matmul(&split(&v)?)?.transpose(1, 2)?.reshape((2, queries, inner))?;
-        let bias = elements(&bias);
         let ours = attention(Projected { tensor: &q, offset: 0 }, key, value, Heads { count, dim }, Some(&bias))?;
         assert_close(&format!("{queries}×{keys} with a bias"), &ours, &expected);
     }
@@ -139,12 +147,13 @@ fn attention_of_heads() -> Result<()> {
 fn linears_and_the_feed_forward() -> Result<()> {
     let linear = |input: usize, output: usize, seed| {
         let (weight, bias) = (numbers(&[output, input], seed), numbers(&[output], seed + 1));
-        let ours = Linear::new(input, output, &elements(&weight), Some(elements(&bias)));
-        (ours, move |x: &Tensor| x.broadcast_matmul(&weight.t()?)?.broadcast_add(&bias))
+        let ours = Linear::new(&Place::default(), (input, output), &elements(&weight), Some(elements(&bias)));
+        (ours, move |x: &Tensor| -> Result<Tensor> { Ok(x.broadcast_matmul(&weight.t()?)?.broadcast_add(&bias)?) })
     };
     let (x, residual) = (numbers(&[2, 70, 9], 1), numbers(&[2, 70, 9], 2));
     let (up, up_expected) = linear(9, 72, 3);
     let (down, down_expected) = linear(36, 9, 5);
+    let (up, down) = (up?, down?);
     let both = up_expected(&x)?;
     assert_close("linear", &up.forward(&x)?, &both);
     let hidden = both.narrow(2, 0, 36)?.mul(&both.narrow(2, 36, 36)?.gelu_erf()?)?;

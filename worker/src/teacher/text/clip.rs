@@ -53,8 +53,7 @@ impl Clip {
         let (tokens, positions) =
             (table("token_embedding", config.vocabulary)?, table("position_embedding", config.positions)?);
         let norm = |weights: &mut Weights, path: &str| -> Result<LayerNorm, Error> {
-            let weight = weights.read(&format!("{path}.weight"), &[c])?;
-            Ok(LayerNorm::new(config.norm_eps as f32, weight, weights.bias(path, c)?))
+            weights.layer_norm(path, c, config.norm_eps as f32)
         };
         let mut layers = Vec::with_capacity(config.depth);
         for path in (0..config.depth).map(|i| format!("text_model.encoder.layers.{i}")) {
@@ -127,7 +126,7 @@ impl Clip {
             ClipActivation::QuickGelu => raised.mul(&candle_nn::ops::sigmoid(&raised.affine(1.702, 0.0)?)?)?,
             ClipActivation::Gelu => raised.gelu_erf()?,
         };
-        Ok(layer.fc2.forward_onto(&x, &raised)?)
+        layer.fc2.forward_onto(&x, &raised)
     }
 
     /// Where the pooled embedding is taken.

@@ -21,14 +21,12 @@ impl Builder<'_> {
     }
 
     pub(super) fn group_norm(&mut self, path: &str, channels: usize, eps: f64) -> Result<GroupNorm, Error> {
-        let weight = self.weights.read(&format!("{path}.weight"), &[channels])?;
-        Ok(GroupNorm::new(self.config.norm_num_groups, eps, weight, self.weights.bias(path, channels)?))
+        self.weights.group_norm(path, channels, self.config.norm_num_groups, eps)
     }
 
     pub(super) fn layer_norm(&mut self, path: &str, channels: usize) -> Result<LayerNorm, Error> {
         /// diffusers' `BasicTransformerBlock`, whatever the model's `norm_eps`.
         const EPS: f32 = 1e-5;
-        let weight = self.weights.read(&format!("{path}.weight"), &[channels])?;
-        Ok(LayerNorm::new(EPS, weight, self.weights.bias(path, channels)?))
+        self.weights.layer_norm(path, channels, EPS)
     }
 }

@@ -7,14 +7,14 @@ mod transformer;
 
 use std::collections::BTreeSet;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Tensor};
 use deltaconv_proto::teacher::{Activation, AddedEmbedding, Plan, TimeEmbedding, UNetConfig};
 
 use self::builder::Builder;
 use self::stage::Stage;
 use super::attention::Layers;
 use super::conditions::{Conditions, Text, host_f32, of_each_sample, size_of_sample};
-use super::ops::{Conv, GroupNorm, Linear, activate, sinusoids};
+use super::ops::{Conv, GroupNorm, Linear, Place, activate, sinusoids};
 use super::{Error, SelfAttention, Weights};
 
 /// How a model is loaded.
@@ -25,8 +25,9 @@ pub struct LoadOptions {
     pub replaced: BTreeSet<String>,
 }
 
-/// A UNet in host memory, f32.
+/// A UNet.
 pub struct UNet {
+    place: Place,
     config: UNetConfig,
     plan: Plan,
     conv_in: Conv,
@@ -54,17 +55,9 @@ impl UNet {
     /// Loads a model.
     ///
     /// # Errors
-    /// Weights that cannot be read, or that are not those of the configuration; a device that is not the CPU.
-    pub fn load(
-        config: &UNetConfig,
-        weights: &mut Weights,
-        device: &Device,
-        options: &LoadOptions,
-    ) -> Result<Self, Error> {
-        if !device.is_cpu() {
-            let problem = "the teacher runs on the CPU in this build".to_owned();
-            return Err(Error::Argument { argument: "device", problem });
-        }
+    /// Weights that cannot be read, or that are not those of the configuration.
+    pub fn load(config: &UNetConfig, weights: &mut Weights, options: &LoadOptions) -> Result<Self, Error> {
+        let place = weights.place().clone();
         let plan = config.plan();
         let mut builder = Builder { config, weights, options };
         let first = config.time.channels;
@@ -89,6 +82,7 @@ impl UNet {
             conv_out: builder.weights.conv("conv_out", (first, config.out_channels), config.conv_out_kernel)?,
             config: config.clone(),
             plan,
+            place,
         })
     }
 
@@ -102,11 +96,11 @@ impl UNet {
         &self.plan
     }
 
-    /// What the model predicts: [B, out_channels, H, W] f32.
+    /// What the model predicts: [B, out_channels, H, W] f32, on the model's device.
     ///
     /// `sample` [B, in_channels, H, W], `timestep` [B] (or one element, for the whole batch; integers or floats),
-    /// of `conditions` the text; any float dtype. A sample's result has the same bits whatever batch it is in
-    /// and however many threads compute it.
+    /// of `conditions` the text; any float dtype and device. On the processor a sample's result has the same bits whatever
+    /// batch it is in and however many threads compute it; on a GPU, in batches of one size on devices of one kind.
     ///
     /// # Errors
     /// Arguments of other shapes, and whatever `attention` returns.
@@ -122,11 +116,11 @@ impl UNet {
         let mut pass = Pass {
             activation: self.config.activation,
             time: activate(&self.embed_time(timestep, conditions, batch)?, self.config.activation)?,
-            text: conditions.text(batch)?,
+            text: conditions.text(batch, &self.place)?,
             layers: Layers { rest: layers.iter(), attention },
         };
 
-        let mut x = host_f32(&sample.permute((0, 2, 3, 1))?)?;
+        let mut x = self.place.take(&sample.permute((0, 2, 3, 1))?)?;
         if self.config.center_input_sample {
             x = x.affine(2.0, -1.0)?;
         }
@@ -144,14 +138,14 @@ impl UNet {
         }
         let x = self.norm_out.forward(&x, Some(self.config.activation))?;
         let x = self.conv_out.forward(&x)?;
-        Ok(x.permute((0, 3, 1, 2))?.contiguous()?)
+        Ok(x.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(DType::F32)?)
     }
 
     /// [B, dim].
     fn embed_time(&self, timestep: &Tensor, conditions: &Conditions, batch: usize) -> Result<Tensor, Error> {
         let timesteps = of_each_sample(timestep, batch, "timestep")?;
         let time = &self.config.time;
-        let embedding = self.time_1.forward(&sinusoids(&timesteps, time)?)?;
+        let embedding = self.time_1.forward(&sinusoids(&timesteps, time, &self.place)?)?;
         let mut embedding = self.time_2.forward(&activate(&embedding, self.config.activation)?)?;
         if let Some(activation) = time.post_activation {
             embedding = activate(&embedding, activation)?;
@@ -174,7 +168,7 @@ impl UNet {
         batch: usize,
     ) -> Result<Tensor, Error> {
         let given = |tensor: &Option<Tensor>, argument| match tensor {
-            Some(tensor) if tensor.rank() == 2 && tensor.dim(0)? == batch => host_f32(tensor),
+            Some(tensor) if tensor.rank() == 2 && tensor.dim(0)? == batch => Ok(tensor.clone()),
             Some(tensor) => {
                 let problem = format!("expected [{batch}, n], found {:?}", tensor.dims());
                 Err(Error::Argument { argument, problem })
@@ -185,10 +179,10 @@ impl UNet {
                 Err(Error::Argument { argument, problem })
             }
         };
-        let text = given(&conditions.text_embeds, "text_embeds")?;
-        let numbers = given(&conditions.time_ids, "time_ids")?;
+        let text = self.place.take(&given(&conditions.text_embeds, "text_embeds")?)?;
+        let numbers = host_f32(&given(&conditions.time_ids, "time_ids")?)?;
         let time = TimeEmbedding { channels: added.time_channels, ..self.config.time };
-        let sinusoids = sinusoids(&numbers.flatten_all()?.to_vec1::<f32>()?, &time)?;
+        let sinusoids = sinusoids(&numbers.flatten_all()?.to_vec1::<f32>()?, &time, &self.place)?;
         let both = Tensor::cat(&[&text, &sinusoids.reshape((batch, numbers.dim(1)? * added.time_channels))?], 1)?;
         if both.dim(1)? != added.input {
             let problem = format!(
@@ -200,6 +194,6 @@ impl UNet {
             return Err(Error::Argument { argument: "text_embeds", problem });
         }
         // diffusers' `TimestepEmbedding`, whatever the model's activation.
-        Ok(second.forward(&activate(&first.forward(&both)?, Activation::Silu)?)?)
+        second.forward(&activate(&first.forward(&both)?, Activation::Silu)?)
     }
 }

@@ -3,7 +3,7 @@ use deltaconv_proto::teacher;
 
 use super::super::Error;
 use super::super::attention::{CrossAttention, OwnAttention};
-use super::super::ops::{FeedForward, FeedForwardActivation, GroupNorm, LayerNorm, Linear};
+use super::super::ops::{FeedForward, FeedForwardActivation, GroupNorm, LayerNorm, Linear, add};
 use super::Pass;
 use super::builder::Builder;
 
@@ -38,7 +38,7 @@ impl Transformer {
         for block in &self.blocks {
             h = block.forward(&h, pass)?;
         }
-        Ok(self.proj_out.forward_onto(x, &h)?)
+        self.proj_out.forward_onto(x, &h)
     }
 }
 
@@ -87,10 +87,10 @@ impl Block {
     fn forward(&self, h: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor, Error> {
         let input = self.norm1.forward(h)?;
         let h = match &self.attn1 {
-            Attn1::Layer(own) => h.add(&pass.layers.next(own.as_ref(), &input, h)?)?,
+            Attn1::Layer(own) => add(h, &pass.layers.next(own.as_ref(), &input, h)?)?,
             Attn1::Cross(attn1) => attn1.forward_onto(h, &input, &pass.text)?,
         };
         let h = self.attn2.forward_onto(&h, &self.norm2.forward(&h)?, &pass.text)?;
-        Ok(self.feed_forward.forward_onto(&h, &self.norm3.forward(&h)?)?)
+        self.feed_forward.forward_onto(&h, &self.norm3.forward(&h)?)
     }
 }

@@ -11,7 +11,7 @@ const PIXELS: usize = 32;
 
 /// Group normalisation of maps that are channels last, and the activation after it.
 #[derive(Debug)]
-pub(in super::super) struct GroupNorm {
+pub(in super::super::super) struct GroupNorm {
     groups: usize,
     eps: f64,
     weight: Vec<f32>,

@@ -9,16 +9,16 @@ const PIXELS: usize = 256;
 
 /// Rows (and columns) of zeros around a map.
 #[derive(Debug, Clone, Copy)]
-pub(in super::super) struct Padding {
+pub(in super::super::super) struct Padding {
     /// Above and to the left.
-    pub(in super::super) before: usize,
+    pub(in super::super::super) before: usize,
     /// Below and to the right.
-    pub(in super::super) after: usize,
+    pub(in super::super::super) after: usize,
 }
 
 /// A k×k convolution of maps that are channels last.
 #[derive(Debug)]
-pub(in super::super) struct Conv {
+pub(in super::super::super) struct Conv {
     kernel: usize,
     stride: usize,
     padding: Padding,
@@ -56,24 +56,8 @@ impl Conv {
         Self { kernel, stride, padding, input, weights, bias }
     }
 
-    /// x [B, H, W, input] → [B, H', W', output].
-    pub(in super::super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (_, h, w, _) = x.dims4()?;
-        self.apply(x, (h, w), Added::default())
-    }
-
-    /// As `forward`, with more added to the result.
-    pub(in super::super) fn forward_adding(&self, x: &Tensor, added: Added<'_>) -> Result<Tensor> {
-        let (_, h, w, _) = x.dims4()?;
-        self.apply(x, (h, w), added)
-    }
-
-    /// x is first resized to `size` by nearest neighbours, PyTorch's `interpolate(mode="nearest")`.
-    pub(in super::super) fn forward_resized(&self, x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
-        self.apply(x, size, Added::default())
-    }
-
-    fn apply(&self, x: &Tensor, (h, w): (usize, usize), added: Added<'_>) -> Result<Tensor> {
+    /// x [B, H, W, input], first resized to `size` by nearest neighbours, → [B, H', W', output].
+    pub(in super::super) fn forward(&self, x: &Tensor, (h, w): (usize, usize), added: Added<'_>) -> Result<Tensor> {
         let (batch, source_h, source_w, channels) = x.dims4()?;
         if channels != self.input {
             bail!("a convolution of {} channels cannot take {:?}", self.input, x.dims());

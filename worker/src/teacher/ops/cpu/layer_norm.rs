@@ -12,7 +12,7 @@ const LANES: usize = 16;
 
 /// Layer normalisation over the last dimension.
 #[derive(Debug)]
-pub(in super::super) struct LayerNorm {
+pub(in super::super::super) struct LayerNorm {
     eps: f32,
     weight: Vec<f32>,
     bias: Vec<f32>,

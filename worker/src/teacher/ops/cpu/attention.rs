@@ -14,20 +14,20 @@ const LANES: usize = 16;
 
 /// How channels are split.
 #[derive(Debug, Clone, Copy)]
-pub(in super::super) struct Heads {
+pub(in super::super::super) struct Heads {
     /// Heads.
-    pub(in super::super) count: usize,
+    pub(in super::super::super) count: usize,
     /// Channels of one.
-    pub(in super::super) dim: usize,
+    pub(in super::super::super) dim: usize,
 }
 
 /// Queries, keys or values within a tensor whose last dimension may hold more than them.
 #[derive(Clone, Copy)]
-pub(in super::super) struct Projected<'a> {
+pub(in super::super::super) struct Projected<'a> {
     /// [B, .., channels].
-    pub(in super::super) tensor: &'a Tensor,
+    pub(in super::super::super) tensor: &'a Tensor,
     /// Their first channel.
-    pub(in super::super) offset: usize,
+    pub(in super::super::super) offset: usize,
 }
 
 impl Projected<'_> {

@@ -35,7 +35,7 @@ impl AttentionMap<'_> {
 }
 
 /// What `each` makes of every attention map, by sample, then by head. Maps are visited in parallel, each by one thread.
-pub(in super::super) fn attention_maps<T: Send>(
+pub(in super::super::super) fn attention_maps<T: Send>(
     query: Projected<'_>,
     key: Projected<'_>,
     heads: Heads,

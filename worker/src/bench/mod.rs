@@ -1,4 +1,6 @@
-//! What `deltaconv bench kernels` measures and checks, on a CPU or a GPU.
+//! What `deltaconv bench` measures and checks, on a CPU or a GPU.
+
+pub mod teacher;
 
 use deltaconv_kernels::bench;
 
@@ -51,9 +53,18 @@ pub enum Error {
     /// The block or the device.
     #[error(transparent)]
     Kernels(#[from] deltaconv_kernels::Error),
+    /// The teacher.
+    #[error("the teacher can't be measured: {0}")]
+    Model(String),
     /// The build.
     #[error("this build of deltaconv has no CUDA: build it with `--features cuda`, or measure with --device cpu")]
     NoCuda,
+}
+
+impl From<crate::task::Error> for Error {
+    fn from(error: crate::task::Error) -> Self {
+        Self::Model(error.to_string())
+    }
 }
 
 /// Measures the kernels on the shapes whose names contain `only`, giving each result as it comes. Returns the device's name.

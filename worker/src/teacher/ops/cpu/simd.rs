@@ -53,12 +53,12 @@ macro_rules! for_each_level {
                 fn avx2($($arg: $ty),*) {
                     body($($arg),*)
                 }
-                match $crate::teacher::ops::simd::Level::detect() {
+                match $crate::teacher::ops::cpu::simd::Level::detect() {
                     // SAFETY: the machine was found to have the features.
-                    $crate::teacher::ops::simd::Level::Avx512 => return unsafe { avx512($($arg),*) },
+                    $crate::teacher::ops::cpu::simd::Level::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
-                    $crate::teacher::ops::simd::Level::Avx2 => return unsafe { avx2($($arg),*) },
-                    $crate::teacher::ops::simd::Level::Portable => {}
+                    $crate::teacher::ops::cpu::simd::Level::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::teacher::ops::cpu::simd::Level::Portable => {}
                 }
             }
             body($($arg),*)

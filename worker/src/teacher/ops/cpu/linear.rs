@@ -9,7 +9,7 @@ const ROWS: usize = 128;
 
 /// y = x Wᵀ + b over the last dimension; a 1×1 convolution of maps that are channels last.
 #[derive(Debug)]
-pub(in super::super) struct Linear {
+pub(in super::super::super) struct Linear {
     pub(super) weights: Packed,
     pub(super) bias: Option<Vec<f32>>,
 }

@@ -1,0 +1,162 @@
+use candle_core::Tensor;
+
+use super::super::gpu::{Address, Source};
+use super::super::product::Type;
+use super::queue::{Queue, expect, operand, start};
+use crate::error::{Error, Result};
+
+/// Keys of a tile, and stages of keys and values that shared memory holds.
+const KEYS: usize = 64;
+const STAGES: usize = 2;
+/// Channels of a head that the tensor cores' kernel takes at most; the plain one takes so many.
+const WIDEST: usize = 160;
+const WIDEST_PLAIN: usize = 512;
+/// Queries and keys that the plain kernel takes at a time.
+const PLAIN: usize = 16;
+
+/// How channels are split.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// Heads.
+    pub count: usize,
+    /// Channels of one.
+    pub dim: usize,
+}
+
+/// Queries, keys or values within a tensor whose last dimension may hold more than them.
+#[derive(Debug, Clone, Copy)]
+pub struct Projected<'a> {
+    /// [B, .., channels].
+    pub tensor: &'a Tensor,
+    /// Their first channel.
+    pub offset: usize,
+}
+
+/// Mirrors `Attention` of `cuda/teacher/attention.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Arguments {
+    q: Address,
+    k: Address,
+    v: Address,
+    bias: Address,
+    out: Address,
+    q_sample: i64,
+    k_sample: i64,
+    v_sample: i64,
+    out_sample: i64,
+    q_row: i32,
+    k_row: i32,
+    v_row: i32,
+    out_row: i32,
+    heads: i32,
+    dim: i32,
+    queries: i32,
+    keys: i32,
+    scale: f32,
+    padding: i32,
+}
+
+const _: () = assert!(size_of::<Arguments>() == 112, "cuda/teacher/attention.cu says the same");
+
+/// Where queries, keys or values lie.
+struct Place {
+    at: Address,
+    positions: usize,
+    /// Values from position to position.
+    row: usize,
+}
+
+/// softmax(Q Kᵀ / √d + bias) V for each head: [B, .., heads · d], the leading dimensions those of the queries. The bias is
+/// one number a key, [B, keys] f32. Scores are never held in memory.
+///
+/// # Errors
+/// Tensors of other shapes or dtypes, or not contiguous; a head of more than 512 channels.
+pub fn attention(
+    queue: &Queue,
+    query: Projected<'_>,
+    key: Projected<'_>,
+    value: Projected<'_>,
+    heads: Heads,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
+    let inner = heads.count * heads.dim;
+    let (view, kind) = operand(query.tensor, "query")?;
+    let batch = view.dims.first().copied().unwrap_or(0);
+    let q = place(query, "query", kind, batch, inner)?;
+    let k = place(key, "key", kind, batch, inner)?;
+    let v = place(value, "value", kind, batch, inner)?;
+    if k.positions != v.positions || k.positions == 0 {
+        let (found, expected) = (format!("{} values", v.positions), format!("{} and at least one", k.positions));
+        return Err(Error::Tensor { what: "value", found, expected });
+    }
+    if heads.dim > WIDEST_PLAIN {
+        let (found, expected) = (format!("heads of {} channels", heads.dim), format!("at most {WIDEST_PLAIN}"));
+        return Err(Error::Tensor { what: "query", found, expected });
+    }
+    let bias = match bias {
+        Some(bias) => expect(&operand(bias, "bias")?.0, "bias", &[batch, k.positions], Type::F32)?,
+        None => 0,
+    };
+    let mut dims = view.dims.clone();
+    if let Some(last) = dims.last_mut() {
+        *last = inner;
+    }
+    let out = queue.empty(&dims, kind)?;
+    let arguments = Arguments {
+        q: q.at,
+        k: k.at,
+        v: v.at,
+        bias,
+        out: operand(&out, "out")?.0.at,
+        q_sample: (q.positions * q.row) as i64,
+        k_sample: (k.positions * k.row) as i64,
+        v_sample: (v.positions * v.row) as i64,
+        out_sample: (q.positions * inner) as i64,
+        q_row: q.row as i32,
+        k_row: k.row as i32,
+        v_row: v.row as i32,
+        out_row: inner as i32,
+        heads: heads.count as i32,
+        dim: heads.dim as i32,
+        queries: q.positions as i32,
+        keys: k.positions as i32,
+        scale: 1.0 / (heads.dim as f32).sqrt(),
+        padding: 0,
+    };
+    let suffix = match kind {
+        Type::F32 => "f32",
+        Type::Bf16 => "bf16",
+        Type::F16 => "f16",
+    };
+    // 16 bytes are loaded at once.
+    let aligned = [q.at, k.at, v.at].iter().all(|at| at.is_multiple_of(16))
+        && [q.row, k.row, v.row, heads.dim].iter().all(|values| values.is_multiple_of(8));
+    let (name, queries, threads, shared) = if kind != Type::F32 && aligned && heads.dim <= WIDEST {
+        let padded = heads.dim.next_multiple_of(16);
+        let queries = if padded <= 80 { 128 } else { 64 };
+        let row = (padded + 8) * kind.bytes();
+        (format!("flash_{suffix}_{padded}"), queries, 128, (2 * STAGES * KEYS).max(queries) * row)
+    } else {
+        let shared = (2 * PLAIN * (heads.dim + 1) + PLAIN * PLAIN) * size_of::<f32>();
+        (format!("plain_{suffix}"), PLAIN, PLAIN * PLAIN, shared)
+    };
+    let blocks = (q.positions.div_ceil(queries).max(1), heads.count, batch);
+    // SAFETY: the tensors have the positions and channels that the kernel is told.
+    unsafe { start!(queue, (Source::Attention, &name), blocks, (threads, 1), shared, [arguments])? };
+    Ok(out)
+}
+
+fn place(projected: Projected<'_>, what: &'static str, kind: Type, batch: usize, inner: usize) -> Result<Place> {
+    let (view, _) = operand(projected.tensor, what)?;
+    let at = view.address(kind)? + (projected.offset * kind.bytes()) as u64;
+    match *view.dims {
+        [b, ref middle @ .., row] if b == batch && row >= projected.offset + inner => {
+            Ok(Place { at, positions: middle.iter().product(), row })
+        }
+        ref dims => {
+            let expected = format!("[{batch}, .., at least {}]", projected.offset + inner);
+            Err(Error::Tensor { what, found: format!("{dims:?}"), expected })
+        }
+    }
+}

@@ -1,0 +1,222 @@
+use std::sync::Arc;
+
+use candle_core::{DType, Tensor};
+use rayon::prelude::*;
+
+use super::super::gpu::{Address, Source};
+use super::super::product::{Epilogue, Type};
+use super::queue::{Multiplication, Queue, blocks_over, expect, operand, start};
+use crate::error::{Error, Result};
+
+/// Bytes of gathered rows that one product takes, at most.
+const GATHERED: usize = 512 << 20;
+/// Output pixels whose rows are gathered together, at least.
+const PIXELS: usize = 1024;
+
+/// What a convolution is, beside its weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConvShape {
+    /// Channels that it takes.
+    pub input: usize,
+    /// Channels that it gives.
+    pub output: usize,
+    /// Rows and columns of the kernel.
+    pub kernel: usize,
+    /// From one output pixel to the next.
+    pub stride: usize,
+    /// Rows and columns of zeros above and to the left.
+    pub before: usize,
+    /// Rows and columns of zeros below and to the right.
+    pub after: usize,
+}
+
+/// A convolution of maps that are channels last: the rows under its kernel are gathered, and multiplied by its weights.
+#[derive(Debug)]
+pub struct Conv {
+    queue: Arc<Queue>,
+    shape: ConvShape,
+    /// Values of a gathered row: those under the kernel, and zeros up to a multiple of 16 bytes.
+    pitch: usize,
+    /// [output, pitch].
+    weight: Tensor,
+    /// [output].
+    bias: Tensor,
+}
+
+/// What a convolution adds to its result.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Added<'a> {
+    /// [B, output], to every pixel of a sample.
+    pub shift: Option<&'a Tensor>,
+    /// [B, H', W', output].
+    pub residual: Option<&'a Tensor>,
+}
+
+/// Mirrors `Gather` of `cuda/teacher/gather.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Gather {
+    x: Address,
+    rows: Address,
+    first: i64,
+    count: i64,
+    height: i32,
+    width: i32,
+    channels: i32,
+    full_height: i32,
+    full_width: i32,
+    out_height: i32,
+    out_width: i32,
+    kernel: i32,
+    stride: i32,
+    before: i32,
+    pitch: i32,
+    padding: i32,
+}
+
+const _: () = assert!(size_of::<Gather>() == 80, "cuda/teacher/gather.cu says the same");
+
+impl Conv {
+    /// From PyTorch's layout: `weight` [output, input, kernel, kernel], `bias` [output]; held in `dtype`, which is that of
+    /// its tensors.
+    ///
+    /// # Errors
+    /// Too little memory.
+    pub fn new(queue: &Arc<Queue>, dtype: DType, shape: ConvShape, weight: &[f32], bias: &[f32]) -> Result<Self> {
+        let ConvShape { input, output, kernel, .. } = shape;
+        let taps = kernel * kernel;
+        let pitch = (taps * input).next_multiple_of(16 / dtype.size_in_bytes());
+        // A row runs over the kernel's rows, columns, then channels.
+        let mut packed = vec![0.0; output * pitch];
+        packed.par_chunks_mut(pitch).zip(weight.par_chunks(taps * input)).for_each(|(packed, weight)| {
+            for (channel, weight) in weight.chunks_exact(taps).enumerate() {
+                for (tap, value) in weight.iter().enumerate() {
+                    packed[tap * input + channel] = *value;
+                }
+            }
+        });
+        Ok(Self {
+            weight: queue.parameters(&packed, &[output, pitch], dtype)?,
+            bias: queue.parameters(bias, &[output], dtype)?,
+            queue: queue.clone(),
+            shape,
+            pitch,
+        })
+    }
+
+    /// x [B, H, W, input], first resized to `size` by nearest neighbours as PyTorch's `interpolate` does, →
+    /// [B, H', W', output].
+    ///
+    /// # Errors
+    /// Tensors of another shape or dtype, or not contiguous; a map of which nothing is left.
+    pub fn forward(&self, x: &Tensor, size: (usize, usize), added: Added<'_>) -> Result<Tensor> {
+        let ConvShape { input, output, .. } = self.shape;
+        let (view, kind) = operand(x, "x")?;
+        let [batch, height, width] = view.size(input)?;
+        let (Some(out_height), Some(out_width)) = (self.side(size.0), self.side(size.1)) else {
+            return Err(Error::MapTooSmall { height: size.0, width: size.1, scale: 1.0 });
+        };
+        let dims = [batch, out_height, out_width, output];
+        let y = self.queue.empty(&dims, kind)?;
+        let residual = added.residual.map(|residual| operand(residual, "residual")).transpose()?;
+        let residual = residual.map(|(view, _)| expect(&view, "residual", &dims, kind)).transpose()?;
+        // A bias for each sample where a shift is added.
+        let shifted = added.shift.map(|shift| self.shifted(shift, batch, kind)).transpose()?;
+        let bias = operand(shifted.as_ref().unwrap_or(&self.bias), "bias")?.0.address(kind)?;
+
+        let pixels = out_height * out_width;
+        let row = self.pitch * kind.bytes();
+        // Whole samples, or parts of one where it is large.
+        let whole = (GATHERED / (pixels * row).max(1)).clamp(1, batch.max(1));
+        let part = (GATHERED / row).clamp(PIXELS.min(pixels), pixels.max(1));
+        let rows = self.queue.empty(&[whole * part * self.pitch], kind)?;
+        let mut gather = Gather {
+            x: view.at,
+            rows: operand(&rows, "rows")?.0.at,
+            first: 0,
+            count: 0,
+            height: height as i32,
+            width: width as i32,
+            channels: input as i32,
+            full_height: size.0 as i32,
+            full_width: size.1 as i32,
+            out_height: out_height as i32,
+            out_width: out_width as i32,
+            kernel: self.shape.kernel as i32,
+            stride: self.shape.stride as i32,
+            before: self.shape.before as i32,
+            pitch: self.pitch as i32,
+            padding: 0,
+        };
+        let weight = operand(&self.weight, "weight")?.0.address(kind)?;
+        let y_at = operand(&y, "y")?.0.at;
+        for sample in (0..batch).step_by(whole) {
+            let samples = whole.min(batch - sample);
+            for first in (0..pixels).step_by(part) {
+                let count = part.min(pixels - first);
+                (gather.first, gather.count) = ((sample * pixels + first) as i64, (samples * count) as i64);
+                self.gather(&gather, kind)?;
+                let offset = ((sample * pixels + first) * output * kind.bytes()) as u64;
+                let (batch, rows) = if shifted.is_some() { (samples, count) } else { (1, samples * count) };
+                let of_samples = if shifted.is_some() { (sample * output * kind.bytes()) as u64 } else { 0 };
+                let multiplication = Multiplication {
+                    kind,
+                    batch,
+                    rows,
+                    input: self.pitch,
+                    output,
+                    epilogue: Epilogue::Bias,
+                    x: gather.rows,
+                    weight,
+                    bias: bias + of_samples,
+                    residual: residual.map(|residual| residual + offset),
+                    y: y_at + offset,
+                };
+                // SAFETY: the rows were gathered for so many pixels, and the other tensors have all of them.
+                unsafe { self.queue.multiply(&multiplication)? };
+            }
+        }
+        Ok(y)
+    }
+
+    /// The side of the result, `None` where nothing is left.
+    fn side(&self, side: usize) -> Option<usize> {
+        let padded = side + self.shape.before + self.shape.after;
+        Some(padded.checked_sub(self.shape.kernel).filter(|_| side > 0)? / self.shape.stride + 1)
+    }
+
+    /// bias + shift, [B, output].
+    fn shifted(&self, shift: &Tensor, batch: usize, kind: Type) -> Result<Tensor> {
+        let output = self.shape.output;
+        let shift = expect(&operand(shift, "shift")?.0, "shift", &[batch, output], kind)?;
+        let bias = operand(&self.bias, "bias")?.0.address(kind)?;
+        let sum = self.queue.empty(&[batch, output], kind)?;
+        let at = operand(&sum, "sum")?.0.at;
+        let name = match kind {
+            Type::F32 => "add_bias_f32",
+            Type::Bf16 => "add_bias_bf16",
+            Type::F16 => "add_bias_f16",
+        };
+        let (channels, total) = (output as i32, (batch * output) as i32);
+        let blocks = blocks_over(batch * output);
+        // SAFETY: the tensors have [B, output] and [output] values.
+        unsafe {
+            start!(self.queue, (Source::Norms, name), blocks, (256, 1), 0, [shift, bias, at, channels, total])?;
+        }
+        Ok(sum)
+    }
+
+    fn gather(&self, gather: &Gather, kind: Type) -> Result<()> {
+        // The widest vector that a pixel's channels are made of.
+        let (name, bytes) = match self.shape.input * kind.bytes() {
+            bytes if bytes.is_multiple_of(16) => ("gather_16", 16),
+            bytes if bytes.is_multiple_of(4) => ("gather_4", 4),
+            _ => ("gather_2", 2),
+        };
+        let lanes = (bytes / kind.bytes()) as i32;
+        let threads = if self.pitch * kind.bytes() / bytes > 32 { (128, 2) } else { (32, 8) };
+        let blocks = ((gather.count as usize).div_ceil(threads.1).clamp(1, 1 << 20), 1, 1);
+        // SAFETY: x has the map's pixels, and there is room for as many rows as are gathered.
+        unsafe { start!(self.queue, (Source::Gather, name), blocks, threads, 0, [*gather, lanes]) }
+    }
+}

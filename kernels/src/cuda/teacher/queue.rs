@@ -1,0 +1,258 @@
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::ffi::c_void;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use candle_core::cuda_backend::DeviceId;
+use candle_core::{CudaDevice, DType, Device, Tensor};
+use cudarc::driver::{CudaSlice, CudaStream, result, sys};
+use half::{bf16, f16};
+
+use super::super::gpu::{Address, Gpu, Source, address, failed};
+use super::super::product::{Epilogue, Matrix, Operands, Product, Shape, Type};
+use super::super::tensor::{self, View};
+use crate::error::{Error, Result};
+
+/// What cuBLASLt may use; the size that its documentation recommends for Hopper.
+const WORKSPACE: usize = 32 << 20;
+
+/// The stream of a candle device, on which a teacher's operations run in the order of their calls. They are started and
+/// not waited for; reading a tensor waits, and reports what failed.
+pub struct Queue {
+    pub(super) gpu: Arc<Gpu>,
+    pub(super) device: Device,
+    pub(super) stream: Arc<CudaStream>,
+    _workspace: CudaSlice<u8>,
+    workspace: Address,
+    products: Mutex<HashMap<Shape, Product>>,
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue").field("gpu", &self.gpu).finish_non_exhaustive()
+    }
+}
+
+/// y [batch, rows, output] = epilogue(x [batch, rows, input] · weightᵀ + residual), weight [output, input].
+pub(super) struct Multiplication {
+    pub(super) kind: Type,
+    pub(super) batch: usize,
+    pub(super) rows: usize,
+    pub(super) input: usize,
+    pub(super) output: usize,
+    pub(super) epilogue: Epilogue,
+    pub(super) x: Address,
+    pub(super) weight: Address,
+    /// [batch, output]; not read without an epilogue.
+    pub(super) bias: Address,
+    /// As y.
+    pub(super) residual: Option<Address>,
+    pub(super) y: Address,
+}
+
+impl Queue {
+    /// The queue of `device`: the one that is open already, where something still holds it.
+    ///
+    /// # Errors
+    /// A device that is no CUDA device, and whatever the driver refuses.
+    pub fn of(device: &Device) -> Result<Arc<Self>> {
+        static OPEN: Mutex<Vec<(DeviceId, Weak<Queue>)>> = Mutex::new(Vec::new());
+        let Device::Cuda(cuda) = device else {
+            return Err(Error::NoDevice("a teacher's queue was asked for on the processor".into()));
+        };
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = open.iter().find(|(id, _)| *id == cuda.id());
+        if let Some(queue) = found.and_then(|(_, queue)| queue.upgrade()) {
+            return Ok(queue);
+        }
+        open.retain(|(_, queue)| queue.strong_count() > 0);
+        let queue = Self::open(cuda, device)?;
+        open.push((cuda.id(), Arc::downgrade(&queue)));
+        Ok(queue)
+    }
+
+    fn open(cuda: &CudaDevice, device: &Device) -> Result<Arc<Self>> {
+        let stream = cuda.cuda_stream();
+        let gpu = Gpu::open(stream.context().ordinal())?;
+        keep_freed_memory(&stream)?;
+        let workspace = gpu.alloc(WORKSPACE)?;
+        let at = address(&workspace, &gpu.stream);
+        gpu.synchronize()?;
+        Ok(Arc::new(Self {
+            gpu,
+            device: device.clone(),
+            stream,
+            _workspace: workspace,
+            workspace: at,
+            products: Mutex::default(),
+        }))
+    }
+
+    /// The device of the tensors.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Waits for everything that was started, and reports what failed on the way.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn synchronize(&self) -> Result<()> {
+        self.stream.synchronize().map_err(failed("waiting for the device"))
+    }
+
+    /// A tensor of these values, row-major, rounded to `dtype`.
+    ///
+    /// # Errors
+    /// A dtype that no teacher is held in; too little memory.
+    pub fn parameters(&self, values: &[f32], dims: &[usize], dtype: DType) -> Result<Tensor> {
+        let tensor = match kind(dtype, "weight")? {
+            Type::F32 => Tensor::from_slice(values, dims, &self.device),
+            Type::Bf16 => {
+                let values: Vec<bf16> = values.iter().map(|value| bf16::from_f32(*value)).collect();
+                Tensor::from_vec(values, dims, &self.device)
+            }
+            Type::F16 => {
+                let values: Vec<f16> = values.iter().map(|value| f16::from_f32(*value)).collect();
+                Tensor::from_vec(values, dims, &self.device)
+            }
+        };
+        let bytes = values.len() * dtype.size_in_bytes();
+        tensor.map_err(|error| Error::of_candle("copying weights to the device", bytes, &error))
+    }
+
+    pub(super) fn empty(&self, dims: &[usize], kind: Type) -> Result<Tensor> {
+        tensor::empty(dims, tensor::dtype(kind), &self.device)
+    }
+
+    /// Starts a kernel on blocks of `threads` (x, y).
+    ///
+    /// # Safety
+    /// The arguments must be the kernel's, in order and type, with addresses that hold what it reads and writes.
+    pub(super) unsafe fn launch(
+        &self,
+        (source, name): (Source, &str),
+        blocks: (usize, usize, usize),
+        threads: (usize, usize),
+        shared: usize,
+        arguments: &mut [*mut c_void],
+    ) -> Result<()> {
+        let function = self.gpu.function(source, name)?;
+        self.gpu.context.bind_to_thread().map_err(failed("using the device"))?;
+        let blocks = (blocks.0 as u32, blocks.1 as u32, blocks.2 as u32);
+        let threads = (threads.0 as u32, threads.1 as u32, 1);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let stream = self.stream.cu_stream();
+            result::launch_kernel(function.cu_function(), blocks, threads, shared as u32, stream, arguments)
+        }
+        .map_err(failed("starting a kernel"))
+    }
+
+    /// Starts a product.
+    ///
+    /// # Safety
+    /// The addresses must hold matrices of the multiplication's sizes.
+    pub(super) unsafe fn multiply(&self, multiplication: &Multiplication) -> Result<()> {
+        let Multiplication { kind, batch, rows, input, output, epilogue, x, weight, bias, residual, y } =
+            *multiplication;
+        let matrix =
+            |rows, columns, stride, transposed| Matrix { rows, columns, leading: rows, stride, kind, transposed };
+        // Column-major: yᵀ = weight · xᵀ.
+        let shape = Shape {
+            a: matrix(input, output, 0, true),
+            b: matrix(input, rows, rows * input, false),
+            d: matrix(output, rows, rows * output, false),
+            batch,
+            epilogue,
+        };
+        let mut products = self.products.lock().unwrap_or_else(PoisonError::into_inner);
+        let product = match products.entry(shape) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(Product::new(&self.gpu, shape)?),
+        };
+        let beta = if residual.is_some() { 1.0 } else { 0.0 };
+        let operands = Operands { a: weight, b: x, c: residual.unwrap_or(y), d: y, bias, alpha: 1.0, beta };
+        self.gpu.context.bind_to_thread().map_err(failed("using the device"))?;
+        // SAFETY: the caller's promise; the workspace is this stream's own.
+        unsafe { product.run_on(&self.gpu, &self.stream, (self.workspace, WORKSPACE), operands) }
+    }
+}
+
+/// Tells the device's pool to keep what is freed for what is allocated next, instead of giving it back at every wait.
+fn keep_freed_memory(stream: &CudaStream) -> Result<()> {
+    let what = "setting up the memory pool";
+    let device = result::device::get(stream.context().ordinal() as i32).map_err(failed(what))?;
+    let mut threshold = u64::MAX;
+    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the device exists, and the attribute is a u64, which is copied.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(device).map_err(failed(what))?;
+        sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut threshold).cast()).result().map_err(failed(what))
+    }
+}
+
+/// The type of a teacher's tensors.
+pub(super) fn kind(dtype: DType, what: &'static str) -> Result<Type> {
+    match dtype {
+        DType::F32 => Ok(Type::F32),
+        DType::BF16 => Ok(Type::Bf16),
+        DType::F16 => Ok(Type::F16),
+        other => Err(Error::Tensor { what, found: format!("{other:?}"), expected: "F32, BF16 or F16".to_owned() }),
+    }
+}
+
+/// A tensor with its type.
+pub(super) fn operand(tensor: &Tensor, what: &'static str) -> Result<(View, Type)> {
+    let view = View::new(tensor, what)?;
+    let kind = kind(view.dtype, what)?;
+    Ok((view, kind))
+}
+
+/// Refuses a tensor of another shape or dtype.
+pub(super) fn expect(view: &View, what: &'static str, dims: &[usize], kind: Type) -> Result<Address> {
+    if view.dims != dims {
+        let (found, expected) = (format!("{:?}", view.dims), format!("{dims:?}"));
+        return Err(Error::Tensor { what, found, expected });
+    }
+    view.address(kind)
+}
+
+/// B and the positions of a sample, of a map [B, .., channels].
+pub(super) fn positions(view: &View, what: &'static str, channels: usize) -> Result<(usize, usize)> {
+    match *view.dims {
+        [batch, ref middle @ .., last] if last == channels => Ok((batch, middle.iter().product())),
+        ref dims => {
+            let (found, expected) = (format!("{dims:?}"), format!("[B, .., {channels}]"));
+            Err(Error::Tensor { what, found, expected })
+        }
+    }
+}
+
+/// Blocks of 256 threads for loops over so many values.
+pub(super) fn blocks_over(values: usize) -> (usize, usize, usize) {
+    (values.div_ceil(256).clamp(1, 1 << 16), 1, 1)
+}
+
+/// The ending of the kernels for a type, and the values of their vectors: single ones where `channels` are no multiple.
+pub(super) fn vectors(kind: Type, channels: usize) -> (&'static str, usize) {
+    let lanes = 16 / kind.bytes();
+    match (kind, channels.is_multiple_of(lanes)) {
+        (Type::F32, true) => ("f32", lanes),
+        (Type::F32, false) => ("f32_single", 1),
+        (Type::Bf16, true) => ("bf16", lanes),
+        (Type::Bf16, false) => ("bf16_single", 1),
+        (Type::F16, true) => ("f16", lanes),
+        (Type::F16, false) => ("f16_single", 1),
+    }
+}
+
+/// Starts a kernel of a queue with the given arguments: each a variable of the type that the kernel declares.
+macro_rules! start {
+    ($queue:expr, $kernel:expr, $blocks:expr, $threads:expr, $shared:expr, [$($argument:expr),* $(,)?]) => {{
+        let mut arguments = [$(std::ptr::from_ref(&$argument).cast_mut().cast::<std::ffi::c_void>()),*];
+        $queue.launch($kernel, $blocks, $threads, $shared, &mut arguments)
+    }};
+}
+pub(super) use start;
