@@ -1,5 +1,8 @@
 //! Object stores by URL: what lies under one prefix.
 
+#[cfg(feature = "hub")]
+mod hub;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -26,6 +29,34 @@ pub enum Error {
     Unsupported {
         /// What was given.
         url: String,
+    },
+    /// The build has no such back end.
+    #[error("{url} is of the Hugging Face hub, which this build has no way to: build it with `--features hub`")]
+    NoHub {
+        /// What was given.
+        url: String,
+    },
+    /// A URL that names no repository in one state.
+    #[error(
+        "{url} can't be used: {reason}; write hf://owner/name@commit with the commit's 40 digits, which the repository's \
+         page shows under \"History\""
+    )]
+    Repository {
+        /// What was given.
+        url: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The store knows nobody who may see the object.
+    #[error(
+        "{url}/{key} is not shown to us: give credentials that may read it (for the Hugging Face hub a token in HF_TOKEN, \
+         and the repository's licence accepted); what doesn't exist may be refused like this, too"
+    )]
+    Refused {
+        /// The prefix.
+        url: String,
+        /// The key below it.
+        key: String,
     },
     /// A URL that carries credentials would end up in logs and state.
     #[error("{url} carries {what}; remove it")]
@@ -137,11 +168,25 @@ impl Objects {
     /// Opens the store of `url`. Reads nothing yet.
     pub fn open(url: &str) -> Result<Self, Error> {
         let parsed = parse_url(url)?;
+        if parsed.scheme() == "hf" {
+            return Self::open_hub(url, &parsed);
+        }
         let unsupported = || Error::Unsupported { url: url.into() };
         let (scheme, prefix) = ObjectStoreScheme::parse(&parsed).map_err(|_| unsupported())?;
         let ObjectStoreScheme::Local = scheme else { return Err(unsupported()) };
         let store = Arc::new(object_store::local::LocalFileSystem::new().with_fsync(true));
         Ok(Self { url: url.trim_end_matches('/').into(), store, prefix })
+    }
+
+    #[cfg(feature = "hub")]
+    fn open_hub(url: &str, parsed: &Url) -> Result<Self, Error> {
+        let (store, prefix) = hub::open(parsed)?;
+        Ok(Self { url: url.trim_end_matches('/').into(), store, prefix })
+    }
+
+    #[cfg(not(feature = "hub"))]
+    fn open_hub(url: &str, _: &Url) -> Result<Self, Error> {
+        Err(Error::NoHub { url: url.into() })
     }
 
     /// The objects of `store` under its root; for stores that have no URL.
@@ -180,6 +225,9 @@ impl Objects {
         match source {
             object_store::Error::NotFound { .. } => Error::NotFound { url, key },
             object_store::Error::AlreadyExists { .. } => Error::AlreadyExists { url, key },
+            object_store::Error::Unauthenticated { .. } | object_store::Error::PermissionDenied { .. } => {
+                Error::Refused { url, key }
+            }
             source => Error::Store { url, key, source },
         }
     }
@@ -308,5 +356,7 @@ mod tests {
         assert!(!error.contains("secret"), "{error}");
         assert!(matches!(Objects::open("ftp://host/x"), Err(Error::Unsupported { .. })));
         assert!(matches!(Objects::open("no url"), Err(Error::InvalidUrl { .. })));
+        #[cfg(not(feature = "hub"))]
+        assert!(matches!(Objects::open("hf://owner/name@main"), Err(Error::NoHub { .. })));
     }
 }
