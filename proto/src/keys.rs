@@ -21,14 +21,20 @@ pub fn range(range: &SampleRange) -> String {
     format!("{:08}-{:08}", range.start, range.end)
 }
 
-/// Latents that the teacher sampled, with their prompts' embeddings.
-pub fn latents(range_: &SampleRange) -> String {
-    format!("rounds/0/latents/{}.safetensors", range(range_))
+/// Latents that one attempt's teacher sampled, with their prompts' embeddings. Attempts have keys of their own, since a GPU
+/// and a processor don't round alike: a late attempt must not put its bytes where another's are listed with their digest.
+pub fn latents(samples: &SampleRange, attempt: &AttemptId) -> String {
+    format!("{}{attempt}.safetensors", latents_of(samples))
 }
 
-/// Recorded activations of one layer for one range of samples.
-pub fn shard(round: u32, layer: &str, samples: &SampleRange) -> String {
-    format!("rounds/{round}/activations/{layer}/{}.safetensors", range(samples))
+/// What the keys of one range's latents begin with, whatever the attempt.
+pub fn latents_of(samples: &SampleRange) -> String {
+    format!("rounds/0/latents/{}-", range(samples))
+}
+
+/// One attempt's recorded activations of one layer for one range of samples.
+pub fn shard(round: u32, layer: &str, samples: &SampleRange, attempt: &AttemptId) -> String {
+    format!("rounds/{round}/activations/{layer}/{}-{attempt}.safetensors", range(samples))
 }
 
 /// The trained block of one attempt.

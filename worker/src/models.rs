@@ -1,5 +1,7 @@
 //! The models and data of the job at hand, loaded once for all its tasks.
 
+use std::fs::File;
+use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Tensor;
@@ -9,6 +11,7 @@ use deltaconv_proto::pipeline::{self, Text};
 use deltaconv_proto::teacher::{Scheduler, Teacher as Configuration};
 use deltaconv_proto::v1;
 use deltaconv_proto::weights::{self, Files};
+use futures::{StreamExt, TryStreamExt};
 
 use crate::accelerator::Accelerator;
 use crate::data::Data;
@@ -19,6 +22,10 @@ use crate::teacher::{Denoiser, LoadOptions, Place, Sampler, Vae, Weights};
 
 /// The noise schedule's configuration.
 pub(crate) const SCHEDULER: &str = "scheduler/scheduler_config.json";
+/// What weights are fetched by: object_store's time limit is for each request.
+const PIECE_BYTES: u64 = 16 << 20;
+/// Requests at a time.
+const PIECES: usize = 4;
 /// config.json and its like.
 pub(crate) const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
@@ -87,15 +94,17 @@ impl Models {
     pub(crate) fn teacher(&self, context: &Context) -> Result<Arc<Teacher>, Error> {
         let places = Places::on(&context.accelerator);
         let origin = format!("{} {} {places:?}", context.job.teacher_url, context.plan.header_digest);
-        self.teacher.get(origin, || context.wait(load_teacher(&context.job.teacher_url, &context.plan, &places)))
+        let load = |places: &Places| context.wait(load_teacher(&context.job.teacher_url, &context.plan, places));
+        self.teacher.get(origin, || where_there_is_room(&places, load))
     }
 
     /// The job's student, from the folder that assembly wrote.
     pub(crate) fn student(&self, context: &Context) -> Result<Arc<Student>, Error> {
-        let Places { denoiser, .. } = Places::on(&context.accelerator);
-        let origin = format!("{} {denoiser:?}", context.job.output_url);
-        self.student
-            .get(origin, || context.wait(Student::load(&context.objects, &context.plan.denoiser_folder, &denoiser)))
+        let places = Places::on(&context.accelerator);
+        let origin = format!("{} {places:?}", context.job.output_url);
+        let folder = &context.plan.denoiser_folder;
+        let load = |places: &Places| context.wait(Student::load(&context.objects, folder, &places.denoiser));
+        self.student.get(origin, || where_there_is_room(&places, load))
     }
 
     /// The job's data set.
@@ -123,8 +132,20 @@ impl Models {
     }
 }
 
-/// Where the parts of a pipeline are computed.
-#[derive(Debug, Clone)]
+/// Loads a model in its places, or on the processor where a GPU has no room for it.
+fn where_there_is_room<T>(places: &Places, load: impl Fn(&Places) -> Result<T, Error>) -> Result<T, Error> {
+    use crate::teacher::Error::Kernels;
+    match load(places) {
+        Err(Error::Teacher(Kernels(error @ deltaconv_kernels::Error::OutOfMemory { .. }))) => {
+            tracing::warn!(%error, "the model does not fit on the GPU and is computed on the processor");
+            load(&Places::default())
+        }
+        loaded => loaded,
+    }
+}
+
+/// Where the parts of a pipeline are computed; on the processor by default.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Places {
     pub(crate) denoiser: Place,
     /// In f32: those of SDXL leave the range of f16, and bf16 shows in the pictures.
@@ -190,16 +211,32 @@ pub(crate) async fn load_denoiser(
     Ok((denoiser, weights))
 }
 
-/// Weights to be read tensor by tensor. Those of local files are never whole in memory.
+/// Weights to be read tensor by tensor, from local files or from temporary copies: they are never whole in memory.
 pub(crate) async fn open_weights(objects: &Objects, files: &Files) -> Result<Weights, Error> {
     let mut weights = Weights::default();
     for file in &files.files {
         match local_path(objects, &file.key) {
             Some(path) => weights.add_file(&path)?,
-            None => weights.add_bytes(objects.get(&file.key, file.file_len).await?)?,
+            None => weights.add_open_file(fetch(objects, &file.key, file.file_len).await?)?,
         }
     }
     Ok(weights)
+}
+
+/// An object of so many bytes as a file without a name, which goes with the process.
+async fn fetch(objects: &Objects, key: &str, size: u64) -> Result<File, Error> {
+    let at_fault = |source: std::io::Error| Error::Unexpected {
+        what: format!("the folder for temporary files ({})", std::env::temp_dir().display()),
+        reason: format!("{source}; {} needs {size} bytes there, TMPDIR names another", key),
+    };
+    let mut file = tempfile::tempfile().map_err(at_fault)?;
+    let piece = |start| objects.get_range(key, start, size.min(start + PIECE_BYTES));
+    let starts = (0..size).step_by(PIECE_BYTES as usize);
+    let mut pieces = futures::stream::iter(starts.map(piece)).buffered(PIECES);
+    while let Some(piece) = pieces.try_next().await? {
+        file.write_all(&piece).map_err(at_fault)?;
+    }
+    Ok(file)
 }
 
 fn local_path(objects: &Objects, key: &str) -> Option<std::path::PathBuf> {

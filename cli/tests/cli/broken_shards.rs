@@ -11,11 +11,15 @@ use crate::service::{Coordinator, digest, freeze, tasks, tasks_in, thaw};
 fn shards_of(output: &Path, task: &serde_json::Value) -> Vec<PathBuf> {
     let range = task["task_id"].as_str().expect("an id").rsplit('/').next().expect("a range").to_owned();
     let layers = fs::read_dir(output.join("rounds/0/activations")).expect("activations");
-    let mut shards: Vec<PathBuf> =
-        layers.map(|layer| layer.expect("a layer").path().join(format!("{range}.safetensors"))).collect();
+    let mut shards: Vec<PathBuf> = layers.flat_map(|layer| of_range(&layer.expect("a layer").path(), &range)).collect();
     shards.sort();
-    shards.retain(|shard| shard.exists());
     shards
+}
+
+/// The shards of a layer's folder that attempts at a range wrote.
+fn of_range(layer: &Path, range: &str) -> Vec<PathBuf> {
+    let name = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(range));
+    fs::read_dir(layer).expect("a folder").map(|entry| entry.expect("a shard").path()).filter(name).collect()
 }
 
 /// Two shards of one range that is captured while others aren't yet, with the worker frozen so that this stays so:
@@ -62,6 +66,10 @@ fn a_damaged_shard_is_noticed_and_captured_again() {
     let done = coordinator.done(&job);
     assert_eq!(digest(&done), scaled::quiet().digest);
     for (path, original) in [&flipped, &truncated].into_iter().zip(originals) {
-        assert!(fs::read(path).expect("a shard") == original, "{} was not captured again", path.display());
+        let (layer, name) = (path.parent().expect("a layer"), path.file_name().expect("a name").to_string_lossy());
+        let range = name.split('-').take(2).collect::<Vec<_>>().join("-");
+        let others = of_range(layer, &range).into_iter().filter(|other| other != path);
+        let again: Vec<Vec<u8>> = others.map(|other| fs::read(other).expect("a shard")).collect();
+        assert!(again == [original], "{} was not captured again", path.display());
     }
 }

@@ -181,7 +181,7 @@ impl State {
             return match &layer {
                 Some(layer) => broken.key.contains(layer),
                 None => self.tasks_of(&self.jobs[&job]).any(|task| match &task.kind {
-                    Kind::Synthesise { range } => keys::latents(range) == broken.key,
+                    Kind::Synthesise { range } => broken.key.starts_with(&keys::latents_of(range)),
                     _ => false,
                 }),
             };

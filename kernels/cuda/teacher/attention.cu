@@ -16,8 +16,6 @@ struct Attention {
 };
 static_assert(sizeof(Attention) == 112, "src/cuda/teacher/attention.rs mirrors it");
 
-constexpr int kKeys = 64;
-constexpr int kThreads = 128;
 constexpr float kLog2E = 1.4426950408889634f;
 
 extern __shared__ __align__(128) unsigned char shared[];
@@ -62,20 +60,21 @@ template <> __device__ __forceinline__ void multiply<__half>(float (&c)[4], cons
 
 // Rows [rows, D] of one head into shared memory with a pitch of D + 8 values, which keeps ldmatrix free of conflicts;
 // zeros past the last row and past the head's last channel.
-template <int D, class T>
+template <int D, int THREADS, class T>
 __device__ __forceinline__ void load_rows(uint32_t to, const T* from, int rows, int left, int row_stride, int dim) {
   constexpr int kChunks = D / 8, kPitch = (D + 8) * 2;
-  for (int i = threadIdx.x; i < rows * kChunks; i += kThreads) {
+  for (int i = threadIdx.x; i < rows * kChunks; i += THREADS) {
     const int row = i / kChunks, chunk = i % kChunks;
     const bool exists = row < left && chunk * 8 < dim;
     copy16(to + row * kPitch + chunk * 16, exists ? from + int64_t(row) * row_stride + chunk * 8 : from, exists);
   }
 }
 
-// D: the head's channels, padded to a multiple of 16. TILES: of 16 rows, a warp's share of the queries.
-template <class T, int D, int TILES> __device__ __forceinline__ void attend(const Attention& a) {
-  constexpr int kSteps = D / 16, kPitch = (D + 8) * 2, kTileBytes = kKeys * kPitch;
-  constexpr int kQueries = 64 * TILES;
+// C: the head's channels, or what they are padded to: a multiple of 8. TILES: of 16 queries, a warp's share of them.
+// KEYS: of a tile.
+template <class T, int C, int TILES, int KEYS, int WARPS> __device__ __forceinline__ void attend(const Attention& a) {
+  constexpr int D = (C + 15) / 16 * 16, kSteps = D / 16, kPairs = KEYS / 16, kPitch = (D + 8) * 2, kTileBytes = KEYS * kPitch;
+  constexpr int kQueries = 16 * TILES * WARPS, kThreads = 32 * WARPS;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int first = blockIdx.x * kQueries, head = blockIdx.y, sample = blockIdx.z;
   const T* q = static_cast<const T*>(a.q) + sample * a.q_sample + head * a.dim + int64_t(first) * a.q_row;
@@ -84,10 +83,10 @@ template <class T, int D, int TILES> __device__ __forceinline__ void attend(cons
   const float* bias = a.bias ? a.bias + int64_t(sample) * a.keys : nullptr;
   const uint32_t base = uint32_t(__cvta_generic_to_shared(shared));
   // K and V take turns: [stage][K, V]. The queries lie in the first stages before anything else does.
-  const int tiles = (a.keys + kKeys - 1) / kKeys;
+  const int tiles = (a.keys + KEYS - 1) / KEYS;
 
   uint32_t queries[TILES][kSteps][4];
-  load_rows<D>(base, q, kQueries, a.queries - first, a.q_row, a.dim);
+  load_rows<D, kThreads>(base, q, kQueries, a.queries - first, a.q_row, a.dim);
   asm volatile("cp.async.commit_group;\ncp.async.wait_group 0;" ::: "memory");
   __syncthreads();
 #pragma unroll
@@ -101,9 +100,9 @@ template <class T, int D, int TILES> __device__ __forceinline__ void attend(cons
 
   auto fetch = [&](int tile) {
     const uint32_t at = base + (tile & 1) * 2 * kTileBytes;
-    const int left = a.keys - tile * kKeys;
-    load_rows<D>(at, k + int64_t(tile) * kKeys * a.k_row, kKeys, left, a.k_row, a.dim);
-    load_rows<D>(at + kTileBytes, v + int64_t(tile) * kKeys * a.v_row, kKeys, left, a.v_row, a.dim);
+    const int left = a.keys - tile * KEYS;
+    load_rows<D, kThreads>(at, k + int64_t(tile) * KEYS * a.k_row, KEYS, left, a.k_row, a.dim);
+    load_rows<D, kThreads>(at + kTileBytes, v + int64_t(tile) * KEYS * a.v_row, KEYS, left, a.v_row, a.dim);
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
   fetch(0);
@@ -115,6 +114,9 @@ template <class T, int D, int TILES> __device__ __forceinline__ void attend(cons
 #pragma unroll
     for (int half = 0; half < 2; ++half) highest[tile][half] = -INFINITY, total[tile][half] = 0.0f;
   const float scale = a.scale * kLog2E;
+  // Where this lane's rows begin for ldmatrix.
+  const uint32_t of_keys = (lane / 16 * 8 + lane % 8) * kPitch + lane / 8 % 2 * 16;
+  const uint32_t of_values = (lane / 8 % 2 * 8 + lane % 8) * kPitch + lane / 16 * 16;
 
   for (int tile_of_keys = 0; tile_of_keys < tiles; ++tile_of_keys) {
     if (tile_of_keys + 1 < tiles) {
@@ -124,35 +126,37 @@ template <class T, int D, int TILES> __device__ __forceinline__ void attend(cons
       asm volatile("cp.async.wait_group 0;" ::: "memory");
     }
     __syncthreads();
-    const uint32_t keys_at = base + (tile_of_keys & 1) * 2 * kTileBytes, values_at = keys_at + kTileBytes;
+    const uint32_t keys_at = base + (tile_of_keys & 1) * 2 * kTileBytes + of_keys;
+    const uint32_t values_at = base + (tile_of_keys & 1) * 2 * kTileBytes + kTileBytes + of_values;
 
-    float scores[TILES][kKeys / 8][4] = {};
+    // The next fragment is loaded while one is multiplied.
+    float scores[TILES][KEYS / 8][4] = {};
+    uint32_t keys[2][4];
+    load4(keys[0], keys_at);
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step)
+    for (int i = 0; i < kSteps * kPairs; ++i) {
+      if (i + 1 < kSteps * kPairs)
+        load4(keys[(i + 1) % 2], keys_at + (i + 1) % kPairs * 16 * kPitch + (i + 1) / kPairs * 32);
+      const uint32_t(&fragment)[4] = keys[i % 2];
+      const int step = i / kPairs, pair = i % kPairs;
 #pragma unroll
-      for (int pair = 0; pair < kKeys / 16; ++pair) {
-        // Two groups of 8 keys, 16 channels.
-        uint32_t keys[4];
-        const int row = pair * 16 + lane / 16 * 8 + lane % 8;
-        load4(keys, keys_at + row * kPitch + (step * 16 + lane / 8 % 2 * 8) * 2);
-#pragma unroll
-        for (int tile = 0; tile < TILES; ++tile) {
-          const uint32_t(&x)[4] = queries[tile][step];
-          multiply<T>(scores[tile][2 * pair], x, keys[0], keys[1]);
-          multiply<T>(scores[tile][2 * pair + 1], x, keys[2], keys[3]);
-        }
+      for (int tile = 0; tile < TILES; ++tile) {
+        multiply<T>(scores[tile][2 * pair], queries[tile][step], fragment[0], fragment[1]);
+        multiply<T>(scores[tile][2 * pair + 1], queries[tile][step], fragment[2], fragment[3]);
       }
+    }
 
-    const int first_key = tile_of_keys * kKeys, left = a.keys - first_key;
-    if (bias != nullptr || left < kKeys) {
+    const int first_key = tile_of_keys * KEYS, left = a.keys - first_key;
+    if (bias != nullptr || left < KEYS) {
+      // Scores are scaled later.
+      const float unscaled = 1.0f / a.scale;
 #pragma unroll
-      for (int group = 0; group < kKeys / 8; ++group)
+      for (int group = 0; group < KEYS / 8; ++group)
 #pragma unroll
         for (int odd = 0; odd < 2; ++odd) {
           const int key = group * 8 + lane % 4 * 2 + odd;
           const bool exists = key < left;
-          // Scores are scaled later.
-          const float add = exists && bias != nullptr ? bias[first_key + key] / a.scale : 0.0f;
+          const float add = exists && bias != nullptr ? bias[first_key + key] * unscaled : 0.0f;
 #pragma unroll
           for (int tile = 0; tile < TILES; ++tile) {
             scores[tile][group][odd] = exists ? scores[tile][group][odd] + add : -INFINITY;
@@ -161,58 +165,59 @@ template <class T, int D, int TILES> __device__ __forceinline__ void attend(cons
         }
     }
 
+    uint32_t values[2][4];
+    load4_transposed(values[0], values_at);
+    float offsets[TILES][2];
 #pragma unroll
     for (int tile = 0; tile < TILES; ++tile)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float most = highest[tile][half];
 #pragma unroll
-        for (int group = 0; group < kKeys / 8; ++group)
+        for (int group = 0; group < KEYS / 8; ++group)
           most = fmaxf(most, fmaxf(scores[tile][group][2 * half], scores[tile][group][2 * half + 1]));
         most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
         most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
         // Every tile has a key, so `most` is finite.
         const float shrink = exp2_fast((highest[tile][half] - most) * scale);
         highest[tile][half] = most;
-        const float offset = most * scale;
-        float sum = 0.0f;
-#pragma unroll
-        for (int group = 0; group < kKeys / 8; ++group)
-#pragma unroll
-          for (int odd = 0; odd < 2; ++odd) {
-            float& score = scores[tile][group][2 * half + odd];
-            score = exp2_fast(fmaf(score, scale, -offset));
-            sum += score;
-          }
-        total[tile][half] = total[tile][half] * shrink + sum;
+        offsets[tile][half] = most * scale;
+        total[tile][half] *= shrink;
 #pragma unroll
         for (int group = 0; group < D / 8; ++group)
           sums[tile][group][2 * half] *= shrink, sums[tile][group][2 * half + 1] *= shrink;
       }
 
+    // The weights of the next 16 keys are computed while the tensor cores multiply those of these.
+    uint32_t weights[2][TILES][4];
+    const auto weigh = [&](int step) {
 #pragma unroll
-    for (int step = 0; step < kKeys / 16; ++step) {
-      uint32_t weights[TILES][4];
+      for (int tile = 0; tile < TILES; ++tile)
 #pragma unroll
-      for (int tile = 0; tile < TILES; ++tile) {
-        const float(&low)[4] = scores[tile][2 * step];
-        const float(&high)[4] = scores[tile][2 * step + 1];
-        weights[tile][0] = pack<T>(low[0], low[1]);
-        weights[tile][1] = pack<T>(low[2], low[3]);
-        weights[tile][2] = pack<T>(high[0], high[1]);
-        weights[tile][3] = pack<T>(high[2], high[3]);
-      }
+        for (int part = 0; part < 4; ++part) {
+          const int group = 2 * step + part / 2, half = part % 2;
+          const float low = exp2_fast(fmaf(scores[tile][group][2 * half], scale, -offsets[tile][half]));
+          const float high = exp2_fast(fmaf(scores[tile][group][2 * half + 1], scale, -offsets[tile][half]));
+          total[tile][half] += low + high;
+          weights[step % 2][tile][part] = pack<T>(low, high);
+        }
+    };
+    constexpr int kGroups = D / 16;
+    weigh(0);
 #pragma unroll
-      for (int pair = 0; pair < D / 16; ++pair) {
-        uint32_t values[4];
-        const int row = step * 16 + lane / 8 % 2 * 8 + lane % 8;
-        load4_transposed(values, values_at + row * kPitch + (pair * 16 + lane / 16 * 8) * 2);
+    for (int step = 0; step < kPairs; ++step) {
+#pragma unroll
+      for (int pair = 0; pair < kGroups; ++pair) {
+        const int i = step * kGroups + pair;
+        if (i + 1 < kPairs * kGroups)
+          load4_transposed(values[(i + 1) % 2], values_at + (i + 1) / kGroups * 16 * kPitch + (i + 1) % kGroups * 32);
+        const uint32_t(&fragment)[4] = values[i % 2];
 #pragma unroll
         for (int tile = 0; tile < TILES; ++tile) {
-          const uint32_t(&p)[4] = weights[tile];
-          multiply<T>(sums[tile][2 * pair], p, values[0], values[1]);
-          multiply<T>(sums[tile][2 * pair + 1], p, values[2], values[3]);
+          multiply<T>(sums[tile][2 * pair], weights[step % 2][tile], fragment[0], fragment[1]);
+          if (pair * 16 + 8 < C) multiply<T>(sums[tile][2 * pair + 1], weights[step % 2][tile], fragment[2], fragment[3]);
         }
+        if (pair == 0 && step + 1 < kPairs) weigh(step + 1);
       }
     }
     // The next turn fetches into this stage.
@@ -239,23 +244,26 @@ template <class T, int D, int TILES> __device__ __forceinline__ void attend(cons
     }
 }
 
-#define FLASH(D, TILES)                                                                                \
-  extern "C" __global__ void __launch_bounds__(kThreads) flash_bf16_##D(const Attention attention) {   \
-    attend<bf16, D, TILES>(attention);                                                                 \
-  }                                                                                                    \
-  extern "C" __global__ void __launch_bounds__(kThreads) flash_f16_##D(const Attention attention) {    \
-    attend<__half, D, TILES>(attention);                                                               \
+#define FLASH(C, TILES, KEYS)                                                                     \
+  extern "C" __global__ void __launch_bounds__(128) flash_bf16_##C(const Attention attention) {   \
+    attend<bf16, C, TILES, KEYS, 4>(attention);                                                   \
+  }                                                                                               \
+  extern "C" __global__ void __launch_bounds__(128) flash_f16_##C(const Attention attention) {    \
+    attend<__half, C, TILES, KEYS, 4>(attention);                                                 \
   }
-FLASH(16, 2)
-FLASH(32, 2)
-FLASH(48, 2)
-FLASH(64, 2)
-FLASH(80, 2)
-FLASH(96, 1)
-FLASH(112, 1)
-FLASH(128, 1)
-FLASH(144, 1)
-FLASH(160, 1)
+// src/cuda/teacher/attention.rs mirrors the numbers. As many tiles as registers hold.
+FLASH(16, 2, 128)
+FLASH(32, 2, 128)
+FLASH(40, 2, 128)
+FLASH(48, 2, 128)
+FLASH(64, 2, 64)
+FLASH(72, 2, 64)
+FLASH(80, 2, 64)
+FLASH(96, 1, 64)
+FLASH(112, 1, 64)
+FLASH(128, 1, 64)
+FLASH(144, 1, 64)
+FLASH(160, 1, 64)
 
 // Any head of up to 512 channels, f32 throughout: 16 queries a block, 16 keys at a time. Right for any shape, and slow.
 constexpr int kSide = 16, kWidest = 512;

@@ -127,69 +127,91 @@ __device__ __forceinline__ void group_apply(const T* x, const float* affine, T* 
   }
 }
 
-// A warp a row: y = (x − mean) / √(variance + ε) · (add + factor) + offset. Factor and offset lie at the start of a sample's
-// `of_sample` values; with of_sample 0 all samples share them. The row stays in registers, up to MOST vectors a lane.
+// y = (x − mean) / √(variance + ε) · (add + factor) + offset for each row. Factor and offset lie at the start of a sample's
+// `of_sample` values; with of_sample 0 all samples share them. A warp takes kRows rows, one after another, and keeps the
+// row and its factors in registers where MOST vectors a lane hold them.
+constexpr int kRows = 4;
+__device__ __forceinline__ float warp_sum(float value) {
+  for (int offset = 16; offset > 0; offset >>= 1) value += __shfl_xor_sync(~0u, value, offset);
+  return value;
+}
 template <class T, int N, int MOST>
 __device__ __forceinline__ void layer_norm(const T* x, const float* factors, const float* offsets, T* y, int channels,
                                            int64_t rows, int64_t rows_of_sample, int64_t of_sample, float add, float eps) {
   const int lane = threadIdx.x % 32, columns = channels / N;
-  const int64_t row = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
-  if (row >= rows) return;
-  const auto* from = reinterpret_cast<const Lanes<T, N>*>(x) + row * columns;
-  auto* to = reinterpret_cast<Lanes<T, N>*>(y) + row * columns;
-  const int64_t sample = of_sample == 0 ? 0 : row / rows_of_sample;
-  factors += sample * of_sample;
-  offsets += sample * of_sample;
-  const auto warp_sum = [](float value) {
-    for (int offset = 16; offset > 0; offset >>= 1) value += __shfl_xor_sync(~0u, value, offset);
-    return value;
-  };
-  const auto written = [&](Lanes<T, N> values, float mean, float inverse, int column) {
+  const int64_t first = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / 32 * kRows;
+  const auto* from = reinterpret_cast<const Lanes<T, N>*>(x);
+  auto* to = reinterpret_cast<Lanes<T, N>*>(y);
+  const bool held = columns <= 32 * MOST;
+  float factor[MOST][N], offset[MOST][N];
+  int64_t known = -1;
+  for (int64_t row = first; row < first + kRows && row < rows; ++row) {
+    const int64_t sample = of_sample == 0 ? 0 : row / rows_of_sample;
+    const float *own_factors = factors + sample * of_sample, *own_offsets = offsets + sample * of_sample;
+    if (held) {
+      if (sample != known) {
+        known = sample;
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-      const int channel = column * N + i;
-      values.lanes[i] = from_float<T>(
-          fmaf((to_float(values.lanes[i]) - mean) * inverse, add + factors[channel], offsets[channel]));
-    }
-    to[column] = values;
-  };
-  if (columns <= 32 * MOST) {
-    Lanes<T, N> held[MOST];
-    float sum = 0.0f;
+        for (int j = 0; j < MOST; ++j)
+          if (j * 32 + lane < columns)
 #pragma unroll
-    for (int j = 0; j < MOST; ++j)
-      if (j * 32 + lane < columns) {
-        held[j] = from[j * 32 + lane];
-#pragma unroll
-        for (int i = 0; i < N; ++i) sum += to_float(held[j].lanes[i]);
+            for (int i = 0; i < N; ++i) {
+              factor[j][i] = add + own_factors[(j * 32 + lane) * N + i];
+              offset[j][i] = own_offsets[(j * 32 + lane) * N + i];
+            }
       }
-    const float mean = warp_sum(sum) / float(channels);
-    float squares = 0.0f;
+      Lanes<T, N> values[MOST];
+      float sum = 0.0f;
 #pragma unroll
-    for (int j = 0; j < MOST; ++j)
-      if (j * 32 + lane < columns)
+      for (int j = 0; j < MOST; ++j)
+        if (j * 32 + lane < columns) values[j] = from[row * columns + j * 32 + lane];
 #pragma unroll
-        for (int i = 0; i < N; ++i) {
-          const float d = to_float(held[j].lanes[i]) - mean;
-          squares = fmaf(d, d, squares);
+      for (int j = 0; j < MOST; ++j)
+        if (j * 32 + lane < columns)
+#pragma unroll
+          for (int i = 0; i < N; ++i) sum += to_float(values[j].lanes[i]);
+      const float mean = warp_sum(sum) / float(channels);
+      float squares = 0.0f;
+#pragma unroll
+      for (int j = 0; j < MOST; ++j)
+        if (j * 32 + lane < columns)
+#pragma unroll
+          for (int i = 0; i < N; ++i) {
+            const float d = to_float(values[j].lanes[i]) - mean;
+            squares = fmaf(d, d, squares);
+          }
+      const float inverse = 1.0f / sqrtf(warp_sum(squares) / float(channels) + eps);
+#pragma unroll
+      for (int j = 0; j < MOST; ++j)
+        if (j * 32 + lane < columns) {
+#pragma unroll
+          for (int i = 0; i < N; ++i)
+            values[j].lanes[i] = from_float<T>(fmaf((to_float(values[j].lanes[i]) - mean) * inverse, factor[j][i], offset[j][i]));
+          to[row * columns + j * 32 + lane] = values[j];
         }
-    const float inverse = 1.0f / sqrtf(warp_sum(squares) / float(channels) + eps);
-#pragma unroll
-    for (int j = 0; j < MOST; ++j)
-      if (j * 32 + lane < columns) written(held[j], mean, inverse, j * 32 + lane);
-    return;
-  }
-  float sum = 0.0f, squares = 0.0f;
-  for (int column = lane; column < columns; column += 32)
-    for (int i = 0; i < N; ++i) sum += to_float(from[column].lanes[i]);
-  const float mean = warp_sum(sum) / float(channels);
-  for (int column = lane; column < columns; column += 32)
-    for (int i = 0; i < N; ++i) {
-      const float d = to_float(from[column].lanes[i]) - mean;
-      squares = fmaf(d, d, squares);
+      continue;
     }
-  const float inverse = 1.0f / sqrtf(warp_sum(squares) / float(channels) + eps);
-  for (int column = lane; column < columns; column += 32) written(from[column], mean, inverse, column);
+    float sum = 0.0f, squares = 0.0f;
+    for (int column = lane; column < columns; column += 32)
+      for (int i = 0; i < N; ++i) sum += to_float(from[row * columns + column].lanes[i]);
+    const float mean = warp_sum(sum) / float(channels);
+    for (int column = lane; column < columns; column += 32)
+      for (int i = 0; i < N; ++i) {
+        const float d = to_float(from[row * columns + column].lanes[i]) - mean;
+        squares = fmaf(d, d, squares);
+      }
+    const float inverse = 1.0f / sqrtf(warp_sum(squares) / float(channels) + eps);
+    for (int column = lane; column < columns; column += 32) {
+      Lanes<T, N> values = from[row * columns + column];
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        const int channel = column * N + i;
+        values.lanes[i] = from_float<T>(
+            fmaf((to_float(values.lanes[i]) - mean) * inverse, add + own_factors[channel], own_offsets[channel]));
+      }
+      to[row * columns + column] = values;
+    }
+  }
 }
 
 // y = activation(x), of vectors.

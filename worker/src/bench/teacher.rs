@@ -65,39 +65,36 @@ pub struct Measured {
 /// # Errors
 /// A model that can't be loaded or computed, a device that isn't there.
 pub fn time(options: &Options, capture: bool) -> Result<Measured, Error> {
-    let model = Model::load(options, &place(options)?)?;
-    let mut seconds = Vec::with_capacity(PASSES);
-    let mut recorder = Recorder::new(model.lengths()?, options.batch);
-    let mut captured = 0;
-    let inputs = model.inputs(options)?;
+    let place = &place(options)?;
+    let model = Model::load(options, place)?;
+    let inputs = model.inputs(options)?.at(place)?;
     if capture {
-        for _ in 0..WARM_UP {
-            model.pass(&inputs, &mut recorder)?;
-            recorder.end_batch().map_err(task::Error::from)?;
-        }
-        recorder.forget().map_err(task::Error::from)?;
-        let began = Instant::now();
-        for _ in 0..PASSES {
-            model.pass(&inputs, &mut recorder)?;
-            recorder.end_batch().map_err(task::Error::from)?;
-            captured += recorder.clear();
-        }
-        captured += recorder.forget().map_err(task::Error::from)?;
-        seconds.push(began.elapsed().as_secs_f64() / PASSES as f64);
-    } else {
-        for pass in 0..WARM_UP + PASSES {
-            let began = Instant::now();
-            // Reading the prediction waits for it.
-            let predicted = model.pass(&inputs, &mut Original)?;
-            predicted.to_device(&TensorDevice::Cpu).map_err(task::Error::from)?;
-            if pass >= WARM_UP {
-                seconds.push(began.elapsed().as_secs_f64());
+        let mut recorder = Recorder::of_last_batch(model.lengths()?, options.batch);
+        let mut passes = |count| -> Result<(), task::Error> {
+            for _ in 0..count {
+                model.pass(&inputs, &mut recorder)?;
+                recorder.end_batch()?;
             }
+            Ok(recorder.settle()?)
+        };
+        passes(WARM_UP)?;
+        let began = Instant::now();
+        passes(PASSES)?;
+        let seconds = began.elapsed().as_secs_f64() / PASSES as f64;
+        return Ok(Measured { latent: model.latent, seconds, captured: Some(recorder.bytes()) });
+    }
+    let mut seconds = Vec::with_capacity(PASSES);
+    for pass in 0..WARM_UP + PASSES {
+        let began = Instant::now();
+        // Reading the prediction waits for it.
+        let predicted = model.pass(&inputs, &mut Original)?;
+        predicted.to_device(&TensorDevice::Cpu).map_err(task::Error::from)?;
+        if pass >= WARM_UP {
+            seconds.push(began.elapsed().as_secs_f64());
         }
     }
     seconds.sort_by(f64::total_cmp);
-    let captured = capture.then_some(captured / PASSES);
-    Ok(Measured { latent: model.latent, seconds: seconds[seconds.len() / 2], captured })
+    Ok(Measured { latent: model.latent, seconds: seconds[seconds.len() / 2], captured: None })
 }
 
 /// Compares a pass on `options.device` with one on the processor in f32: ‖device − processor‖ / ‖processor‖ of the
@@ -139,6 +136,15 @@ struct Inputs {
     sample: Tensor,
     timestep: Tensor,
     conditions: Conditions,
+}
+
+impl Inputs {
+    /// With those that are large where the model is, as it takes them.
+    fn at(self, place: &Place) -> Result<Self, task::Error> {
+        let Self { sample, timestep, mut conditions } = self;
+        conditions.encoder_hidden_states = place.take(&conditions.encoder_hidden_states)?;
+        Ok(Self { sample: place.take(&sample)?, timestep, conditions })
+    }
 }
 
 struct Model {
@@ -209,9 +215,9 @@ impl Model {
         Ok(Inputs { sample, timestep, conditions })
     }
 
-    fn pass(&self, inputs: &Inputs, attention: &mut dyn SelfAttention) -> Result<Tensor, Error> {
+    fn pass(&self, inputs: &Inputs, attention: &mut dyn SelfAttention) -> Result<Tensor, task::Error> {
         let Inputs { sample, timestep, conditions } = inputs;
-        Ok(self.denoiser.forward(sample, timestep, conditions, attention).map_err(task::Error::from)?)
+        Ok(self.denoiser.forward(sample, timestep, conditions, attention)?)
     }
 }
 

@@ -16,8 +16,12 @@ use crate::teacher::{Conditions, SelfAttention};
 
 pub(crate) use recorder::{Recorded, Recorder};
 
-/// Samples that go through the teacher at a time. A sample's activations have the same bits in any batch.
+/// Samples that go through the teacher at a time: on the processor, where their activations have the same bits in any
+/// batch, and at most on a GPU.
 const BATCH: usize = 8;
+const BATCH_ON_GPU: usize = 16;
+/// Bytes that a batch on a GPU records, at most: up to three batches are on their way to the host.
+const BATCH_BYTES: usize = 1 << 30;
 
 /// Captures the task's range and writes a shard of it for each layer.
 pub(crate) fn run(context: &Context, task: &v1::CaptureTask) -> Result<v1::Done, Error> {
@@ -32,7 +36,7 @@ pub(crate) fn run(context: &Context, task: &v1::CaptureTask) -> Result<v1::Done,
     let mut timesteps = Vec::with_capacity(samples);
     let began = std::time::Instant::now();
     let numbers: Vec<usize> = (range.start as usize..range.end as usize).collect();
-    for batch in numbers.chunks(BATCH) {
+    for batch in numbers.chunks(batch_size(context, &teacher)) {
         context.check_stop()?;
         let batch: Vec<Sample> = batch.iter().map(|i| draw.capture(*i)).collect();
         timesteps.extend(batch.iter().map(|sample| sample.timestep as i64));
@@ -49,6 +53,15 @@ pub(crate) fn run(context: &Context, task: &v1::CaptureTask) -> Result<v1::Done,
         samples: samples as u64,
         output: Some(v1::done::Output::Capture(v1::CaptureOutput { shards })),
     })
+}
+
+/// It follows from the plan and the kind of device alone: on a GPU, bits depend on it.
+fn batch_size(context: &Context, teacher: &Teacher) -> usize {
+    if teacher.denoiser.place().device().is_cpu() {
+        return BATCH;
+    }
+    let values: usize = context.plan.layers.iter().map(|layer| 2 * shape(layer, 1).sample_len()).sum();
+    (BATCH_BYTES / (values * size_of::<half::f16>()).max(1)).clamp(1, BATCH_ON_GPU)
 }
 
 /// Runs the teacher on a batch of samples, with `attention` in it.
@@ -120,7 +133,7 @@ fn write(
             end: range.end,
             source: Box::new(source),
         })?;
-        let object = context.wait(context.objects.put(&keys::shard(round, &layer, range), bytes))?;
+        let object = context.wait(context.objects.put(&keys::shard(round, &layer, range, &context.attempt), bytes))?;
         written.push(v1::ShardRef { layer, object: Some(object) });
     }
     Ok(written)

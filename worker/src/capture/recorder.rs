@@ -1,3 +1,5 @@
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use candle_core::Tensor;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -6,12 +8,14 @@ use crate::teacher::{Call, Error, SelfAttention};
 
 /// Keeps what goes into and out of layers, as it will be stored. What comes from a GPU is copied while the GPU goes on.
 pub(crate) struct Recorder {
-    layers: Vec<Recorded>,
+    names: Vec<String>,
+    layers: Arc<Mutex<Vec<Recorded>>>,
     #[cfg(feature = "cuda")]
-    on_its_way: on_gpu::OnItsWay,
+    from_gpu: from_gpu::FromGpu,
 }
 
 /// The activations of one layer.
+#[derive(Debug)]
 pub(crate) struct Recorded {
     /// Its name.
     pub(crate) layer: String,
@@ -24,69 +28,74 @@ pub(crate) struct Recorded {
 impl Recorder {
     /// For `samples` samples of these layers, each with the numbers in one sample.
     pub(crate) fn new(layers: Vec<(String, usize)>, samples: usize) -> Self {
+        let names = layers.iter().map(|(layer, _)| layer.clone()).collect();
         let recorded = |(layer, length): (String, usize)| Recorded {
             layer,
             input: Vec::with_capacity(samples * length),
             output: Vec::with_capacity(samples * length),
         };
+        let layers = Arc::new(Mutex::new(layers.into_iter().map(recorded).collect()));
         Self {
-            layers: layers.into_iter().map(recorded).collect(),
+            names,
             #[cfg(feature = "cuda")]
-            on_its_way: on_gpu::OnItsWay::default(),
+            from_gpu: from_gpu::FromGpu::new(&layers, true),
+            layers,
         }
     }
 
-    /// Says that a batch has gone through the model. Waits for the one before it.
+    /// As [`Self::new`], for batches that take the place of those before them.
+    pub(crate) fn of_last_batch(layers: Vec<(String, usize)>, batch: usize) -> Self {
+        let recorder = Self::new(layers, batch);
+        Self {
+            #[cfg(feature = "cuda")]
+            from_gpu: from_gpu::FromGpu::new(&recorder.layers, false),
+            ..recorder
+        }
+    }
+
+    /// Says that a batch has gone through the model. Waits where too many are still on their way.
     pub(crate) fn end_batch(&mut self) -> Result<(), Error> {
         #[cfg(feature = "cuda")]
-        self.on_its_way.end_batch(&mut self.layers)?;
+        self.from_gpu.end_batch()?;
         Ok(())
     }
 
     /// Everything that was recorded.
     pub(crate) fn finish(mut self) -> Result<Vec<Recorded>, Error> {
         self.settle()?;
-        Ok(self.layers)
+        Ok(std::mem::take(&mut *locked(&self.layers)))
+    }
+
+    /// Bytes that are recorded.
+    pub(crate) fn bytes(&self) -> usize {
+        locked(&self.layers).iter().map(|layer| (layer.input.len() + layer.output.len()) * size_of::<f16>()).sum()
     }
 
     /// Waits for everything.
-    fn settle(&mut self) -> Result<(), Error> {
-        // The last batch, and the one before it.
-        self.end_batch()?;
-        self.end_batch()
+    pub(crate) fn settle(&mut self) -> Result<(), Error> {
+        #[cfg(feature = "cuda")]
+        self.from_gpu.settle()?;
+        Ok(())
     }
+}
 
-    /// Waits for everything, and drops it. Returns how many bytes it was.
-    pub(crate) fn forget(&mut self) -> Result<usize, Error> {
-        self.settle()?;
-        Ok(self.clear())
-    }
-
-    /// Drops what has arrived. Returns how many bytes it was.
-    pub(crate) fn clear(&mut self) -> usize {
-        let mut values = 0;
-        for layer in &mut self.layers {
-            values += layer.input.len() + layer.output.len();
-            layer.input.clear();
-            layer.output.clear();
-        }
-        values * size_of::<f16>()
-    }
+fn locked(layers: &Mutex<Vec<Recorded>>) -> MutexGuard<'_, Vec<Recorded>> {
+    // A panic elsewhere ends the attempt, and what was recorded with it.
+    layers.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl SelfAttention for Recorder {
     fn apply(&mut self, call: &Call<'_>) -> Result<Tensor, Error> {
         let output = call.attention()?;
-        let Some(index) = self.layers.iter().position(|recorded| recorded.layer == call.layer.name) else {
-            return Ok(output);
-        };
+        let Some(index) = self.names.iter().position(|name| *name == call.layer.name) else { return Ok(output) };
         #[cfg(feature = "cuda")]
         if output.device().is_cuda() {
-            self.on_its_way.push(index, call.input, &output)?;
+            self.from_gpu.push(index, call.input, &output)?;
             return Ok(output);
         }
-        append(&mut self.layers[index].input, call.input)?;
-        append(&mut self.layers[index].output, &output)?;
+        let layer = &mut locked(&self.layers)[index];
+        append(&mut layer.input, call.input)?;
+        append(&mut layer.output, &output)?;
         Ok(output)
     }
 }
@@ -100,20 +109,27 @@ fn append(values: &mut Vec<f16>, tensor: &Tensor) -> Result<(), Error> {
 }
 
 #[cfg(feature = "cuda")]
-mod on_gpu {
+mod from_gpu {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::sync::{Arc, Mutex};
+
     use candle_core::Tensor;
     use deltaconv_kernels::cuda::teacher::{Download, Queue};
     use half::f16;
     use rayon::prelude::*;
 
-    use super::Recorded;
+    use super::{Recorded, locked};
     use crate::teacher::Error;
 
-    /// Two batches: the one that goes through the model, and the one before it, which may still be copied.
-    #[derive(Default)]
-    pub(super) struct OnItsWay {
+    /// Batches at a time: one goes through the model, one is copied to the host, one is appended to what was recorded.
+    const BATCHES: usize = 3;
+
+    /// A thread that appends batches while the next ones go through the model.
+    pub(super) struct FromGpu {
         current: Batch,
-        before: Batch,
+        filled: Sender<Batch>,
+        appended: Receiver<Result<Batch, Error>>,
+        on_their_way: usize,
     }
 
     #[derive(Default)]
@@ -123,7 +139,24 @@ mod on_gpu {
         layers: Vec<usize>,
     }
 
-    impl OnItsWay {
+    impl FromGpu {
+        /// `keep`: whether batches are appended to those before them, or take their place.
+        pub(super) fn new(recorded: &Arc<Mutex<Vec<Recorded>>>, keep: bool) -> Self {
+            let (filled, batches) = channel::<Batch>();
+            let (done, appended) = channel();
+            let recorded = recorded.clone();
+            std::thread::spawn(move || {
+                // Ends when the recorder is gone.
+                for mut batch in batches {
+                    let result = batch.append(&recorded, keep);
+                    if done.send(result.map(|()| batch)).is_err() {
+                        break;
+                    }
+                }
+            });
+            Self { current: Batch::default(), filled, appended, on_their_way: 0 }
+        }
+
         pub(super) fn push(&mut self, layer: usize, input: &Tensor, output: &Tensor) -> Result<(), Error> {
             let Batch { download, layers } = &mut self.current;
             let download = match download {
@@ -136,24 +169,53 @@ mod on_gpu {
             Ok(())
         }
 
-        /// Appends the batch before to what was recorded, and lets the current one take its place.
-        pub(super) fn end_batch(&mut self, recorded: &mut [Recorded]) -> Result<(), Error> {
-            if let Some(download) = &mut self.before.download {
-                let copies = download.wait()?;
-                let pairs = self.before.layers.iter().zip(copies.as_chunks::<2>().0);
-                let mut of_layer: Vec<Vec<&[&[f16]; 2]>> = vec![Vec::new(); recorded.len()];
-                for (layer, pair) in pairs {
-                    of_layer[*layer].push(pair);
-                }
-                recorded.par_iter_mut().zip(of_layer).for_each(|(recorded, pairs)| {
-                    for [input, output] in pairs {
-                        recorded.input.extend_from_slice(input);
-                        recorded.output.extend_from_slice(output);
-                    }
-                });
-                self.before.layers.clear();
+        pub(super) fn end_batch(&mut self) -> Result<(), Error> {
+            if self.current.layers.is_empty() {
+                return Ok(());
             }
-            std::mem::swap(&mut self.current, &mut self.before);
+            let next = if self.on_their_way + 1 < BATCHES { Batch::default() } else { self.wait()? };
+            // The thread is gone only after a panic, which the next wait reports.
+            let _ = self.filled.send(std::mem::replace(&mut self.current, next));
+            self.on_their_way += 1;
+            Ok(())
+        }
+
+        pub(super) fn settle(&mut self) -> Result<(), Error> {
+            self.end_batch()?;
+            while self.on_their_way > 0 {
+                self.current = self.wait()?;
+            }
+            Ok(())
+        }
+
+        /// A batch that was appended, to be filled again.
+        fn wait(&mut self) -> Result<Batch, Error> {
+            self.on_their_way -= 1;
+            let gone = "the thread that keeps activations is gone".to_owned();
+            self.appended.recv().map_err(|_| candle_core::Error::Msg(gone))?
+        }
+    }
+
+    impl Batch {
+        fn append(&mut self, recorded: &Mutex<Vec<Recorded>>, keep: bool) -> Result<(), Error> {
+            let Some(download) = &mut self.download else { return Ok(()) };
+            let copies = download.wait()?;
+            let recorded = &mut *locked(recorded);
+            let mut of_layer: Vec<Vec<&[&[f16]; 2]>> = vec![Vec::new(); recorded.len()];
+            for (layer, pair) in self.layers.iter().zip(copies.as_chunks::<2>().0) {
+                of_layer[*layer].push(pair);
+            }
+            recorded.par_iter_mut().zip(of_layer).for_each(|(recorded, pairs)| {
+                if !keep {
+                    recorded.input.clear();
+                    recorded.output.clear();
+                }
+                for [input, output] in pairs {
+                    recorded.input.extend_from_slice(input);
+                    recorded.output.extend_from_slice(output);
+                }
+            });
+            self.layers.clear();
             Ok(())
         }
     }

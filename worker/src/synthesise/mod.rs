@@ -29,7 +29,7 @@ pub(crate) fn run(context: &Context, task: &v1::SynthesiseTask) -> Result<v1::Do
     context.check_stop()?;
     let samples = made.of_latent.len();
     let bytes = made.encode(context, &range)?;
-    let object = context.wait(context.objects.put(&keys::latents(&range), bytes))?;
+    let object = context.wait(context.objects.put(&keys::latents(&range, &context.attempt), bytes))?;
     Ok(v1::Done {
         busy_seconds: 0.0,
         samples: samples as u64,

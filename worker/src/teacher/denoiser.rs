@@ -4,6 +4,7 @@ use candle_core::Tensor;
 use deltaconv_proto::teacher::Teacher;
 
 use super::conditions::Conditions;
+use super::ops::Place;
 use super::pixart::PixArt;
 use super::unet::{LoadOptions, UNet};
 use super::{Error, SelfAttention, Weights};
@@ -29,6 +30,14 @@ impl Denoiser {
                 let problem = format!("this worker does not compute {}", other.class());
                 Err(Error::Argument { argument: "config", problem })
             }
+        }
+    }
+
+    /// Where it is computed.
+    pub fn place(&self) -> &Place {
+        match self {
+            Self::UNet(unet) => unet.place(),
+            Self::PixArt(pixart) => pixart.place(),
         }
     }
 

@@ -169,6 +169,11 @@ impl PixArt {
         })
     }
 
+    /// Where it is computed.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// The configuration that the model was built from.
     pub fn config(&self) -> &PixArtConfig {
         &self.config

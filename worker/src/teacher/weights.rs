@@ -53,6 +53,14 @@ impl Weights {
     /// A file that cannot be opened, or that is no safetensors file.
     pub fn add_file(&mut self, path: &Path) -> Result<(), Error> {
         let file = File::open(path).map_err(|e| std::io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
+        self.add_open_file(file)
+    }
+
+    /// Adds the tensors of a file that is open.
+    ///
+    /// # Errors
+    /// A file that is no safetensors file.
+    pub(crate) fn add_open_file(&mut self, file: File) -> Result<(), Error> {
         self.files.push(with_header(Box::new(file))?);
         Ok(())
     }

@@ -17,7 +17,7 @@ pub(super) async fn check(
     expectation: &Expectation<'_>,
 ) -> Result<(), Error> {
     let range = task.range.as_ref().ok_or(Error::Task("range"))?;
-    let key = keys::latents(range);
+    let key = keys::latents(range, expectation.attempt);
     let object = output.latents.as_ref().ok_or_else(|| Error::NoObject { expected: key.clone() })?;
     let plan = expectation.plan;
     let samples = range.end.saturating_sub(range.start) as usize;

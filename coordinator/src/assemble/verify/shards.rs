@@ -23,7 +23,8 @@ pub(super) async fn check(
     for (layer, object) in shards {
         let planned = expectation.plan.layers.iter().find(|planned| planned.name == layer);
         let planned = planned.ok_or(Error::Task("layer of that name in its plan"))?;
-        checks.push(check_shard(objects, object, planned, task.round, range));
+        let key = keys::shard(task.round, layer, range, expectation.attempt);
+        checks.push(check_shard(objects, object, planned, key, range));
     }
     futures::stream::iter(checks).buffer_unordered(IN_FLIGHT).try_collect::<()>().await
 }
@@ -48,7 +49,7 @@ async fn check_shard(
     objects: &Objects,
     object: &ObjectRef,
     layer: &LayerPlan,
-    round: u32,
+    key: String,
     range: &SampleRange,
 ) -> Result<(), Error> {
     let shape = shard::Shape {
@@ -57,7 +58,6 @@ async fn check_shard(
         width: layer.width as usize,
         channels: layer.channels as usize,
     };
-    let key = keys::shard(round, &layer.name, range);
     let at = |source| Error::Shard { key: key.clone(), source };
     check_ref(object, &key, shape.object_len().map_err(at)?, 0)?;
     let file = header::read(objects, &key, MAX_HEADER_BYTES).await?;

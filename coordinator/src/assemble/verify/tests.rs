@@ -117,7 +117,7 @@ async fn shards_are_checked_by_size_and_header() {
         let tensors = [("timestep", Dtype::I64, &samples[..]), ("input", dtype, &map), ("output", dtype, &map)];
         let mut bytes = serialize_header(tensors, &BTreeMap::new()).expect("a header");
         bytes.resize(bytes.len() + map[0] * 8 + 2 * map.iter().product::<usize>() * dtype.size() as usize, 0);
-        let key = keys::shard(0, &layer.name, &range);
+        let key = keys::shard(0, &layer.name, &range, &case.attempt);
         ShardRef { layer: layer.name.clone(), object: Some(case.objects.put(&key, bytes).await.expect("writes")) }
     };
     let good = [shard(1, [4, 16, 16, 128], Dtype::F16).await, shard(2, [4, 8, 8, 128], Dtype::F16).await];

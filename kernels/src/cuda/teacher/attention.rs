@@ -5,12 +5,25 @@ use super::super::product::Type;
 use super::queue::{Queue, expect, operand, start};
 use crate::error::{Error, Result};
 
-/// Keys of a tile, and stages of keys and values that shared memory holds.
-const KEYS: usize = 64;
+/// The tensor cores' kernels: channels of a head, which narrower ones are padded to, queries of a block and keys of a tile.
+const FLASH: [(usize, usize, usize); 12] = [
+    (16, 128, 128),
+    (32, 128, 128),
+    (40, 128, 128),
+    (48, 128, 128),
+    (64, 128, 64),
+    (72, 128, 64),
+    (80, 128, 64),
+    (96, 64, 64),
+    (112, 64, 64),
+    (128, 64, 64),
+    (144, 64, 64),
+    (160, 64, 64),
+];
+/// Tiles of keys, and of values, that shared memory holds.
 const STAGES: usize = 2;
-/// Channels of a head that the tensor cores' kernel takes at most; the plain one takes so many.
-const WIDEST: usize = 160;
-const WIDEST_PLAIN: usize = 512;
+/// Channels of a head that the plain kernel takes.
+const WIDEST: usize = 512;
 /// Queries and keys that the plain kernel takes at a time.
 const PLAIN: usize = 16;
 
@@ -90,8 +103,8 @@ pub fn attention(
         let (found, expected) = (format!("{} values", v.positions), format!("{} and at least one", k.positions));
         return Err(Error::Tensor { what: "value", found, expected });
     }
-    if heads.dim > WIDEST_PLAIN {
-        let (found, expected) = (format!("heads of {} channels", heads.dim), format!("at most {WIDEST_PLAIN}"));
+    if heads.dim > WIDEST {
+        let (found, expected) = (format!("heads of {} channels", heads.dim), format!("at most {WIDEST}"));
         return Err(Error::Tensor { what: "query", found, expected });
     }
     let bias = match bias {
@@ -132,14 +145,16 @@ pub fn attention(
     // 16 bytes are loaded at once.
     let aligned = [q.at, k.at, v.at].iter().all(|at| at.is_multiple_of(16))
         && [q.row, k.row, v.row, heads.dim].iter().all(|values| values.is_multiple_of(8));
-    let (name, queries, threads, shared) = if kind != Type::F32 && aligned && heads.dim <= WIDEST {
-        let padded = heads.dim.next_multiple_of(16);
-        let queries = if padded <= 80 { 128 } else { 64 };
-        let row = (padded + 8) * kind.bytes();
-        (format!("flash_{suffix}_{padded}"), queries, 128, (2 * STAGES * KEYS).max(queries) * row)
-    } else {
-        let shared = (2 * PLAIN * (heads.dim + 1) + PLAIN * PLAIN) * size_of::<f32>();
-        (format!("plain_{suffix}"), PLAIN, PLAIN * PLAIN, shared)
+    let flash = FLASH.iter().find(|(channels, ..)| kind != Type::F32 && aligned && heads.dim <= *channels);
+    let (name, queries, threads, shared) = match flash {
+        Some(&(channels, queries, keys)) => {
+            let row = (channels.next_multiple_of(16) + 8) * kind.bytes();
+            (format!("flash_{suffix}_{channels}"), queries, 128, (2 * STAGES * keys).max(queries) * row)
+        }
+        None => {
+            let shared = (2 * PLAIN * (heads.dim + 1) + PLAIN * PLAIN) * size_of::<f32>();
+            (format!("plain_{suffix}"), PLAIN, PLAIN * PLAIN, shared)
+        }
     };
     let blocks = (q.positions.div_ceil(queries).max(1), heads.count, batch);
     // SAFETY: the tensors have the positions and channels that the kernel is told.

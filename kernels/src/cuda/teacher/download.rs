@@ -41,9 +41,7 @@ impl Download {
         let fits = self.buffers.get(index).is_some_and(|buffer| buffer.len() == values);
         if !fits {
             self.buffers.truncate(index);
-            // SAFETY: read only after a copy has filled it. Flags 0: read by the processor, so not write-combined.
-            let buffer = unsafe { self.queue.gpu.context.alloc_pinned_with_flags::<f16>(values, 0) };
-            self.buffers.push(buffer.map_err(failed("allocating page-locked host memory"))?);
+            self.buffers.push(self.queue.buffer(values)?);
         }
         let at = operand(&halves, "x")?.0.at;
         let what = "copying activations to the host";
@@ -89,6 +87,8 @@ impl Download {
 impl Drop for Download {
     fn drop(&mut self) {
         // Buffers and tensors must outlive the copies. An error has nobody to go to.
-        let _ = self.stream.synchronize();
+        if self.stream.synchronize().is_ok() {
+            self.queue.keep(self.buffers.drain(..));
+        }
     }
 }

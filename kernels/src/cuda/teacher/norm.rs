@@ -8,6 +8,10 @@ use super::pointwise::Activation;
 use super::queue::{Queue, blocks_over, expect, operand, positions, start, vectors};
 use crate::error::{Error, Result};
 
+/// Threads of a block of the layer norm, and the rows that it takes: for each warp `kRows` of `cuda/teacher/norms.cu`.
+const NORM_THREADS: usize = 128;
+const ROWS_OF_BLOCK: usize = NORM_THREADS / 32 * 4;
+
 /// Group normalisation of maps that are channels last, and the activation after it.
 #[derive(Debug)]
 pub struct GroupNorm {
@@ -201,15 +205,14 @@ fn normalise(queue: &Queue, x: &Tensor, channels: usize, affine: Affine, eps: f3
     let y_at = operand(&y, "y")?.0.at;
     let name = format!("layer_norm_{}", vectors(kind, channels).0);
     let (c, rows, rows_of_sample) = (channels as i32, (batch * of_each) as i64, of_each as i64);
-    // A warp a row.
-    let blocks = ((batch * of_each).div_ceil(8).max(1), 1, 1);
+    let blocks = ((batch * of_each).div_ceil(ROWS_OF_BLOCK).max(1), 1, 1);
     // SAFETY: x and y have so many rows, and the factors and offsets those of each sample.
     unsafe {
         start!(
             queue,
             (Source::Norms, &name),
             blocks,
-            (256, 1),
+            (NORM_THREADS, 1),
             0,
             [view.at, factors, offsets, y_at, c, rows, rows_of_sample, of_sample, add, eps]
         )?;

@@ -5,9 +5,10 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use candle_core::cuda_backend::DeviceId;
-use candle_core::{CudaDevice, DType, Device, Tensor};
-use cudarc::driver::{CudaSlice, CudaStream, result, sys};
+use candle_core::{CpuStorage, CudaDevice, DType, Device, Storage, Tensor};
+use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, PinnedHostSlice, result, sys};
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 use super::super::gpu::{Address, Gpu, Source, address, failed};
 use super::super::product::{Epilogue, Matrix, Operands, Product, Shape, Type};
@@ -16,6 +17,8 @@ use crate::error::{Error, Result};
 
 /// What cuBLASLt may use; the size that its documentation recommends for Hopper.
 const WORKSPACE: usize = 32 << 20;
+/// Buffers for what is sent to the device: two batches' inputs.
+const SENDING: usize = 16;
 
 /// The stream of a candle device, on which a teacher's operations run in the order of their calls. They are started and
 /// not waited for; reading a tensor waits, and reports what failed.
@@ -26,6 +29,10 @@ pub struct Queue {
     _workspace: CudaSlice<u8>,
     workspace: Address,
     products: Mutex<HashMap<Shape, Product>>,
+    /// Buffers of downloads that are done: to lock pages takes longer than to copy what they hold.
+    buffers: Mutex<Vec<PinnedHostSlice<f16>>>,
+    /// What is on its way to the device, or was, and when it has arrived.
+    sending: Mutex<Vec<(PinnedHostSlice<u8>, CudaEvent)>>,
 }
 
 impl fmt::Debug for Queue {
@@ -86,6 +93,8 @@ impl Queue {
             _workspace: workspace,
             workspace: at,
             products: Mutex::default(),
+            buffers: Mutex::default(),
+            sending: Mutex::default(),
         }))
     }
 
@@ -120,6 +129,67 @@ impl Queue {
         };
         let bytes = values.len() * dtype.size_in_bytes();
         tensor.map_err(|error| Error::of_candle("copying weights to the device", bytes, &error))
+    }
+
+    /// Page-locked host memory for so many values, with whatever it held.
+    pub(super) fn buffer(&self, values: usize) -> Result<PinnedHostSlice<f16>> {
+        let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = buffers.iter().position(|buffer| buffer.len() == values) {
+            return Ok(buffers.swap_remove(index));
+        }
+        // Those of another model.
+        buffers.clear();
+        // SAFETY: read only after a copy has filled it. Flags 0: for the processor to read, so not write-combined.
+        let buffer = unsafe { self.gpu.context.alloc_pinned_with_flags::<f16>(values, 0) };
+        buffer.map_err(failed("allocating page-locked host memory"))
+    }
+
+    /// Takes buffers back that nothing is copied to any more.
+    pub(super) fn keep(&self, buffers: impl IntoIterator<Item = PinnedHostSlice<f16>>) {
+        self.buffers.lock().unwrap_or_else(PoisonError::into_inner).extend(buffers);
+    }
+
+    /// A tensor in host memory on the device, rounded to `dtype`. Behind what was started before, and without waiting for it,
+    /// as a copy from pageable memory would.
+    ///
+    /// # Errors
+    /// A tensor that is not in host memory, f32 and contiguous; a dtype that no teacher is held in; too little memory.
+    pub fn send(&self, tensor: &Tensor, dtype: DType) -> Result<Tensor> {
+        const WHAT: &str = "copying a tensor to the device";
+        let kind = kind(dtype, "tensor")?;
+        let (storage, layout) = tensor.storage_and_layout();
+        let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) = (&*storage, layout.contiguous_offsets())
+        else {
+            let (found, expected) =
+                (format!("{:?}, {layout:?}", tensor.dtype()), "contiguous F32 in host memory".into());
+            return Err(Error::Tensor { what: "tensor", found, expected });
+        };
+        let values = &values[start..end];
+        let sent = self.empty(tensor.dims(), kind)?;
+        let at = operand(&sent, "tensor")?.0.at;
+        let bytes = values.len() * kind.bytes();
+
+        let mut sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = sending.iter().position(|(buffer, arrived)| buffer.len() == bytes && arrived.is_complete());
+        let mut buffer = match known {
+            Some(index) => sending.remove(index).0,
+            None => {
+                if sending.len() == SENDING {
+                    // The oldest. Its memory must not go before it has arrived.
+                    sending.remove(0).1.synchronize().map_err(failed(WHAT))?;
+                }
+                // SAFETY: written before it is read.
+                unsafe { self.gpu.context.alloc_pinned_with_flags::<u8>(bytes, 0) }
+                    .map_err(failed("allocating page-locked host memory"))?
+            }
+        };
+        let target = buffer.as_mut_slice().map_err(failed(WHAT))?;
+        round_into(values, kind, target);
+        self.gpu.context.bind_to_thread().map_err(failed(WHAT))?;
+        // SAFETY: the tensor has as many bytes as the buffer, which is kept until they have arrived.
+        unsafe { result::memcpy_htod_async(at, target, self.stream.cu_stream()) }.map_err(failed(WHAT))?;
+        sending.push((buffer, self.stream.record_event(None).map_err(failed(WHAT))?));
+        Ok(sent)
     }
 
     pub(super) fn empty(&self, dims: &[usize], kind: Type) -> Result<Tensor> {
@@ -180,6 +250,13 @@ impl Queue {
     }
 }
 
+impl Drop for Queue {
+    fn drop(&mut self) {
+        // What is on its way reads the buffers. An error has nobody to go to.
+        let _ = self.stream.synchronize();
+    }
+}
+
 /// Tells the device's pool to keep what is freed for what is allocated next, instead of giving it back at every wait.
 fn keep_freed_memory(stream: &CudaStream) -> Result<()> {
     let what = "setting up the memory pool";
@@ -190,6 +267,25 @@ fn keep_freed_memory(stream: &CudaStream) -> Result<()> {
     unsafe {
         let pool = result::device::get_default_mem_pool(device).map_err(failed(what))?;
         sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut threshold).cast()).result().map_err(failed(what))
+    }
+}
+
+/// Writes values in a type's bytes, in parallel.
+fn round_into(values: &[f32], kind: Type, bytes: &mut [u8]) {
+    /// Values that one thread takes.
+    const CHUNK: usize = 1 << 16;
+    fn each<const N: usize>(values: &[f32], bytes: &mut [u8], round: impl Fn(f32) -> [u8; N] + Sync) {
+        let (targets, _) = bytes.as_chunks_mut::<N>();
+        values.par_chunks(CHUNK).zip(targets.par_chunks_mut(CHUNK)).for_each(|(values, targets)| {
+            for (value, target) in values.iter().zip(targets) {
+                *target = round(*value);
+            }
+        });
+    }
+    match kind {
+        Type::F32 => each(values, bytes, f32::to_ne_bytes),
+        Type::Bf16 => each(values, bytes, |value| bf16::from_f32(value).to_ne_bytes()),
+        Type::F16 => each(values, bytes, |value| f16::from_f32(value).to_ne_bytes()),
     }
 }
 

@@ -33,7 +33,13 @@ impl Place {
     }
 
     /// A tensor as an operation here takes it: contiguous, of the dtype.
-    pub(in super::super) fn take(&self, tensor: &Tensor) -> Result<Tensor, Error> {
+    pub(crate) fn take(&self, tensor: &Tensor) -> Result<Tensor, Error> {
+        #[cfg(feature = "cuda")]
+        if let Some(queue) = self.queue()?
+            && tensor.device().is_cpu()
+        {
+            return Ok(queue.send(&tensor.to_dtype(DType::F32)?.contiguous()?, self.dtype)?);
+        }
         Ok(tensor.to_device(&self.device)?.to_dtype(self.dtype)?.contiguous()?)
     }
 

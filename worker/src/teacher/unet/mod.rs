@@ -86,6 +86,11 @@ impl UNet {
         })
     }
 
+    /// Where it is computed.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// The configuration that the model was built from.
     pub fn config(&self) -> &UNetConfig {
         &self.config
