@@ -1,14 +1,17 @@
 //! Object stores by URL: what lies under one prefix.
 
+mod back_end;
 #[cfg(feature = "hub")]
 mod hub;
+#[cfg(all(test, any(feature = "hub", feature = "s3")))]
+mod test_server;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutMode, PutOptions, PutPayload};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use url::Url;
 
 use crate::v1::ObjectRef;
@@ -25,16 +28,26 @@ pub enum Error {
         source: url::ParseError,
     },
     /// No back end serves this scheme.
-    #[error("no store for {url}: this version opens folders that all machines see, file:///…")]
+    #[error("no store for {url}: take file:///… (a folder that all machines see), s3://, gs://, az:// or hf://")]
     Unsupported {
         /// What was given.
         url: String,
     },
     /// The build has no such back end.
-    #[error("{url} is of the Hugging Face hub, which this build has no way to: build it with `--features hub`")]
-    NoHub {
+    #[error("this build has no way to {url}: build it with `--features {feature}`")]
+    NotBuilt {
         /// What was given.
         url: String,
+        /// The cargo feature that has it.
+        feature: &'static str,
+    },
+    /// The store can't be used as the URL and the environment have it.
+    #[error("{url} can't be used: {reason}")]
+    Configuration {
+        /// What was given.
+        url: String,
+        /// What is wrong.
+        reason: String,
     },
     /// A URL that names no repository in one state.
     #[error(
@@ -168,25 +181,8 @@ impl Objects {
     /// Opens the store of `url`. Reads nothing yet.
     pub fn open(url: &str) -> Result<Self, Error> {
         let parsed = parse_url(url)?;
-        if parsed.scheme() == "hf" {
-            return Self::open_hub(url, &parsed);
-        }
-        let unsupported = || Error::Unsupported { url: url.into() };
-        let (scheme, prefix) = ObjectStoreScheme::parse(&parsed).map_err(|_| unsupported())?;
-        let ObjectStoreScheme::Local = scheme else { return Err(unsupported()) };
-        let store = Arc::new(object_store::local::LocalFileSystem::new().with_fsync(true));
+        let (store, prefix) = back_end::open(&parsed)?;
         Ok(Self { url: url.trim_end_matches('/').into(), store, prefix })
-    }
-
-    #[cfg(feature = "hub")]
-    fn open_hub(url: &str, parsed: &Url) -> Result<Self, Error> {
-        let (store, prefix) = hub::open(parsed)?;
-        Ok(Self { url: url.trim_end_matches('/').into(), store, prefix })
-    }
-
-    #[cfg(not(feature = "hub"))]
-    fn open_hub(url: &str, _: &Url) -> Result<Self, Error> {
-        Err(Error::NoHub { url: url.into() })
     }
 
     /// The objects of `store` under its root; for stores that have no URL.
@@ -357,6 +353,6 @@ mod tests {
         assert!(matches!(Objects::open("ftp://host/x"), Err(Error::Unsupported { .. })));
         assert!(matches!(Objects::open("no url"), Err(Error::InvalidUrl { .. })));
         #[cfg(not(feature = "hub"))]
-        assert!(matches!(Objects::open("hf://owner/name@main"), Err(Error::NoHub { .. })));
+        assert!(matches!(Objects::open("hf://owner/name@main"), Err(Error::NotBuilt { .. })));
     }
 }
