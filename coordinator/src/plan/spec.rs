@@ -72,6 +72,9 @@ pub(super) fn check(spec: &JobSpec) -> Result<Checked<'_>, Error> {
         }
         (None, Some(images)) => Source::Images(open("data.images.url", &images.url)?, images),
     };
+    if spec.output_url.starts_with("hf://") {
+        return Err(invalid("output_url", &spec.output_url, "a folder that can be written: the hub is only read"));
+    }
     let output = open("output_url", &spec.output_url)?;
     let mut sources = vec![("teacher_url", &teacher_folder)];
     match &source {

@@ -62,6 +62,7 @@ async fn specs_that_no_job_can_have_are_refused_by_field_and_value() {
         (|j| j.spec.name.clear(), &["name = \"\""]),
         (|j| j.spec.teacher_url = "nowhere".to_owned(), &["teacher_url", "nowhere", "file:///"]),
         (|j| j.spec.output_url = "ftp://host/x".to_owned(), &["output_url", "ftp://host/x"]),
+        (|j| j.spec.output_url = "hf://owner/name".to_owned(), &["output_url", "hf://owner/name", "only read"]),
         (|j| j.spec.output_url = format!("{}/out", j.spec.teacher_url), &["output_url", "/teacher/out", "teacher_url"]),
         (|j| j.recipe().samples = 0, &["recipe.samples = 0", "1 to"]),
         (|j| j.recipe().samples = u32::MAX, &["recipe.samples = 4294967295"]),

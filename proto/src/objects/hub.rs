@@ -7,6 +7,7 @@
 use std::env;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::{self, BoxStream};
@@ -25,6 +26,8 @@ use super::Error;
 
 /// Where the hub is, unless `HF_ENDPOINT` says otherwise.
 const ENDPOINT: &str = "https://huggingface.co";
+/// Of one request, its body included: a piece of weights over a slow line.
+const TIME_LIMIT: Duration = Duration::from_secs(300);
 /// Hexadecimal digits of a commit.
 const COMMIT_DIGITS: usize = 40;
 /// A listing of more than this is no model's.
@@ -67,6 +70,7 @@ fn open_at(url: &Url, endpoint: &str, token: Option<&str>) -> std::result::Resul
     }
     let endpoint = endpoint.trim_end_matches('/');
     let options = ClientOptions::new().with_default_headers(headers).with_allow_http(endpoint.starts_with("http://"));
+    let options = options.with_timeout(TIME_LIMIT);
     let store = |path: String| {
         let builder = HttpBuilder::new().with_url(format!("{endpoint}/{path}")).with_client_options(options.clone());
         builder.build().map_err(|e| refused(e.to_string()))

@@ -51,8 +51,8 @@ pub enum Error {
     },
     /// A URL that names no repository in one state.
     #[error(
-        "{url} can't be used: {reason}; write hf://owner/name@commit with the commit's 40 digits, which the repository's \
-         page shows under \"History\""
+        "{url} can't be used: {reason}; write hf://owner/name@commit with the commit's 40 digits, which `git ls-remote \
+         https://huggingface.co/owner/name HEAD` shows"
     )]
     Repository {
         /// What was given.
@@ -236,11 +236,13 @@ impl Objects {
 
     /// A whole object, if it has at most `limit` bytes.
     pub async fn get(&self, key: &str, limit: u64) -> Result<Bytes, Error> {
-        let size = self.size(key).await?;
+        // Without a range: not every server gives parts of its small files.
+        let found = self.store.get(&self.path(key)?).await.map_err(|e| self.error(key, e))?;
+        let size = found.meta.size;
         if size > limit {
             return Err(Error::TooLarge { url: self.url.clone(), key: key.into(), size, limit });
         }
-        self.get_range(key, 0, size).await
+        found.bytes().await.map_err(|e| self.error(key, e))
     }
 
     /// The bytes `start..end` of an object.
