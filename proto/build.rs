@@ -4,7 +4,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let services = ["deltaconv/v1/operator.proto", "deltaconv/v1/state.proto"];
     let files = protox::compile(services, ["proto"])?;
-    tonic_prost_build::configure()
+    let mut config = tonic_prost_build::configure();
+    // A spec without these is written as it was before there were any.
+    for field in ["Images.buckets", "Synthesis.buckets", "JobSpec.max_storage", "JobSpec.retention"] {
+        let attribute = "#[serde(skip_serializing_if = \"Option::is_none\")]";
+        config = config.field_attribute(format!(".deltaconv.v1.{field}"), attribute);
+    }
+    config
         .btree_map(".")
         .type_attribute(".", "#[derive(serde::Serialize, serde::Deserialize)]")
         .message_attribute(".", "#[serde(default, deny_unknown_fields)]")

@@ -46,6 +46,8 @@ pub(crate) enum Command {
     Bench(commands::bench::Arguments),
     /// End a job before it is done
     Cancel(commands::cancel::Arguments),
+    /// Remove what a job needs no more: its activations, latents and checkpoints, and what attempts left behind
+    Gc(commands::gc::Arguments),
 }
 
 /// Where the coordinator is.

@@ -56,6 +56,17 @@ impl Client {
         self.answer(answer)
     }
 
+    pub(crate) async fn collect_garbage(
+        &mut self,
+        job_id: &str,
+        dry_run: bool,
+    ) -> Result<v1::CollectGarbageResponse, Error> {
+        // No time limit: it takes as long as there are objects.
+        let request = v1::CollectGarbageRequest { job_id: job_id.into(), dry_run };
+        let answer = self.service.collect_garbage(request).await;
+        self.answer(answer)
+    }
+
     pub(crate) async fn workers(&mut self) -> Result<v1::ListWorkersResponse, Error> {
         let answer = self.service.list_workers(request(v1::ListWorkersRequest {})).await;
         self.answer(answer)

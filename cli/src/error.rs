@@ -38,6 +38,10 @@ pub(crate) enum Error {
     ))]
     Plaintext { address: std::net::SocketAddr },
 
+    #[error("objects that could not be removed: {objects}; of the first: {reason}")]
+    #[diagnostic(help("put right what the store says, and run it again: it goes on with what is left"))]
+    NotRemoved { objects: u64, reason: String },
+
     #[error("{message}")]
     Coordinator { message: String },
 

@@ -7,7 +7,7 @@ use deltaconv_proto::v1;
 use serde::Deserialize;
 
 use crate::error::Error;
-use crate::location;
+use crate::{byte_size, location};
 
 /// A job as an operator writes it.
 #[derive(Debug, Deserialize)]
@@ -19,12 +19,56 @@ struct JobFile {
     teacher: String,
     /// Path relative to the file, or URL.
     output: String,
+    /// What may lie under the output at one time; default: no limit.
+    max_storage: Option<StorageValue>,
+    #[serde(default)]
+    retention: Retention,
     #[serde(default)]
     data: DataTable,
     #[serde(default)]
     recipe: RecipeTable,
     #[serde(default)]
     evaluation: EvaluationTable,
+}
+
+/// `max_storage`: bytes, or a text with their unit.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a positive number of bytes, or one with its unit such as \"200 GiB\"")]
+enum StorageValue {
+    Bytes(u64),
+    Text(String),
+}
+
+impl StorageValue {
+    /// `path`: the job file.
+    fn bytes(self, path: &Path) -> Result<u64, Error> {
+        let text = match self {
+            Self::Bytes(bytes) => bytes.to_string(),
+            Self::Text(text) => text,
+        };
+        let not_a_size =
+            |reason| Error::JobFile { path: path.into(), reason: format!("max_storage = {text:?}: {reason}") };
+        byte_size::parse(&text).map_err(not_a_size)
+    }
+}
+
+/// `retention`: what stays of a job that is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Retention {
+    #[default]
+    All,
+    Results,
+}
+
+impl Retention {
+    /// The default is left out, so that a job that says it is the same as one that doesn't.
+    fn message(self) -> Option<String> {
+        match self {
+            Self::All => None,
+            Self::Results => Some("results".to_owned()),
+        }
+    }
 }
 
 /// `[data]`: where samples come from.
@@ -61,6 +105,8 @@ struct SynthesisTable {
     guidance: f64,
     /// Height and width in pixels; default: those that the teacher was trained at.
     size: Option<[u32; 2]>,
+    /// Instead of one size: those that latents are sampled at, in turn.
+    buckets: Option<BucketsValue>,
 }
 
 /// `[data.images]`: images with captions, which the teacher's VAE encodes.
@@ -74,13 +120,49 @@ struct ImagesTable {
     count: u32,
     /// Height and width in pixels to which images are scaled and cropped; default: those that the teacher was trained at.
     size: Option<[u32; 2]>,
+    /// Instead of one size: those that images are sorted into by their aspect ratio.
+    buckets: Option<BucketsValue>,
+}
+
+/// `buckets`: a list of sizes, or the word that has the planner find them.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected a list of heights and widths in pixels, [[1024, 1024], [832, 1216]], or \"auto\""
+)]
+enum BucketsValue {
+    Sizes(Vec<[u32; 2]>),
+    Word(Auto),
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Auto {
+    Auto,
+}
+
+impl BucketsValue {
+    /// `field`: what the list is the value of.
+    fn message(self, field: &str, path: &Path) -> Result<v1::Buckets, Error> {
+        let sizes = match self {
+            Self::Sizes(sizes) if sizes.is_empty() => {
+                let reason = format!("{field} = [] is not valid: expected at least one size, or \"auto\"");
+                return Err(Error::JobFile { path: path.into(), reason });
+            }
+            Self::Sizes(sizes) => sizes,
+            Self::Word(Auto::Auto) => Vec::new(),
+        };
+        let size = |[height, width]: [u32; 2]| v1::PictureSize { height, width };
+        Ok(v1::Buckets { sizes: sizes.into_iter().map(size).collect() })
+    }
 }
 
 impl ImagesTable {
-    /// `folder`: that of the job file.
-    fn message(self, folder: &Path) -> Result<v1::Images, Error> {
+    /// `path`, `folder`: the job file, and where it lies.
+    fn message(self, path: &Path, folder: &Path) -> Result<v1::Images, Error> {
         let [height, width] = self.size.unwrap_or_default();
-        Ok(v1::Images { url: location::url(&self.url, folder)?, count: self.count, height, width })
+        let buckets = self.buckets.map(|buckets| buckets.message("data.images.buckets", path)).transpose()?;
+        Ok(v1::Images { url: location::url(&self.url, folder)?, count: self.count, height, width, buckets })
     }
 }
 
@@ -101,12 +183,13 @@ impl SynthesisTable {
         4.5
     }
 
-    /// `folder`: that of the job file.
-    fn message(self, folder: &Path) -> Result<v1::Synthesis, Error> {
+    /// `path`, `folder`: the job file, and where it lies.
+    fn message(self, path: &Path, folder: &Path) -> Result<v1::Synthesis, Error> {
         let [height, width] = self.size.unwrap_or_default();
         let prompts_url = location::url(&self.prompts, folder)?;
+        let buckets = self.buckets.map(|buckets| buckets.message("data.synthesis.buckets", path)).transpose()?;
         let Self { latents, solver, steps, guidance, .. } = self;
-        Ok(v1::Synthesis { prompts_url, latents, solver, steps, guidance, height, width })
+        Ok(v1::Synthesis { prompts_url, latents, solver, steps, guidance, height, width, buckets })
     }
 }
 
@@ -181,18 +264,21 @@ pub(crate) fn read(path: &Path) -> Result<v1::JobSpec, Error> {
     let name = file.name.or(named_by_file).unwrap_or_default();
     let teacher_url = location::url(&file.teacher, folder)?;
     let output_url = location::url(&file.output, folder)?;
-    let synthesis = file.data.synthesis.map(|table| table.message(folder)).transpose()?;
-    let images = file.data.images.map(|table| table.message(folder)).transpose()?;
+    let synthesis = file.data.synthesis.map(|table| table.message(path, folder)).transpose()?;
+    let images = file.data.images.map(|table| table.message(path, folder)).transpose()?;
     let url = match (&file.data.url, &synthesis, &images) {
         (Some(named), _, _) => location::url(named, folder)?,
         (None, None, None) => teacher_url.clone(),
         (None, _, _) => String::new(),
     };
     let data = v1::Data { url, seed: file.data.seed, held_out_latents: file.data.held_out_latents, synthesis, images };
-    Ok(spec(name, teacher_url, output_url, data, file.recipe, file.evaluation))
+    let max_storage = file.max_storage.map(|value| value.bytes(path)).transpose()?;
+    let retention = file.retention.message();
+    let spec = spec(name, teacher_url, output_url, data, file.recipe, file.evaluation);
+    Ok(v1::JobSpec { max_storage, retention, ..spec })
 }
 
-/// A job as it is submitted.
+/// A job as it is submitted, without limit and keeping everything.
 pub(crate) fn spec(
     name: String,
     teacher_url: String,
@@ -229,6 +315,8 @@ pub(crate) fn spec(
             ddim_steps: evaluation.ddim_steps,
             guidance: evaluation.guidance,
         }),
+        max_storage: None,
+        retention: None,
     }
 }
 
@@ -264,11 +352,54 @@ mod tests {
     }
 
     #[test]
+    fn buckets_are_a_list_of_sizes_or_left_to_the_planner() {
+        let read = |of: &str| {
+            let spec = read_text(&format!("teacher = 't'\noutput = 'o'\n[data.images]\nurl = 'i'\n{of}\n"))?;
+            Ok::<_, Error>(spec.data.and_then(|data| data.images).expect("images").buckets)
+        };
+        let sizes = [(96, 64), (64, 96)].map(|(height, width)| v1::PictureSize { height, width });
+        assert_eq!(read("").expect("one size"), None);
+        assert_eq!(read("buckets = 'auto'").expect("read"), Some(v1::Buckets { sizes: Vec::new() }));
+        assert_eq!(read("buckets = [[96, 64], [64, 96]]").expect("read"), Some(v1::Buckets { sizes: sizes.to_vec() }));
+        for (text, named) in [
+            ("buckets = []", "data.images.buckets = []"),
+            ("buckets = 'some'", "or \"auto\""),
+            ("buckets = [[96]]", "heights and widths"),
+            ("buckets = ['96x64']", "heights and widths"),
+        ] {
+            let error = read(text).expect_err("refused").to_string();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn storage_is_limited_in_bytes_or_units_and_unlimited_specs_stay_as_they_were() {
+        let read = |settings: &str| read_text(&format!("teacher = 't'\noutput = 'o'\n{settings}\n"));
+        let settings = |text: &str| read(text).map(|spec| (spec.max_storage, spec.retention)).expect("a job");
+        assert_eq!(settings("max_storage = '200 GiB'"), (Some(200 << 30), None));
+        assert_eq!(settings("max_storage = 4096\nretention = 'results'"), (Some(4096), Some("results".to_owned())));
+        assert_eq!(settings("retention = 'all'"), (None, None));
+        let json = serde_json::to_string(&read("").expect("a job")).expect("serialises");
+        assert!(!json.contains("max_storage") && !json.contains("retention"), "{json}");
+        for (text, named) in [
+            ("max_storage = 0", "max_storage = \"0\""),
+            ("max_storage = -5", "200 GiB"),
+            ("max_storage = '5 gigabytes'", "5 gigabytes"),
+            ("max_storage = true", "200 GiB"),
+            ("retention = 'some'", "`results`"),
+        ] {
+            let error = read(text).expect_err("refused").to_string();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+
+    #[test]
     fn unknown_keys_and_wrong_values_are_named() {
         for (text, named) in [
             ("teacher = 't'\noutput = 'o'\nstepz = 3\n", "stepz"),
             ("teacher = 't'\noutput = 'o'\n[recipe]\nlerning_rate = 3\n", "lerning_rate"),
             ("teacher = 't'\noutput = 'o'\n[recipe]\nsteps = -3\n", "-3"),
+            ("teacher = 't'\noutput = 'o'\n[data]\nbuckets = 'auto'\n", "buckets"),
             ("output = 'o'\n", "teacher"),
         ] {
             let error = read_text(text).expect_err("refused").to_string();

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod args;
+mod byte_size;
 mod client;
 mod commands;
 mod demo;

@@ -3,6 +3,7 @@
 use deltaconv_proto::ids::{JobId, TaskId};
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::v1;
+use futures::TryStreamExt;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -13,6 +14,7 @@ use crate::assemble;
 use crate::assemble::verify::{self, Expectation};
 use crate::core::Handle as CoreHandle;
 use crate::observe::report::{self, ReportInput, StageFigures};
+use crate::reclaim;
 use crate::schedule::{Command, Now};
 
 /// Runs until `stop`. What is interrupted then is commanded again by the coordinator's next start.
@@ -48,6 +50,8 @@ async fn carry_out(core: CoreHandle, command: Command) {
         Command::Verify { task, lease, done } => verify(core, task, lease, done).await,
         Command::Assemble(job) => assemble(core, job).await,
         Command::Report(job) => report(core, job).await,
+        Command::Reclaim(job) => reclaim(core, job).await,
+        Command::Discard { job, key } => discard(core, job, key).await,
     }
 }
 
@@ -126,6 +130,33 @@ async fn report(core: CoreHandle, job: JobId) {
         Err(reason) => tracing::error!(%job, reason, "the report failed"),
     }
     let _ = core.call(move |state, now, effects| state.reported(&job, result, now, effects)).await;
+}
+
+async fn reclaim(core: CoreHandle, job: JobId) {
+    match reclaim::reclaim(&core, &job, false).await {
+        Ok(tally) if tally.failed == 0 => {
+            let (objects, bytes) = tally.total();
+            tracing::info!(%job, objects, bytes, "activations and checkpoints removed");
+            let _ = core.call(move |state, _, effects| state.reclaimed(&job, effects)).await;
+        }
+        Ok(tally) => {
+            let (objects, reason) = (tally.failed, tally.failure);
+            tracing::warn!(%job, objects, reason, "objects can't be removed; the next start tries again, or `deltaconv gc`");
+        }
+        Err(error) => {
+            tracing::warn!(%job, %error, "nothing could be removed; the next start tries again, or `deltaconv gc`");
+        }
+    }
+}
+
+async fn discard(core: CoreHandle, job: JobId, key: String) {
+    let id = job.clone();
+    let url = core.call(move |state, _, _| state.job(&id).map(|job| job.spec.output_url.clone())).await;
+    let Ok(Some(url)) = url else { return };
+    let removed = async { Objects::open(&url)?.remove(vec![key.clone()]).try_next().await };
+    if let Err(error) = removed.await {
+        tracing::warn!(%job, key, %error, "a former checkpoint can't be removed; it stays until the job is over");
+    }
 }
 
 fn figures(status: v1::StageStatus, now: Now) -> StageFigures {

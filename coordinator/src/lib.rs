@@ -9,6 +9,7 @@ mod carry_out;
 mod core;
 pub mod observe;
 pub mod plan;
+mod reclaim;
 pub mod schedule;
 mod server;
 pub mod store;

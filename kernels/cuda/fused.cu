@@ -69,14 +69,6 @@ extern __shared__ __align__(128) unsigned char shared[];
 __device__ __forceinline__ uint32_t address(const void* pointer) { return uint32_t(__cvta_generic_to_shared(pointer)); }
 template <class T> __device__ __forceinline__ T* at(int offset) { return reinterpret_cast<T*>(shared + offset); }
 
-__device__ __forceinline__ void load4(uint32_t (&r)[4], uint32_t from) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
-}
-__device__ __forceinline__ void load4_transposed(uint32_t (&r)[4], uint32_t from) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
-}
 __device__ __forceinline__ void load2_transposed(uint32_t& a, uint32_t& b, uint32_t from) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];" : "=r"(a), "=r"(b) : "r"(from) : "memory");
 }

@@ -187,6 +187,47 @@ extern "C" __global__ void f16_to_bf16(const __half* from, bf16* to, int64_t len
 extern "C" __global__ void f16_to_f32(const __half* from, float* to, int64_t length) { convert(from, to, length); }
 extern "C" __global__ void bf16_to_f32(const bf16* from, float* to, int64_t length) { convert(from, to, length); }
 
+// Values that lie side by side somewhere, and where they go, counted in values. rust: Entry in src/cuda/rows.rs
+struct Piece {
+  const __half* from;
+  uint64_t to;
+};
+
+// Puts values together that lie in `count` pieces; behind the last one there is an entry with `to` = `length`.
+template <class T> __device__ void collect(const Piece* pieces, int count, T* out, int64_t length) {
+  constexpr int kLanes = 8;
+  const int64_t stride = int64_t(gridDim.x) * blockDim.x;
+  for (int64_t vector = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; vector * kLanes < length; vector += stride) {
+    const int64_t first = vector * kLanes;
+    int piece = 0, end = count;  // the last piece that begins at or before `first`
+    while (end - piece > 1) {
+      const int middle = (piece + end) / 2;
+      if (int64_t(pieces[middle].to) <= first) piece = middle; else end = middle;
+    }
+    const __half* from = pieces[piece].from + (first - int64_t(pieces[piece].to));
+    if (first + kLanes <= int64_t(pieces[piece + 1].to) && uintptr_t(from) % 16 == 0) {
+      const Vector<__half> values = *reinterpret_cast<const Vector<__half>*>(from);
+      alignas(16) T converted[kLanes];
+#pragma unroll
+      for (int lane = 0; lane < kLanes; ++lane) converted[lane] = from_float<T>(to_float(values.lanes[lane]));
+#pragma unroll
+      for (int lane = 0; lane < kLanes; lane += Vector<T>::kLanes)
+        *reinterpret_cast<Vector<T>*>(out + first + lane) = *reinterpret_cast<const Vector<T>*>(converted + lane);
+      continue;
+    }
+    for (int64_t at = first; at < min(first + kLanes, length); ++at) {
+      while (at >= int64_t(pieces[piece + 1].to)) ++piece;
+      out[at] = from_float<T>(to_float(pieces[piece].from[at - int64_t(pieces[piece].to)]));
+    }
+  }
+}
+extern "C" __global__ void collect_bf16(const Piece* pieces, int count, bf16* out, int64_t length) {
+  collect(pieces, count, out, length);
+}
+extern "C" __global__ void collect_f32(const Piece* pieces, int count, float* out, int64_t length) {
+  collect(pieces, count, out, length);
+}
+
 // out [B, C] = factor · sums [B, C] · weight [C, C]: what the pooled linear gives back to every position's input.
 template <class T>
 __device__ void pooled_backward(const float* sums, const T* weight, float factor, T* out, int batch, int channels) {

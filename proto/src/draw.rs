@@ -1,5 +1,7 @@
 //! What sample i of a job is, from counter-based generators, so that any worker draws the same.
 
+use std::sync::Arc;
+
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 
@@ -51,8 +53,8 @@ pub struct Sample {
 pub struct Draw {
     /// The job's seed.
     pub seed: u64,
-    /// Rows of `latents`.
-    pub latents: usize,
+    /// The numbers in each latent, row by row of `latents`.
+    pub latents: Vec<usize>,
     /// How many of the last of them training must not see.
     pub held_out_latents: usize,
     /// Samples for training; the held-out ones follow.
@@ -65,13 +67,11 @@ pub struct Draw {
     pub empty_prompt_fraction: f64,
     /// `num_train_timesteps` of the teacher's scheduler.
     pub timesteps: usize,
-    /// Numbers in one latent.
-    pub latent_len: usize,
 }
 
 impl Draw {
-    /// The draw of a job whose data has `latents` rows of `latent_len` numbers. The spec was checked when it was planned.
-    pub fn new(spec: &JobSpec, latents: usize, timesteps: usize, latent_len: usize) -> Self {
+    /// The draw of a job whose latents have so many numbers each. The spec was checked when it was planned.
+    pub fn new(spec: &JobSpec, latents: Vec<usize>, timesteps: usize) -> Self {
         let data = spec.data.clone().unwrap_or_default();
         let recipe = spec.recipe.clone().unwrap_or_default();
         let evaluation = spec.evaluation.unwrap_or_default();
@@ -84,13 +84,12 @@ impl Draw {
             evaluation_samples: evaluation.samples as usize,
             empty_prompt_fraction: recipe.empty_prompt_fraction,
             timesteps,
-            latent_len,
         }
     }
 
     /// Sample `i` of the capture: for training while `i < training_samples`, held out from there on.
     pub fn capture(&self, i: usize) -> Sample {
-        let held_out = i >= self.training_samples;
+        let held_out = self.is_held_out(i);
         let (position, of) = match held_out {
             true => (i - self.training_samples, self.held_out_samples),
             false => (i, self.training_samples),
@@ -98,25 +97,44 @@ impl Draw {
         self.sample(Purpose::Capture, i, position, of, held_out)
     }
 
+    /// The latent of [`Self::capture`], without its noise.
+    pub fn latent_of_capture(&self, i: usize) -> usize {
+        self.latent(&mut generator(self.seed, Purpose::Capture, i as u64), self.is_held_out(i))
+    }
+
     /// Sample `i` of those on which the predicted noise is compared: always held out.
     pub fn evaluation(&self, i: usize) -> Sample {
         self.sample(Purpose::EvaluateNoise, i, i, self.evaluation_samples, true)
     }
 
-    /// Timesteps are stratified: sample `position` of `of` draws from its own slice of them, so that a small number of
-    /// samples covers all. Training reads samples in random order, so neighbours never share a batch for it.
+    /// The latent of [`Self::evaluation`], without its noise.
+    pub fn latent_of_evaluation(&self, i: usize) -> usize {
+        self.latent(&mut generator(self.seed, Purpose::EvaluateNoise, i as u64), true)
+    }
+
+    fn is_held_out(&self, i: usize) -> bool {
+        i >= self.training_samples
+    }
+
+    /// Timesteps are stratified: each of `of` samples draws from its own slice of them, so that a small number of samples
+    /// covers all. Neighbours lie far apart, so that a batch of them covers all as well.
     fn sample(&self, purpose: Purpose, i: usize, position: usize, of: usize, held_out: bool) -> Sample {
         let mut rng = generator(self.seed, purpose, i as u64);
-        let training_latents = self.latents - self.held_out_latents;
-        let latent = match held_out {
+        let latent = self.latent(&mut rng, held_out);
+        let within: f64 = rng.random();
+        let timestep = ((slice(position, of) as f64 + within) / of as f64 * self.timesteps as f64) as usize;
+        let empty_prompt = rng.random_bool(self.empty_prompt_fraction);
+        let noise = normal(&mut rng, self.latents[latent]);
+        Sample { latent, empty_prompt, timestep: timestep.min(self.timesteps - 1), noise }
+    }
+
+    /// The first number that is drawn for a sample.
+    fn latent(&self, rng: &mut ChaCha12Rng, held_out: bool) -> usize {
+        let training_latents = self.latents.len() - self.held_out_latents;
+        match held_out {
             true => training_latents + rng.random_range(0..self.held_out_latents),
             false => rng.random_range(0..training_latents),
-        };
-        let within: f64 = rng.random();
-        let timestep = ((position as f64 + within) / of as f64 * self.timesteps as f64) as usize;
-        let empty_prompt = rng.random_bool(self.empty_prompt_fraction);
-        let noise = normal(&mut rng, self.latent_len);
-        Sample { latent, empty_prompt, timestep: timestep.min(self.timesteps - 1), noise }
+        }
     }
 }
 
@@ -126,22 +144,111 @@ pub fn normal(rng: &mut ChaCha12Rng, len: usize) -> Vec<f32> {
     (0..len).map(|_| StandardNormal.sample(rng)).collect()
 }
 
-/// The training samples of batch `step`, in order: each epoch is a permutation of its own, batches run across its end.
-pub fn batch(seed: u64, samples: usize, batch: usize, step: u64) -> Vec<usize> {
-    let first = step as u128 * batch as u128;
-    let mut epoch = (first / samples as u128) as u64;
-    let mut position = (first % samples as u128) as usize;
-    let mut order = permutation(seed, samples, epoch);
-    let mut rows = Vec::with_capacity(batch);
-    while rows.len() < batch {
-        if position == samples {
-            (epoch, position) = (epoch + 1, 0);
-            order = permutation(seed, samples, epoch);
+/// The slice of sample `position` of `of`: multiples of a number near the golden section of `of`, modulo `of`, whose
+/// successive members lie as evenly as can be (Knuth, The Art of Computer Programming 3, section 6.4, theorem S).
+fn slice(position: usize, of: usize) -> usize {
+    const GOLDEN: f64 = 0.618_033_988_749_894_8;
+    // Without a common divisor, every slice comes once.
+    let stride = (1..).map(|add| (of as f64 * GOLDEN) as usize + add).find(|stride| gcd(*stride, of) == 1);
+    (position as u128 * stride.unwrap_or(1) as u128 % of as u128) as usize
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// The batches of a training, without end: the samples of each, in order.
+///
+/// Samples come in a stream of epochs. The first one has them as they were drawn, which is at random already, so that
+/// training can begin when the first shards have arrived; each later one is a permutation of its own. Each bucket gathers
+/// its samples, and as soon as there are enough for a batch, they are the next one: so a batch is of one bucket, buckets
+/// come as often as they have samples, and every sample comes once an epoch. What is left of a bucket at the end of an
+/// epoch waits for the next.
+#[derive(Clone, Debug)]
+pub struct Batches {
+    seed: u64,
+    bucket_of: Arc<[usize]>,
+    batch: usize,
+    epoch: u64,
+    order: Vec<usize>,
+    position: usize,
+    /// By bucket.
+    waiting: Vec<Vec<usize>>,
+}
+
+impl Batches {
+    /// The batches of `batch` samples from number `step` on; `bucket_of` each sample says which bucket it is in.
+    pub fn new(seed: u64, bucket_of: impl Into<Arc<[usize]>>, batch: usize, step: u64) -> Self {
+        let bucket_of = bucket_of.into();
+        let mut samples = vec![0_u128; bucket_of.iter().max().map_or(0, |last| last + 1)];
+        bucket_of.iter().for_each(|bucket| samples[*bucket] += 1);
+        let size = batch.max(1) as u128;
+        let complete = |epochs: u128| samples.iter().map(|samples| epochs * samples / size).sum::<u128>();
+        let epoch = last_epoch(u128::from(step), bucket_of.len() as u128, size, samples.len() as u128, complete);
+
+        // What waits at its beginning, from the ends of the epochs before.
+        let mut waiting: Vec<Vec<usize>> = vec![Vec::new(); samples.len()];
+        let left = |bucket: usize| (epoch * samples[bucket] % size) as usize;
+        let mut before = epoch as u64;
+        while waiting.iter().enumerate().any(|(bucket, waiting)| waiting.len() < left(bucket)) {
+            before -= 1;
+            for &sample in order(seed, bucket_of.len(), before).iter().rev() {
+                let bucket = bucket_of[sample];
+                if waiting[bucket].len() < left(bucket) {
+                    waiting[bucket].push(sample);
+                }
+            }
         }
-        rows.push(order[position]);
-        position += 1;
+        waiting.iter_mut().for_each(|waiting| waiting.reverse());
+
+        let order = order(seed, bucket_of.len(), epoch as u64);
+        let mut batches =
+            Self { seed, bucket_of, batch: batch.max(1), epoch: epoch as u64, order, position: 0, waiting };
+        let into_epoch = u128::from(step) - complete(epoch);
+        batches.by_ref().take(into_epoch as usize).for_each(drop);
+        batches
     }
-    rows
+}
+
+/// The last epoch before which no more than `step` batches were complete.
+fn last_epoch(step: u128, samples: u128, batch: u128, buckets: u128, complete: impl Fn(u128) -> u128) -> u128 {
+    // Each bucket may keep up to a batch waiting, so the epoch lies between these two.
+    let samples = samples.max(1);
+    let (mut first, mut last) = (step * batch / samples, (step + 1 + buckets) * batch / samples + 1);
+    while last - first > 1 {
+        let middle = first.midpoint(last);
+        match complete(middle) <= step {
+            true => first = middle,
+            false => last = middle,
+        }
+    }
+    first
+}
+
+impl Iterator for Batches {
+    type Item = Vec<usize>;
+
+    /// `None` only where there are no samples.
+    fn next(&mut self) -> Option<Vec<usize>> {
+        loop {
+            if self.position == self.order.len() {
+                (self.epoch, self.position) = (self.epoch + 1, 0);
+                self.order = order(self.seed, self.bucket_of.len(), self.epoch);
+            }
+            let sample = *self.order.get(self.position)?;
+            self.position += 1;
+            let waiting = &mut self.waiting[self.bucket_of[sample]];
+            waiting.push(sample);
+            if waiting.len() == self.batch {
+                return Some(std::mem::take(waiting));
+            }
+        }
+    }
+}
+
+/// The samples of an epoch, in order.
+fn order(seed: u64, samples: usize, epoch: u64) -> Vec<usize> {
+    if epoch == 0 { (0..samples).collect() } else { permutation(seed, samples, epoch) }
 }
 
 fn permutation(seed: u64, samples: usize, epoch: u64) -> Vec<usize> {
@@ -158,14 +265,13 @@ mod tests {
     fn draw() -> Draw {
         Draw {
             seed: 7,
-            latents: 20,
+            latents: vec![12; 20],
             held_out_latents: 4,
             training_samples: 100,
             held_out_samples: 10,
             evaluation_samples: 8,
             empty_prompt_fraction: 0.15,
             timesteps: 1000,
-            latent_len: 12,
         }
     }
 
@@ -183,22 +289,92 @@ mod tests {
         assert_eq!(draw.capture(33), draw.capture(33));
         assert_ne!(draw.capture(33).noise, draw.capture(34).noise);
         assert_ne!(draw.capture(3).noise, draw.evaluation(3).noise);
+        assert!((0..110).all(|i| draw.latent_of_capture(i) == draw.capture(i).latent));
+        assert!((0..8).all(|i| draw.latent_of_evaluation(i) == draw.evaluation(i).latent));
+    }
+
+    #[test]
+    fn the_noise_has_the_length_of_its_latent() {
+        let draw = Draw { latents: (0..20).map(|row| 10 + row % 3).collect(), ..draw() };
+        assert!((0..110).map(|i| draw.capture(i)).all(|sample| sample.noise.len() == 10 + sample.latent % 3));
     }
 
     #[test]
     fn few_samples_cover_all_timesteps() {
         let draw = draw();
-        let quarters: Vec<usize> = (0..8).map(|i| draw.evaluation(i).timestep / 250).collect();
+        let mut quarters: Vec<usize> = (0..8).map(|i| draw.evaluation(i).timestep / 250).collect();
+        quarters.sort_unstable();
         assert_eq!(quarters, [0, 0, 1, 1, 2, 2, 3, 3]);
     }
 
     #[test]
-    fn every_epoch_visits_each_sample_once() {
-        let mut seen: Vec<usize> = (0..5).flat_map(|step| batch(1, 20, 8, step)).collect();
-        let mut first: Vec<usize> = seen.drain(..20).collect();
-        first.sort_unstable();
-        seen.sort_unstable();
-        assert_eq!(first, (0..20).collect::<Vec<_>>());
-        assert_eq!(seen, first);
+    fn neighbours_cover_the_timesteps() {
+        for (of, run) in [(8192, 64), (100, 10), (640, 64), (7, 3)] {
+            let slices: Vec<usize> = (0..of).map(|position| slice(position, of)).collect();
+            let mut all = slices.clone();
+            all.sort_unstable();
+            assert_eq!(all, (0..of).collect::<Vec<_>>());
+            for neighbours in slices.windows(run) {
+                let mut neighbours = neighbours.to_vec();
+                neighbours.sort_unstable();
+                let gap = neighbours.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0);
+                assert!(gap <= 3 * of.div_ceil(run), "{gap} of {of} in {run}");
+            }
+        }
+    }
+
+    #[test]
+    fn batches_of_one_bucket_are_pieces_of_the_epochs_the_first_of_which_is_in_order() {
+        for (samples, size) in [(20, 8), (7, 3), (5, 5), (3, 8), (1, 4)] {
+            let stream: Vec<usize> = (0..40).flat_map(|epoch| order(1, samples, epoch)).collect();
+            assert_eq!(stream[..samples], (0..samples).collect::<Vec<_>>());
+            let found: Vec<_> = Batches::new(1, vec![0; samples], size, 0).take(stream.len() / size).collect();
+            let expected: Vec<_> = stream.chunks_exact(size).map(<[usize]>::to_vec).collect();
+            assert_eq!(found, expected, "{samples} by {size}");
+        }
+    }
+
+    /// 13 samples of one bucket, 6 of another, one of a third.
+    fn bucket_of() -> Vec<usize> {
+        (0..20).map(|i| if i == 11 { 2 } else { usize::from(i % 3 == 1) }).collect()
+    }
+
+    #[test]
+    fn batches_go_on_from_any_step() {
+        for (bucket_of, size) in [(bucket_of(), 4), (bucket_of(), 9), (vec![0; 5], 8), (vec![1; 6], 3)] {
+            let all: Vec<_> = Batches::new(3, bucket_of.clone(), size, 0).take(60).collect();
+            for step in 0..50 {
+                let from: Vec<_> = Batches::new(3, bucket_of.clone(), size, step).take(10).collect();
+                assert_eq!(from, all[step as usize..step as usize + 10], "{bucket_of:?} by {size} from {step}");
+            }
+        }
+        assert_eq!(Batches::new(3, Vec::new(), 4, 0).next(), None);
+    }
+
+    #[test]
+    fn a_batch_is_of_one_bucket_and_every_epoch_visits_each_sample_once() {
+        let (bucket_of, size) = (bucket_of(), 4);
+        let mut streams = vec![Vec::new(); 3];
+        // 12 epochs; the buckets' last samples wait for the next.
+        for (step, rows) in Batches::new(1, bucket_of.clone(), size, 0).take(12 * 20 / size - 1).enumerate() {
+            let bucket = bucket_of[rows[0]];
+            assert!(rows.len() == size && rows.iter().all(|row| bucket_of[*row] == bucket), "{step}: {rows:?}");
+            streams[bucket].extend(rows);
+            // In proportion at every time: no bucket is behind by more than an epoch's rest.
+            for (bucket, stream) in streams.iter().enumerate() {
+                let of_bucket = bucket_of.iter().filter(|of| **of == bucket).count();
+                let expected = (step + 1) as f64 * size as f64 * of_bucket as f64 / 20.0;
+                assert!((stream.len() as f64 - expected).abs() <= 2.0 * size as f64, "{step}: {bucket}");
+            }
+        }
+        for (bucket, stream) in streams.iter().enumerate() {
+            let all: Vec<usize> = (0..20).filter(|i| bucket_of[*i] == bucket).collect();
+            for epoch in stream.chunks_exact(all.len()) {
+                let mut epoch = epoch.to_vec();
+                epoch.sort_unstable();
+                assert_eq!(epoch, all);
+            }
+        }
+        assert_ne!(streams[0][..13], streams[0][13..26], "epochs differ");
     }
 }

@@ -1,5 +1,9 @@
 //! Where a job's objects lie, as keys under its prefix.
 
+mod written;
+
+pub use written::{Kind, Written};
+
 use crate::ids::{AttemptId, TaskId};
 use crate::v1::SampleRange;
 

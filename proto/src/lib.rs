@@ -1,6 +1,7 @@
 //! What deltaconv's processes agree on: messages, ids, object keys, and the formats of shards, teachers and blocks.
 
 pub mod block;
+pub mod buckets;
 pub mod description;
 pub mod digest;
 pub mod draw;

@@ -1,4 +1,4 @@
-//! The device that blocks are trained on, beside the processor.
+//! The device that models are computed and blocks are trained on, beside the processor.
 
 #[cfg(feature = "cuda")]
 use candle_core::DType;
@@ -6,7 +6,7 @@ use deltaconv_kernels as kernels;
 
 use crate::teacher::Place;
 
-/// What a worker is asked to train on.
+/// What a worker is asked to compute on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Choice {
     /// The first CUDA device where the build and the machine have one, else the processor.
@@ -18,7 +18,7 @@ pub enum Choice {
     Cuda,
 }
 
-/// What it trains on.
+/// What it computes on.
 #[derive(Clone, Debug)]
 pub(crate) enum Accelerator {
     /// The processor.
@@ -38,7 +38,7 @@ impl Accelerator {
             Choice::Cpu => Ok(Self::None),
             Choice::Cuda => Self::cuda(),
             Choice::Auto => Ok(Self::cuda().unwrap_or_else(|error| {
-                tracing::info!(%error, "training on the processor");
+                tracing::info!(%error, "computing on the processor");
                 Self::None
             })),
         }
@@ -101,7 +101,11 @@ mod on_cuda {
     /// A device for tensors, with a stream of its own: candle's default is another stream in every thread, which nothing
     /// makes wait for each other.
     pub(crate) fn open_device(ordinal: usize) -> Result<Device, Error> {
-        let device = Device::new_cuda_with_stream(ordinal).map_err(|error| Error::NoDevice(error.to_string()))?;
+        let device = Device::new_cuda_with_stream(ordinal).map_err(|error| {
+            // Without the backtrace that candle may append.
+            let text = error.to_string();
+            Error::NoDevice(text.lines().next().unwrap_or_default().to_owned())
+        })?;
         if let Device::Cuda(cuda) = &device {
             // SAFETY: the tensors are used on this stream alone, except by what waits for it and lets it wait: the kernels'
             // own streams.

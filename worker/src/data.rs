@@ -2,6 +2,7 @@
 //! sampled them.
 
 use candle_core::{Device, Tensor};
+use deltaconv_proto::buckets::{self, Bucket};
 use deltaconv_proto::objects::{self, Objects};
 use deltaconv_proto::v1;
 use serde::Deserialize;
@@ -56,25 +57,38 @@ pub(crate) enum Error {
     /// There are no latents.
     #[error("the job has no latents")]
     Empty,
+    /// A latent's bucket is none of the job's.
+    #[error("{file}: bucket of row {row} is {bucket}, and the job has {buckets}")]
+    Bucket {
+        /// The file.
+        file: String,
+        /// The row.
+        row: usize,
+        /// Its bucket.
+        bucket: i64,
+        /// How many there are.
+        buckets: usize,
+    },
 }
 
 /// A data set in memory.
 pub(crate) struct Data {
-    /// [n, c, h, w], flat.
-    latents: Vec<f32>,
-    /// [c, h, w].
-    pub(crate) latent: [usize; 3],
-    /// For each latent, a row of the embeddings.
-    prompt: Vec<usize>,
+    /// Channels of the latents.
+    channels: usize,
+    /// The sizes of the latents; one, or several of a job with buckets.
+    buckets: Vec<Bucket>,
+    rows: Vec<Row>,
     /// The last row is the empty prompt's.
     embeddings: Embeddings,
-    /// Height and width of the pictures, in pixels.
-    picture: (usize, usize),
 }
 
-/// The size of a plan's pictures.
-pub(crate) fn picture_size(plan: &v1::JobPlan) -> (usize, usize) {
-    (plan.picture_height as usize, plan.picture_width as usize)
+/// One latent.
+struct Row {
+    /// [c, h, w], flat.
+    latent: Vec<f32>,
+    bucket: usize,
+    /// A row of the embeddings.
+    prompt: usize,
 }
 
 impl Data {
@@ -91,9 +105,12 @@ impl Data {
         let bytes = objects.get(EMBEDDINGS, MAX_BYTES).await?;
         let embeddings = read_embeddings(&Container::parse(&name(EMBEDDINGS), &bytes)?)?;
         let prompt = rows(&name(LATENTS), &ids, embeddings.states.dim(0)?)?;
-        let latent = [shape[1], shape[2], shape[3]];
-        let picture = (latent[1] * factor as usize, latent[2] * factor as usize);
-        Ok(Self { latents, latent, prompt, embeddings, picture })
+        let [channels, height, width] = [shape[1], shape[2], shape[3]];
+        let picture = (height * factor as usize, width * factor as usize);
+        let latents = latents.chunks_exact((channels * height * width).max(1));
+        let row = |(latent, prompt): (&[f32], usize)| Row { latent: latent.to_vec(), bucket: 0, prompt };
+        let rows = latents.zip(prompt).map(row).collect();
+        Ok(Self { channels, buckets: vec![Bucket { latent: (height, width), picture }], rows, embeddings })
     }
 
     /// Latents that were synthesised, from the parts that `objects` hold.
@@ -103,16 +120,18 @@ impl Data {
         plan: &v1::JobPlan,
     ) -> Result<Self, task::Error> {
         let prompts = plan.prompts as usize;
-        let latent = [plan.latent_channels, plan.latent_height, plan.latent_width].map(|n| n as usize);
-        let (mut latents, mut prompt) = (Vec::new(), Vec::new());
+        let (channels, buckets) = (plan.latent_channels as usize, buckets::of_job(plan));
+        let mut all_rows = Vec::new();
         let mut embedded: Vec<Option<Embeddings>> = vec![None; prompts];
         for part in parts {
             let object = part.object.as_ref().ok_or(task::Error::Incomplete("latents"))?;
             let bytes = objects.get_verified(object).await?;
             let file = Container::parse(&object.key, &bytes)?;
-            let samples = file.rows("latents")?;
-            latents.extend(file.f32("latents", &[&[samples][..], &latent].concat())?);
-            prompt.extend(rows(&object.key, &file.i64("prompt", &[samples])?, prompts)?);
+            let samples = file.rows("prompt")?;
+            let prompt = rows(&object.key, &file.i64("prompt", &[samples])?, prompts)?;
+            let latents = read_latents(&file, channels, &buckets, samples)?;
+            let row = |((bucket, latent), prompt)| Row { latent, bucket, prompt };
+            all_rows.extend(latents.into_iter().zip(prompt).map(row));
             let found = read_embeddings(&file)?;
             let ids = rows(&object.key, &file.i64("prompts", &[found.states.dim(0)?])?, prompts)?;
             for (row, id) in ids.into_iter().enumerate() {
@@ -124,31 +143,48 @@ impl Data {
         let missing = |prompt| Error::NoEmbeddings { prompt };
         let all = embedded.into_iter().enumerate().map(|(id, embeddings)| embeddings.ok_or_else(|| missing(id)));
         let embeddings = Embeddings::join(&all.collect::<Result<Vec<_>, Error>>()?)?;
-        if prompt.is_empty() {
+        if all_rows.is_empty() {
             return Err(Error::Empty.into());
         }
-        Ok(Self { latents, latent, prompt, embeddings, picture: picture_size(plan) })
+        Ok(Self { channels, buckets, rows: all_rows, embeddings })
     }
 
-    /// Rows of latents.
-    pub(crate) fn len(&self) -> usize {
-        self.prompt.len()
+    /// The numbers in each latent, row by row.
+    pub(crate) fn latent_lens(&self) -> Vec<usize> {
+        self.rows.iter().map(|row| row.latent.len()).collect()
     }
 
-    /// Numbers in one latent.
-    pub(crate) fn latent_len(&self) -> usize {
-        self.latent.iter().product()
+    /// Numbers in a latent of a bucket.
+    pub(crate) fn latent_len(&self, bucket: usize) -> usize {
+        let (height, width) = self.buckets[bucket].latent;
+        self.channels * height * width
     }
 
     /// One latent, [c, h, w] flat.
     pub(crate) fn latent(&self, row: usize) -> &[f32] {
-        let len = self.latent_len();
-        &self.latents[row * len..(row + 1) * len]
+        &self.rows[row].latent
+    }
+
+    /// The bucket of a latent.
+    pub(crate) fn bucket(&self, row: usize) -> usize {
+        self.rows[row].bucket
     }
 
     /// The prompt of a latent.
     pub(crate) fn prompt(&self, row: usize) -> usize {
-        self.prompt[row]
+        self.rows[row].prompt
+    }
+
+    /// Samples by number, bucket by bucket, and in their order in each; `latent_of` says which latent a sample is of. What
+    /// goes through a model together is of one bucket.
+    pub(crate) fn by_bucket(
+        &self,
+        samples: std::ops::Range<usize>,
+        latent_of: impl Fn(usize) -> usize,
+    ) -> Vec<Vec<usize>> {
+        let mut by_bucket = vec![Vec::new(); self.buckets.len()];
+        samples.for_each(|sample| by_bucket[self.bucket(latent_of(sample))].push(sample));
+        by_bucket
     }
 
     /// The row of the empty prompt.
@@ -161,17 +197,47 @@ impl Data {
         self.embeddings.states.dims().first().copied().unwrap_or(1)
     }
 
-    /// What a denoiser is told of `prompts`, a sample each.
-    pub(crate) fn conditions(&self, prompts: &[usize]) -> Result<Conditions, task::Error> {
-        self.embeddings.rows(prompts)?.conditions(self.picture)
+    /// What a denoiser is told of `prompts`, a sample each, of pictures of a bucket.
+    pub(crate) fn conditions(&self, bucket: usize, prompts: &[usize]) -> Result<Conditions, task::Error> {
+        self.embeddings.rows(prompts)?.conditions(self.buckets[bucket].picture)
     }
 
-    /// Latents or noises, each [c, h, w] flat, as one batch [B, c, h, w].
-    pub(crate) fn batch(&self, rows: Vec<Vec<f32>>) -> Result<Tensor, task::Error> {
-        let [c, h, w] = self.latent;
+    /// Latents or noises of a bucket, each [c, h, w] flat, as one batch [B, c, h, w].
+    pub(crate) fn batch(&self, bucket: usize, rows: Vec<Vec<f32>>) -> Result<Tensor, task::Error> {
+        let (height, width) = self.buckets[bucket].latent;
         let samples = rows.len();
-        Ok(Tensor::from_vec(rows.concat(), (samples, c, h, w), &Device::Cpu)?)
+        Ok(Tensor::from_vec(rows.concat(), (samples, self.channels, height, width), &Device::Cpu)?)
     }
+}
+
+/// The latents of a part in their order, each [c, h, w] flat and with its bucket.
+fn read_latents(
+    file: &Container<'_>,
+    channels: usize,
+    buckets: &[Bucket],
+    samples: usize,
+) -> Result<Vec<(usize, Vec<f32>)>, task::Error> {
+    let ids = match buckets.len() {
+        1 => vec![0; samples],
+        _ => file.i64("bucket", &[samples])?,
+    };
+    let known = |(row, id): (usize, &i64)| {
+        let unknown = || Error::Bucket { file: file.name().to_owned(), row, bucket: *id, buckets: buckets.len() };
+        usize::try_from(*id).ok().filter(|bucket| *bucket < buckets.len()).ok_or_else(unknown)
+    };
+    let of_latent = ids.iter().enumerate().map(known).collect::<Result<Vec<usize>, Error>>()?;
+    let mut latents = vec![Vec::new(); samples];
+    for (index, Bucket { latent: (height, width), .. }) in buckets.iter().enumerate() {
+        let rows: Vec<usize> = (0..samples).filter(|row| of_latent[*row] == index).collect();
+        // A bucket that doesn't occur has no tensor.
+        if !rows.is_empty() {
+            let name = buckets::tensor("latents", index, buckets.len());
+            let numbers = file.f32(&name, &[rows.len(), channels, *height, *width])?;
+            let of_each = numbers.chunks_exact((channels * height * width).max(1));
+            rows.iter().zip(of_each).for_each(|(row, latent)| latents[*row] = latent.to_vec());
+        }
+    }
+    Ok(of_latent.into_iter().zip(latents).collect())
 }
 
 fn dims(file: &Container<'_>, tensor: &'static str, expected: usize) -> Result<Vec<usize>, task::Error> {

@@ -23,3 +23,4 @@ pub mod teacher;
 
 pub use accelerator::Choice as DeviceChoice;
 pub use agent::{Error, Options, run};
+pub use shards::cache::Options as CacheOptions;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Tensor;
 use deltaconv_proto::images::Index;
-use deltaconv_proto::objects::Objects;
+use deltaconv_proto::objects::{self, Objects};
 use deltaconv_proto::pipeline::{self, Text};
 use deltaconv_proto::teacher::{Scheduler, Teacher as Configuration};
 use deltaconv_proto::v1;
@@ -190,6 +190,15 @@ async fn load_text(url: &str, folder: &str) -> Result<TextEncoder, Error> {
     let objects = Objects::open(url)?;
     let text = Text::read(&objects, &read_config(&objects, folder).await?).await?;
     TextEncoder::load(&objects, &text).await
+}
+
+/// The folder of a pipeline's denoiser.
+pub(crate) async fn denoiser_folder(objects: &Objects) -> &'static str {
+    match objects.size("unet/config.json").await {
+        Err(objects::Error::NotFound { .. }) => "transformer",
+        // Whatever is wrong with it, reading it says so.
+        _ => "unet",
+    }
 }
 
 pub(crate) async fn read_config(objects: &Objects, folder: &str) -> Result<Configuration, Error> {

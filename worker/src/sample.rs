@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor};
 use deltaconv_proto::draw::{self, Purpose};
-use deltaconv_proto::objects::{self, Objects};
+use deltaconv_proto::objects::Objects;
 use deltaconv_proto::pipeline::{self, Text};
 use deltaconv_proto::teacher::Teacher as Configuration;
 use deltaconv_proto::{keys, weights};
@@ -174,10 +174,7 @@ enum Kind {
 impl Model {
     async fn load(url: &str, places: &Places) -> Result<Self, Error> {
         let objects = Objects::open(url).map_err(task::Error::from)?;
-        let folder = match objects.size("unet/config.json").await {
-            Err(objects::Error::NotFound { .. }) => "transformer",
-            _ => "unet",
-        };
+        let folder = models::denoiser_folder(&objects).await;
         let config = read_config(&objects, folder).await?;
         let sampler = models::load_sampler(&objects).await?;
         let converted = objects.size(keys::DESCRIPTION).await.is_ok();

@@ -11,6 +11,7 @@ use deltaconv_proto::{images, pipeline, prompts, safetensors, shard, v1, weights
 
 use crate::accelerator::Accelerator;
 use crate::models::Models;
+use crate::shards::Cache;
 use crate::{data, teacher};
 
 /// Why an attempt has to end early.
@@ -169,7 +170,7 @@ impl Supervision {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn stopped(&self) -> Option<Stop> {
+    pub(crate) fn stopped(&self) -> Option<Stop> {
         match self.stop.load(Ordering::Relaxed) {
             0 => None,
             1 => Some(Stop::Release),
@@ -191,6 +192,7 @@ pub(crate) struct Context {
     pub(crate) checkpoint_interval: Duration,
     pub(crate) models: Arc<Models>,
     pub(crate) accelerator: Accelerator,
+    pub(crate) cache: Cache,
     pub(crate) supervision: Arc<Supervision>,
     pub(crate) runtime: tokio::runtime::Handle,
 }

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
-use deltaconv_worker::bench::{self, Device, Measured, teacher};
+use deltaconv_worker::bench::{self, Device, Measured, data, teacher};
 use serde::Serialize;
 
 use crate::args::{Format, Output};
 use crate::error::Error;
-use crate::{location, output, table};
+use crate::{byte_size, location, output, table};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -23,6 +23,48 @@ enum What {
     Kernels(Kernels),
     /// Time a teacher's passes, with or without capture, or check a GPU against the CPU
     Teacher(Teacher),
+    /// Time how activations come from a store, and training steps by where their samples lie
+    Data(Data),
+}
+
+#[derive(Debug, Args)]
+struct Data {
+    /// Folder or bucket to write shards to and read them from; they are removed again [default: the system's temporary folder]
+    #[arg(value_name = "URL")]
+    url: Option<String>,
+    /// Bytes of a layer, such as "4 GiB"
+    #[arg(long, value_name = "SIZE", default_value = "4 GiB", value_parser = byte_size::parse)]
+    layer: u64,
+    /// Bytes of a shard
+    #[arg(long, value_name = "SIZE", default_value = "64 MiB", value_parser = byte_size::parse)]
+    shard: u64,
+    /// Bytes on their way at the same time
+    #[arg(long, value_name = "SIZE", default_value = "256 MiB", value_parser = byte_size::parse)]
+    read_memory: u64,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// How activations come, as programs read it.
+#[derive(Serialize)]
+struct Flow {
+    bare_bytes_per_second: f64,
+    verified_bytes_per_second: f64,
+    ratio: f64,
+    peak_bytes: Option<u64>,
+    read_memory: u64,
+    steps: Vec<StepRow>,
+}
+
+/// Times are in µs, ratios of step rates to that on a tensor.
+#[derive(Serialize)]
+struct StepRow {
+    shape: String,
+    tensor_us: f64,
+    device_us: f64,
+    device_ratio: f64,
+    host_us: f64,
+    host_ratio: f64,
 }
 
 #[derive(Debug, Args)]
@@ -129,6 +171,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     let ended = tokio::task::spawn_blocking(move || match arguments.what {
         What::Kernels(kernels) => time_or_check(&kernels),
         What::Teacher(teacher) => time_or_compare(&teacher),
+        What::Data(data) => time_data(data),
     })
     .await;
     ended.unwrap_or_else(|panic| Err(Error::Bench { message: panic.to_string() }))
@@ -220,6 +263,73 @@ fn time_or_compare(arguments: &Teacher) -> Result<ExitCode, Error> {
         )),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn time_data(arguments: Data) -> Result<ExitCode, Error> {
+    let failed = |error: bench::Error| Error::Bench { message: error.to_string() };
+    let folder = arguments.url.unwrap_or_else(|| std::env::temp_dir().to_string_lossy().into_owned());
+    let options = data::Options {
+        url: location::url(&folder, Path::new(""))?,
+        bytes: arguments.layer,
+        shard: arguments.shard,
+        memory: usize::try_from(arguments.read_memory).unwrap_or(usize::MAX),
+    };
+    let reading = data::reading(&options).map_err(failed)?;
+    let mut steps = Vec::new();
+    if Device::default_here() == Device::Cuda {
+        data::steps(|measured| {
+            output::say(&format!("{} measured", measured.name));
+            let data::Steps { name: shape, tensor, device, host } = measured;
+            let (device_ratio, host_ratio) = (tensor / device, tensor / host);
+            let [tensor_us, device_us, host_us] = [tensor, device, host].map(|seconds| seconds * 1e6);
+            steps.push(StepRow { shape, tensor_us, device_us, device_ratio, host_us, host_ratio });
+        })
+        .map_err(failed)?;
+    }
+    let flow = Flow {
+        bare_bytes_per_second: reading.bare,
+        verified_bytes_per_second: reading.verified,
+        ratio: reading.ratio,
+        peak_bytes: reading.peak,
+        read_memory: arguments.read_memory,
+        steps,
+    };
+    match arguments.output.format {
+        Format::Json => output::print_json(&flow),
+        Format::Text => output::print(&describe_flow(&flow, &options)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe_flow(flow: &Flow, options: &data::Options) -> String {
+    let rate = |bytes: f64| format!("{}/s", table::bytes(bytes as u64));
+    let mut text = format!(
+        "{} in shards of {}: {} verified, {} bare ranges, ratio {:.2}",
+        table::bytes(options.bytes),
+        table::bytes(options.shard),
+        rate(flow.verified_bytes_per_second),
+        rate(flow.bare_bytes_per_second),
+        flow.ratio,
+    );
+    if let Some(peak) = flow.peak_bytes {
+        text += &format!("\nmemory grew by {}, of {} for reading", table::bytes(peak), table::bytes(flow.read_memory));
+    }
+    if flow.steps.is_empty() {
+        return text;
+    }
+    let mut listing = table::table(["step on samples in", "tensors µs", "GPU µs", "rate", "host µs", "rate"]);
+    for row in &flow.steps {
+        listing.add_row([
+            row.shape.clone(),
+            format!("{:.1}", row.tensor_us),
+            format!("{:.1}", row.device_us),
+            format!("{:.2}", row.device_ratio),
+            format!("{:.1}", row.host_us),
+            format!("{:.2}", row.host_ratio),
+        ]);
+    }
+    table::numbers(&mut listing, &[1, 2, 3, 4, 5]);
+    format!("{text}\n\n{}", table::text(&listing))
 }
 
 /// What was chosen, or what there is.

@@ -10,6 +10,7 @@ pub(crate) mod analyze;
 pub(crate) mod bench;
 pub(crate) mod cancel;
 pub(crate) mod coordinator;
+pub(crate) mod gc;
 pub(crate) mod inspect;
 pub(crate) mod jobs;
 pub(crate) mod sample;
@@ -35,6 +36,7 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Watch(arguments) => watch::run(arguments).await,
         Command::Workers(arguments) => workers::run(arguments).await,
         Command::Cancel(arguments) => cancel::run(arguments).await,
+        Command::Gc(arguments) => gc::run(arguments).await,
     }
 }
 

@@ -42,6 +42,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     match arguments.output.format {
         Format::Text => {
             output::print(&submitted.job_id);
+            output::say(&describe_stages(&submitted.stages, submitted.stored_bytes));
             let found = if submitted.existed { "was there already" } else { "is accepted" };
             output::say(&format!(
                 "{} {found}; follow it with `deltaconv watch {} --coordinator {url}`",
@@ -70,28 +71,43 @@ fn describe(plan: &v1::JobPlan, teacher: &str, destination: &str) -> String {
     }
     table::numbers(&mut layers, &[1, 2, 3, 5]);
 
-    let mut writes = table::table(["stage", "tasks", "writes"]);
-    if plan.synthesise_tasks > 0 {
-        writes.add_row(["synthesise", &plan.synthesise_tasks.to_string(), &table::bytes(plan.synthesise_bytes)]);
-    }
-    writes.add_row(["capture", &plan.capture_tasks.to_string(), &table::bytes(plan.capture_bytes)]);
-    writes.add_row(["distill", &plan.distill_tasks.to_string(), &table::bytes(plan.checkpoint_bytes)]);
-    writes.add_row(["assemble", "–", &table::bytes(plan.output_bytes)]);
-    writes.add_row(["evaluate", &plan.evaluate_tasks.to_string(), "–"]);
-    let total = plan.synthesise_bytes + plan.capture_bytes + plan.checkpoint_bytes + plan.output_bytes;
-    let tasks = plan.synthesise_tasks + plan.capture_tasks + plan.distill_tasks + plan.evaluate_tasks;
-    writes.add_row(["total", &tasks.to_string(), &table::bytes(total)]);
-    table::numbers(&mut writes, &[1, 2]);
-
     format!(
-        "{} of {teacher}\n{} latents of {}×{}×{}, {} prompts\n\n{}\n\n{}\n\nEverything lies under {destination}.",
+        "{} of {teacher}\n{} latents of {}×{}×{}, {} prompts{}\n\n{}\n\n{}\n\nEverything lies under {destination}.",
         plan.teacher_class,
         plan.latents,
         plan.latent_channels,
         plan.latent_height,
         plan.latent_width,
         plan.prompts,
+        describe_buckets(plan),
         table::text(&layers),
-        table::text(&writes),
+        describe_stages(&plan.stages, plan.stored_bytes),
     )
+}
+
+/// What each stage will do, and what that comes to.
+fn describe_stages(stages: &[v1::StagePlan], stored_bytes: u64) -> String {
+    let mut listing = table::table(["stage", "tasks", "writes", "reads"]);
+    let mut add = |stage: &str, tasks: u32, written: u64, read: u64| {
+        let tasks = if tasks > 0 { tasks.to_string() } else { "–".into() };
+        listing.add_row([stage.to_owned(), tasks, table::bytes(written), table::bytes(read)]);
+    };
+    for stage in stages {
+        add(&stage.stage, stage.tasks, stage.written_bytes, stage.read_bytes);
+    }
+    let sum = |bytes: fn(&v1::StagePlan) -> u64| stages.iter().map(bytes).fold(0, u64::saturating_add);
+    let tasks = stages.iter().map(|stage| stage.tasks).sum();
+    add("total", tasks, sum(|stage| stage.written_bytes), sum(|stage| stage.read_bytes));
+    table::numbers(&mut listing, &[1, 2, 3]);
+    format!("{}\nat most {} are stored at a time", table::text(&listing), table::bytes(stored_bytes))
+}
+
+/// A line about the sizes of a job that has several.
+fn describe_buckets(plan: &v1::JobPlan) -> String {
+    if plan.buckets.is_empty() {
+        return String::new();
+    }
+    let pixels = |bucket: &v1::Bucket| format!("{}×{}", bucket.picture_height, bucket.picture_width);
+    let sizes: Vec<String> = plan.buckets.iter().map(pixels).collect();
+    format!("\nbuckets of {} pixels (height×width); latents and maps are those of the first", sizes.join(", "))
 }

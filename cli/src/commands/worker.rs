@@ -6,12 +6,13 @@ use std::process::{self, ExitCode};
 use std::thread;
 
 use clap::Args;
+use deltaconv_worker::CacheOptions;
 use tokio_util::sync::CancellationToken;
 
 use super::interrupted;
 use crate::args::{Connection, Device};
 use crate::error::{Error, explain};
-use crate::{ending, logs};
+use crate::{byte_size, ending, logs};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -29,9 +30,43 @@ pub(crate) struct Arguments {
     /// What to compute on
     #[arg(long, value_enum, default_value_t)]
     device: Device,
+    #[command(flatten)]
+    cache: Cache,
     /// End when stdin closes
     #[arg(long, hide = true)]
     exit_with_parent: bool,
+}
+
+/// Where activations are kept between the steps that need them.
+#[derive(Debug, Args)]
+struct Cache {
+    /// GPU memory for samples, such as "20 GiB" [default: 60 % of what is free when a layer begins]
+    #[arg(long, value_name = "SIZE", value_parser = byte_size::parse)]
+    gpu_cache: Option<u64>,
+    /// Host memory for samples that the GPU has no room for [default: half of what is free when the worker starts]
+    #[arg(long, value_name = "SIZE", value_parser = byte_size::parse)]
+    memory_cache: Option<u64>,
+    /// Folder for samples that no memory has room for; all workers of a machine may share it [default: they are read from
+    /// the store whenever their turn comes]
+    #[arg(long, value_name = "FOLDER")]
+    disk_cache: Option<PathBuf>,
+    /// What the folder may hold
+    #[arg(long, value_name = "SIZE", default_value = "100 GiB", value_parser = byte_size::parse)]
+    disk_cache_size: u64,
+    /// Memory for what is on its way from the store
+    #[arg(long, value_name = "SIZE", default_value = "256 MiB", value_parser = byte_size::parse)]
+    read_memory: u64,
+}
+
+impl Cache {
+    fn options(self) -> CacheOptions {
+        CacheOptions {
+            device: self.gpu_cache,
+            memory: self.memory_cache,
+            folder: self.disk_cache.map(|folder| (folder, self.disk_cache_size)),
+            reading: self.read_memory,
+        }
+    }
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
@@ -42,6 +77,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         name: arguments.name.unwrap_or_else(host_and_process),
         threads: arguments.threads.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZero::get),
         device: arguments.device.into(),
+        cache: arguments.cache.options(),
     };
     let shutdown = CancellationToken::new();
     let service = deltaconv_worker::run(options, shutdown.clone());

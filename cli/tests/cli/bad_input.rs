@@ -65,7 +65,7 @@ fn commands_without_a_coordinator_or_a_job_say_so() {
 
     let folder = tempfile::tempdir().expect("a folder");
     let coordinator = Coordinator::start(folder.path());
-    for command in ["status", "watch", "cancel"] {
+    for command in ["status", "watch", "cancel", "gc"] {
         assert_refused(&coordinator.run(&[command, "nonesuch-7"]), &["nonesuch-7"]);
     }
 }

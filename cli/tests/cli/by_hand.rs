@@ -41,7 +41,7 @@ fn a_worker_started_first_waits_and_joins() {
     let reserved = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = reserved.local_addr().expect("an address").to_string();
     drop(reserved);
-    let mut early = service::worker(folder.path(), &format!("http://{address}"), "early");
+    let mut early = service::worker(folder.path(), &format!("http://{address}"), "early", &[]);
     until("the worker to say that it waits", || early.stderr().contains("waiting").then_some(()));
     assert!(!early.has_ended(), "{}", early.stderr());
 
@@ -57,7 +57,7 @@ fn a_worker_started_first_waits_and_joins() {
 
 #[test]
 fn every_command_tells_how_it_is_used() {
-    let of_jobs = ["demo", "coordinator", "worker", "submit", "jobs", "status", "watch", "workers", "cancel"];
+    let of_jobs = ["demo", "coordinator", "worker", "submit", "jobs", "status", "watch", "workers", "cancel", "gc"];
     for command in of_jobs.into_iter().chain(["inspect", "analyze", "sample", "bench"]) {
         let help = deltaconv().args([command, "--help"]).output().expect("runs");
         assert!(help.status.success() && help.stderr.is_empty(), "{command}: {}", said(&help));

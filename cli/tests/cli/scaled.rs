@@ -25,6 +25,11 @@ pub(crate) fn teacher() -> PathBuf {
 
 /// The job as a demo.
 pub(crate) fn demo(out: &Path, workers: u32) -> Command {
+    demo_of(out, workers, STEPS)
+}
+
+/// The same with another number of steps.
+pub(crate) fn demo_of(out: &Path, workers: u32, steps: u32) -> Command {
     let mut command = deltaconv();
     command.args(["demo", "--workers", &workers.to_string(), "-o", "json"]).arg("--out").arg(out);
     command.args(["--lease-ttl", LEASE_TTL, "--checkpoint-interval", CHECKPOINT_INTERVAL]);
@@ -32,7 +37,7 @@ pub(crate) fn demo(out: &Path, workers: u32) -> Command {
         ("--samples", SAMPLES),
         ("--held-out-samples", HELD_OUT_SAMPLES),
         ("--shard-samples", SHARD_SAMPLES),
-        ("--steps", STEPS),
+        ("--steps", steps),
         ("--warmup-steps", WARMUP_STEPS),
         ("--evaluate-samples", EVALUATE_SAMPLES),
         ("--evaluate-prompts", EVALUATE_PROMPTS),

@@ -53,7 +53,12 @@ impl Coordinator {
 
     /// Starts a worker that joins this coordinator.
     pub(crate) fn worker(&self, name: &str) -> Running {
-        worker(&self.folder, &self.url, name)
+        worker(&self.folder, &self.url, name, &[])
+    }
+
+    /// The same, with more options.
+    pub(crate) fn worker_with(&self, name: &str, options: &[&str]) -> Running {
+        worker(&self.folder, &self.url, name, options)
     }
 
     pub(crate) fn token_file(&self) -> PathBuf {
@@ -97,10 +102,10 @@ pub(crate) fn state(folder: &Path) -> PathBuf {
 }
 
 /// Starts a worker for a coordinator that may not be there yet.
-pub(crate) fn worker(folder: &Path, url: &str, name: &str) -> Running {
+pub(crate) fn worker(folder: &Path, url: &str, name: &str, options: &[&str]) -> Running {
     let mut command = deltaconv();
     command.args(["worker", "--exit-with-parent", "--coordinator", url, "--name", name, "--threads", "1"]);
-    command.arg("--token-file").arg(state(folder).join("worker.token"));
+    command.arg("--token-file").arg(state(folder).join("worker.token")).args(options);
     Running::start(&mut command, folder, name)
 }
 

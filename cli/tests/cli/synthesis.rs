@@ -1,8 +1,10 @@
 //! Jobs without a data set, on whole pipelines: text encoders, denoiser and VAE of small sizes with random weights.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use deltaconv_proto::safetensors;
 use serde_json::{Value, json};
 
 use crate::process::{deltaconv, said};
@@ -110,13 +112,14 @@ fn a_pixart_is_converted_from_prompts_alone() {
     assert!(status["figures"]["epsilon_relative_mse"].as_f64().is_some_and(f64::is_finite), "{status:#}");
 }
 
-/// A picture of its number's colour, as a PNG of 40×70 pixels.
-fn png_of(number: usize) -> Vec<u8> {
+/// A picture of its number's colour, as a PNG.
+fn png_of(number: usize, (height, width): (usize, usize)) -> Vec<u8> {
     let colour = [number * 12 % 256, number * 40 % 256, 255 - number * 9 % 256].map(|level| level as u8);
     let mut bytes = Vec::new();
-    let mut encoder = png::Encoder::new(&mut bytes, 70, 40);
+    let mut encoder = png::Encoder::new(&mut bytes, width as u32, height as u32);
     encoder.set_color(png::ColorType::Rgb);
-    let pixels: Vec<u8> = (0..40 * 70).flat_map(|i| if i % 70 < number { [255; 3] } else { colour }).collect();
+    let pixels: Vec<u8> =
+        (0..height * width).flat_map(|i| if i % width < number { [255; 3] } else { colour }).collect();
     encoder.write_header().and_then(|mut writer| writer.write_image_data(&pixels)).expect("encoded");
     bytes
 }
@@ -132,7 +135,7 @@ fn images_of_a_folder_and_of_shards_make_the_same_model() {
     let mut shard = tar::Builder::new(fs::File::create(shards.join("000.tar")).expect("made"));
     for number in 0..20 {
         let caption = format!("picture {number}");
-        for (ending, bytes) in [("png", png_of(number)), ("txt", caption.into_bytes())] {
+        for (ending, bytes) in [("png", png_of(number, (40, 70))), ("txt", caption.into_bytes())] {
             fs::write(files.join(format!("{number:03}.{ending}")), &bytes).expect("written");
             let mut header = tar::Header::new_ustar();
             header.set_size(bytes.len() as u64);
@@ -145,6 +148,71 @@ fn images_of_a_folder_and_of_shards_make_the_same_model() {
     let from_shards = convert(&folder.path().join("two"), &model, &data("shards"), &["alone"]);
     assert_eq!(synthesised(&from_files), 1);
     assert_eq!(service::digest(&from_files), service::digest(&from_shards));
+    let spec = fs::read_to_string(folder.path().join("one/out/spec.json")).expect("a spec");
+    assert!(!spec.contains("buckets"), "a job of one size is what it was before there were buckets: {spec}");
+}
+
+/// The tensors of every object of the first job in `folder` that lies below `key`, by name, with their shapes.
+fn tensors(folder: &Path, key: &str) -> Vec<BTreeMap<String, Vec<usize>>> {
+    let mut objects: Vec<_> = fs::read_dir(folder.join("out").join(key))
+        .expect("objects")
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
+    objects.sort();
+    let read = |path: &PathBuf| {
+        let bytes = fs::read(path).expect("read");
+        let (header, _) = safetensors::parse(&bytes).expect("a safetensors object");
+        header.tensors.into_iter().map(|(name, info)| (name, info.shape)).collect()
+    };
+    objects.iter().map(read).collect()
+}
+
+#[test]
+fn images_are_sorted_into_buckets_by_their_aspect_ratio() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = folder.path().join("model");
+    pipeline(&model, "sdxl", "sdxl");
+    let files = folder.path().join("files");
+    fs::create_dir(&files).expect("made");
+    // Three in four are wider than high.
+    let is_high = |number: usize| number % 4 == 1;
+    for number in 0..20 {
+        let size = if is_high(number) { (70, 40 + number) } else { (40, 70 + number) };
+        fs::write(files.join(format!("{number:03}.png")), png_of(number, size)).expect("written");
+        fs::write(files.join(format!("{number:03}.txt")), format!("picture {number}")).expect("written");
+    }
+    let data = "[data.images]\nurl = '../files'\nbuckets = [[64, 96], [64, 64], [96, 64]]\n";
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    let status = convert(&one, &model, data, &["alone"]);
+    let again = convert(&two, &model, data, &["first", "second"]);
+    assert_eq!(service::digest(&status), service::digest(&again));
+    assert!(status["figures"]["epsilon_relative_mse"].as_f64().is_some_and(f64::is_finite), "{status:#}");
+
+    let [latents] = &tensors(&one, "rounds/0/latents")[..] else { panic!("20 images are one part") };
+    assert_eq!((&latents["latents.0"], &latents["latents.2"]), (&vec![15, 4, 8, 12], &vec![5, 4, 12, 8]));
+    assert!(!latents.contains_key("latents.1") && !latents.contains_key("latents"), "{latents:?}");
+    let layer = status["layers"][0]["name"].as_str().expect("a layer").to_owned();
+    let shards = tensors(&one, &format!("rounds/0/activations/{layer}"));
+    let rows = |shard: &BTreeMap<String, Vec<usize>>, name: &str| shard.get(name).map_or(0, |shape| shape[0]);
+    for name in ["input.0", "input.2"] {
+        assert!(shards.iter().any(|shard| rows(shard, name) > 0), "no sample in {name}: {shards:?}");
+    }
+    let samples: Vec<usize> = shards.iter().map(|shard| rows(shard, "input.0") + rows(shard, "input.2")).collect();
+    assert_eq!(samples, [8, 8, 4]);
+}
+
+#[test]
+fn prompts_are_sampled_at_the_buckets_in_turn() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = folder.path().join("model");
+    pipeline(&model, "pixart", "pixart-alpha");
+    let one = folder.path().join("one");
+    let status = convert(&one, &model, &from_prompts(&one, "buckets = [[32, 32], [24, 40]]"), &["alone"]);
+    assert!(status["figures"]["psnr_db"].as_f64().is_some_and(f64::is_finite), "{status:#}");
+    for latents in tensors(&one, "rounds/0/latents") {
+        let half = latents["prompt"][0] / 2;
+        assert_eq!((&latents["latents.0"], &latents["latents.1"]), (&vec![half, 4, 16, 16], &vec![half, 4, 12, 20]));
+    }
 }
 
 #[test]
@@ -167,6 +235,20 @@ fn a_pipeline_that_lacks_a_part_is_refused_before_any_work() {
     assert!(refused("").contains("data.synthesis.size = absent"));
     assert!(refused("size = [100, 64]").contains("two multiples of 8"));
     assert!(refused("size = [96, 64]\nsolver = 'heun'").contains("one of ddim, dpm-solver++, euler"));
+    for (sizes, parts) in [
+        ("[[96, 64], [100, 64]]", &["data.synthesis.buckets[1] = [100, 64]", "two multiples of 8"][..]),
+        ("[[96, 64], [32768, 64]]", &["buckets[1] = [32768, 64]", "at most 16384"]),
+        ("[[96, 64], [0, 64]]", &["buckets[1] = [0, 64]"]),
+        ("[[96, 64], [64, 64], [96, 64]]", &["buckets[2] = [96, 64]", "each size once"]),
+        ("[[96, 64], [8, 8]]\n[evaluation]\nprompts = 1", &["recipe.scales = [1.0, 0.5]", "no pixel of the 1×1 map"]),
+        ("'auto'", &["data.synthesis.buckets = auto", "a list of sizes"]),
+        ("[[96, 64]]\nsize = [96, 64]", &["data.synthesis.size = [96, 64]", "data.synthesis.buckets"]),
+    ] {
+        let message = refused(&format!("buckets = {sizes}"));
+        assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+    }
+    let many: Vec<[u32; 2]> = (1..=17).map(|number| [96, 32 + 8 * number]).collect();
+    assert!(refused(&format!("buckets = {many:?}")).contains("data.synthesis.buckets = 17 sizes"));
     let whole = "size = [96, 64]";
     fs::write(folder.path().join("prompts.txt"), "\n").expect("written");
     assert!(refused(whole).contains("it holds 0 prompts"));

@@ -15,7 +15,7 @@ use deltaconv_proto::ids::{InvalidId, JobId};
 use tonic::Status;
 
 use crate::core::Stopped;
-use crate::schedule;
+use crate::{reclaim, schedule};
 
 impl From<Stopped> for Status {
     fn from(stopped: Stopped) -> Self {
@@ -32,6 +32,18 @@ impl From<schedule::Error> for Status {
             schedule::Error::Ended { .. } => Self::failed_precondition(message),
             schedule::Error::InvalidId(_) => Self::invalid_argument(message),
             schedule::Error::Record(_) => Self::data_loss(message),
+        }
+    }
+}
+
+impl From<reclaim::Error> for Status {
+    fn from(error: reclaim::Error) -> Self {
+        match error {
+            reclaim::Error::Job(error) => error.into(),
+            reclaim::Error::Stopped(stopped) => stopped.into(),
+            error @ (reclaim::Error::Output(_) | reclaim::Error::Objects(_)) => {
+                Self::failed_precondition(error.to_string())
+            }
         }
     }
 }

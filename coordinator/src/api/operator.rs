@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::job_id;
 use crate::core::Handle;
-use crate::plan;
+use crate::{plan, reclaim};
 
 /// How often a watched job is looked at.
 const WATCH_INTERVAL: Duration = Duration::from_millis(300);
@@ -65,10 +65,11 @@ impl OperatorService for OperatorApi {
         if !known {
             plan::claim_output(&spec).await.map_err(planning_failed)?;
         }
+        let (stages, stored_bytes) = (plan.stages.clone(), plan.stored_bytes);
         let submitted = self.core.call(move |state, now, effects| state.submit(spec, plan, now, effects));
         let (job, existed) = submitted.await??;
         tracing::info!(%job, existed, "job submitted");
-        Ok(Response::new(v1::SubmitResponse { job_id: job.to_string(), existed }))
+        Ok(Response::new(v1::SubmitResponse { job_id: job.to_string(), existed, stages, stored_bytes }))
     }
 
     async fn list_jobs(&self, _: Request<v1::ListJobsRequest>) -> Result<Response<v1::ListJobsResponse>, Status> {
@@ -120,6 +121,20 @@ impl OperatorService for OperatorApi {
         self.core.call(move |state, now, effects| state.cancel(&cancelled, now, effects)).await??;
         tracing::info!(job = %id, "job cancelled");
         Ok(Response::new(self.status(id).await?))
+    }
+
+    async fn collect_garbage(
+        &self,
+        request: Request<v1::CollectGarbageRequest>,
+    ) -> Result<Response<v1::CollectGarbageResponse>, Status> {
+        let v1::CollectGarbageRequest { job_id: id, dry_run } = request.into_inner();
+        let job = job_id(id)?;
+        let tally = reclaim::reclaim(&self.core, &job, dry_run).await?;
+        if !dry_run {
+            let (objects, bytes) = tally.total();
+            tracing::info!(%job, objects, bytes, "garbage collected");
+        }
+        Ok(Response::new(tally.message()))
     }
 
     async fn list_workers(

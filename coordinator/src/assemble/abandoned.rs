@@ -2,7 +2,7 @@
 //! it at the end. Other stores keep parts of uploads out of sight, and drop them by a rule of the bucket's.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use deltaconv_proto::objects::Objects;
 use url::Url;
@@ -10,8 +10,7 @@ use url::Url;
 /// Removes what earlier, killed uploads of `key` left. Only for keys that nobody else is writing now. A failure costs space
 /// and nothing else, so it is only logged.
 pub(super) async fn remove(objects: &Objects, key: &str) {
-    let Some(folder) = Url::parse(objects.url()).ok().filter(|url| url.scheme() == "file") else { return };
-    let Ok(folder) = folder.to_file_path() else { return };
+    let Some(folder) = folder(objects) else { return };
     let path = folder.join(key);
     match remove_beside(&path).await {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -27,11 +26,21 @@ async fn remove_beside(path: &Path) -> io::Result<()> {
     };
     let mut entries = tokio::fs::read_dir(folder).await?;
     while let Some(entry) = entries.next_entry().await? {
-        let found = entry.file_name();
-        let number = found.to_str().and_then(|found| found.strip_prefix(name)?.strip_prefix('#'));
-        if number.is_some_and(|number| !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit())) {
+        if entry.file_name().to_str().and_then(destination) == Some(name) {
             tokio::fs::remove_file(entry.path()).await?;
         }
     }
     Ok(())
+}
+
+/// Where these objects lie on this machine, if they do.
+pub(crate) fn folder(objects: &Objects) -> Option<PathBuf> {
+    Url::parse(objects.url()).ok().filter(|url| url.scheme() == "file")?.to_file_path().ok()
+}
+
+/// What an upload to the file of this name would have become; `None` for files that aren't an upload's.
+pub(crate) fn destination(name: &str) -> Option<&str> {
+    let (destination, number) = name.rsplit_once('#')?;
+    let is_upload = !destination.is_empty() && !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit());
+    is_upload.then_some(destination)
 }

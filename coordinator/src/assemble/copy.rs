@@ -1,21 +1,18 @@
 //! The teacher's other files: what makes the output a model that loads as the teacher did.
 
-use deltaconv_proto::keys;
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::v1::ObjectRef;
 use futures::TryStreamExt;
 
 use super::Error;
 use super::stream::{self, Upload};
-use crate::plan::data::{EMBEDDINGS, LATENTS};
+use crate::plan::copied::belongs;
 use crate::plan::teacher::Denoiser;
 
 /// Pipelines have a few dozen. Each file that is written is listed in the job's record, which is small.
 const MAX_FILES: usize = 64;
 /// Files that are looked at before a folder is taken for no model's.
 const MAX_LISTED: usize = 10_000;
-/// Endings of files that hold weights. In the folder's root they are whole pipelines in one file, attention included.
-const WEIGHTS: [&str; 5] = [".safetensors", ".ckpt", ".bin", ".pt", ".pth"];
 
 /// Copies everything that belongs into the output beside the denoiser's weights, byte for byte, in order of the keys.
 pub(super) async fn copy(
@@ -42,20 +39,6 @@ pub(super) async fn copy(
     Ok(written)
 }
 
-/// Whether a file of the teacher's folder goes into the output.
-fn belongs(denoiser: Denoiser, key: &str) -> bool {
-    let is_weights = WEIGHTS.iter().any(|ending| key.ends_with(ending));
-    match key.split_once('/') {
-        _ if key.split('/').any(|part| part.starts_with('.')) => false,
-        // Of the denoiser only the configuration: other variants of its weights still hold the attention.
-        Some((folder, _)) if folder == denoiser.folder => key == denoiser.config,
-        Some(_) => true,
-        // Written by assembly itself, a converted teacher's too.
-        None if [keys::LOADER, keys::DESCRIPTION].contains(&key) => false,
-        None => key == EMBEDDINGS || (key != LATENTS && !is_weights),
-    }
-}
-
 async fn copy_file(teacher: &Objects, objects: &Objects, from: &str, to: &str) -> Result<ObjectRef, Error> {
     let size = teacher.size(from).await?;
     if size <= stream::PIECE_BYTES {
@@ -71,39 +54,4 @@ async fn copy_file(teacher: &Objects, objects: &Objects, from: &str, to: &str) -
     }
     .await;
     Ok(upload.end(written).await?.1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::plan::teacher::{TRANSFORMER, UNET};
-
-    #[test]
-    fn no_copy_of_the_attention_gets_into_the_output() {
-        for key in [
-            "unet/config.json",
-            "scheduler/scheduler_config.json",
-            "vae/diffusion_pytorch_model.safetensors",
-            "model_index.json",
-            "prompts.json",
-            "prompt_embeddings.safetensors",
-        ] {
-            assert!(belongs(UNET, key), "{key} was left out");
-        }
-        for key in [
-            "unet/diffusion_pytorch_model.safetensors",
-            "unet/diffusion_pytorch_model.fp16.safetensors",
-            "unet/diffusion_pytorch_model.bin",
-            "v1-5-pruned.ckpt",
-            "v1-5-pruned-emaonly.safetensors",
-            "latents.safetensors",
-            "deltaconv_diffusers.py",
-            ".gitattributes",
-            ".cache/huggingface/x.json",
-        ] {
-            assert!(!belongs(UNET, key), "{key} was copied");
-        }
-        assert!(!belongs(TRANSFORMER, "transformer/diffusion_pytorch_model.safetensors"));
-        assert!(belongs(TRANSFORMER, "transformer/config.json"));
-    }
 }

@@ -3,7 +3,7 @@
 //! Everything is streamed: the teacher is never whole in memory. Written again, every object has the same bytes, so a
 //! coordinator that was killed in the middle starts over.
 
-mod abandoned;
+pub(crate) mod abandoned;
 mod blocks;
 mod copy;
 mod denoiser;

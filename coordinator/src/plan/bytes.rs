@@ -1,15 +1,21 @@
-//! How many bytes a job will write, estimated before it starts.
+//! How many bytes each stage of a job will write and read, estimated before it starts.
+//!
+//! Every task is counted once; an attempt that ends without its output being accepted may leave as much again. What every
+//! worker reads for itself, models and data sets, is counted for one worker. What the coordinator reads to check outputs,
+//! and the report of a few megabytes, are left out.
 
 use deltaconv_proto::block;
-use deltaconv_proto::v1::{JobSpec, LayerPlan};
+use deltaconv_proto::v1::{Evaluation, JobPlan, JobSpec, LayerPlan, StagePlan};
 use deltaconv_proto::weights::Files;
 
-use super::{capture_ranges, layers};
+use super::{Error, capture_ranges, data, layers};
 
 /// Header of a shard or a block.
 const HEADER_BYTES: u64 = 512;
 /// Weights, their moving average, and AdamW's two moments.
 const CHECKPOINT_COPIES: u64 = 4;
+/// Models of which pictures are drawn: teacher, student, and the teacher without attention.
+const DRAWN: u64 = 3;
 
 /// Bytes of all shards: input and output of every layer and sample.
 pub(super) fn capture(spec: &JobSpec, layers: &[LayerPlan]) -> u64 {
@@ -19,20 +25,110 @@ pub(super) fn capture(spec: &JobSpec, layers: &[LayerPlan]) -> u64 {
     layers.iter().map(of_layer).fold(0, u64::saturating_add)
 }
 
-/// Bytes of one checkpoint of every layer: what stands while all of them train.
+/// Bytes of one checkpoint of every layer. While a block trains, each checkpoint takes the place of the one before.
 pub(super) fn checkpoint(layers: &[LayerPlan]) -> u64 {
     layers.iter().map(|layer| CHECKPOINT_COPIES * blocks(std::slice::from_ref(layer))).sum()
 }
 
 /// Bytes of the converted model's denoiser and of the blocks alone.
 pub(super) fn output(teacher: &Files, layers: &[LayerPlan]) -> u64 {
+    student(teacher, layers) + blocks(layers)
+}
+
+/// Bytes of files of weights, headers included.
+pub(super) fn weights(files: &Files) -> u64 {
+    files.files.iter().map(|file| file.file_len).sum()
+}
+
+/// The converted model's denoiser: the teacher's without what is replaced, and the blocks.
+fn student(teacher: &Files, layers: &[LayerPlan]) -> u64 {
     let replaced: Vec<String> = layers.iter().map(|layer| block::replaced_prefix(&layer.name)).collect();
     let frozen = teacher.tensors().filter(|(name, _)| !replaced.iter().any(|prefix| name.starts_with(prefix)));
     let frozen: u64 = frozen.map(|(_, tensor)| tensor.end - tensor.start).sum();
     let headers: u64 = teacher.files.iter().map(|file| file.header.header_len).sum();
-    headers + frozen + 2 * blocks(layers)
+    headers + frozen + blocks(layers)
 }
 
 fn blocks(layers: &[LayerPlan]) -> u64 {
     layers.iter().map(|layer| layer.parameters * 4 + HEADER_BYTES).sum()
+}
+
+/// What the evaluation's tasks write: four numbers of 8 bytes a sample, and in f32 the picture that each of [`DRAWN`] draws
+/// of a prompt.
+fn evaluation(spec: &JobSpec, plan: &JobPlan) -> u64 {
+    let Evaluation { samples, prompts, .. } = spec.evaluation.unwrap_or_default();
+    let picture = u64::from(plan.picture_height) * u64::from(plan.picture_width) * 3 * 4;
+    let headers = u64::from(plan.evaluate_tasks) * HEADER_BYTES;
+    u64::from(samples) * 4 * 8 + picture.saturating_mul(u64::from(prompts) * DRAWN) + headers
+}
+
+/// What the estimates are made from, beside the spec and the plan.
+pub(super) struct Read<'a> {
+    /// The denoiser's weights.
+    pub(super) denoiser: &'a Files,
+    /// The VAE's; a teacher of pixels has none.
+    pub(super) vae: Option<&'a Files>,
+    pub(super) data: &'a data::Known,
+    /// Bytes of the teacher's files that go into the output as they are.
+    pub(super) copied: u64,
+}
+
+/// The stages that a job has, in order.
+pub(super) fn stages(spec: &JobSpec, plan: &JobPlan, read: &Read<'_>) -> Vec<StagePlan> {
+    let Read { denoiser, data, copied, .. } = *read;
+    let (blocks, parts) = (blocks(&plan.layers), evaluation(spec, plan));
+    // A worker loads the two together.
+    let models = weights(denoiser) + read.vae.map_or(0, weights);
+    let stage = |stage: &str, tasks: u32, written: &[u64], read: &[u64]| {
+        let sum = |bytes: &[u64]| bytes.iter().copied().fold(0, u64::saturating_add);
+        StagePlan { stage: stage.to_owned(), tasks, written_bytes: sum(written), read_bytes: sum(read) }
+    };
+    let mut stages = vec![
+        stage("capture", plan.capture_tasks, &[plan.capture_bytes], &[models, data.bytes]),
+        // A layer's shards are read once and kept, however often training comes back to a sample.
+        stage("distill", plan.distill_tasks, &[plan.checkpoint_bytes, blocks], &[plan.capture_bytes]),
+        // The blocks go into the model and into a file of their own.
+        stage("assemble", 0, &[plan.output_bytes, copied], &[weights(denoiser), 2 * blocks, copied]),
+        // The report reads the parts again.
+        stage("evaluate", plan.evaluate_tasks, &[parts], &[models, student(denoiser, &plan.layers), data.bytes, parts]),
+    ];
+    if plan.synthesise_tasks > 0 {
+        let made =
+            stage("synthesise", plan.synthesise_tasks, &[plan.synthesise_bytes], &[models, data.bytes_to_make_of]);
+        stages.insert(0, made);
+    }
+    stages
+}
+
+/// Bytes that lie under the output at most at one time: nothing but former checkpoints is removed before the job ends, so all
+/// that is written.
+pub(super) fn stored(stages: &[StagePlan]) -> u64 {
+    stages.iter().map(|stage| stage.written_bytes).fold(0, u64::saturating_add)
+}
+
+/// Refuses a job that would store more than its spec allows.
+pub(super) fn check_storage(spec: &JobSpec, stages: &[StagePlan]) -> Result<(), Error> {
+    let planned = stored(stages);
+    let Some(limit) = spec.max_storage.filter(|limit| planned > *limit) else { return Ok(()) };
+    let Some(largest) = stages.iter().max_by_key(|stage| stage.written_bytes) else { return Ok(()) };
+    let remedy = match largest.stage.as_str() {
+        "synthesise" => "make fewer latents (data.synthesis.latents, data.images.count), or raise max_storage",
+        "capture" => "record fewer samples (recipe.samples), replace fewer layers (recipe.keep), or raise max_storage",
+        "distill" => {
+            "train smaller blocks (recipe.inter_ratio), replace fewer layers (recipe.keep), or raise max_storage"
+        }
+        "evaluate" => "draw fewer pictures (evaluation.prompts), or raise max_storage",
+        _ => "the converted model takes that, whatever the job says, so raise max_storage",
+    };
+    let (url, stage, written) = (spec.output_url.clone(), largest.stage.clone(), largest.written_bytes);
+    Err(Error::Storage { url, planned, limit, stage, written, remedy })
+}
+
+/// A number of bytes as people read it, and exactly.
+pub(super) fn spell(bytes: u64) -> String {
+    let units = [("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)];
+    match units.iter().find(|(_, size)| bytes as f64 >= *size) {
+        Some((unit, size)) => format!("{:.1} {unit} ({bytes} bytes)", bytes as f64 / size),
+        None => format!("{bytes} bytes"),
+    }
 }

@@ -1,5 +1,6 @@
 //! The data, from the headers of its files; of the tensors only the prompt ids are read.
 
+use deltaconv_proto::buckets::Size;
 use deltaconv_proto::header;
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::pipeline::TIME_IDS;
@@ -34,14 +35,18 @@ const REMEDY: &str = "data.url is the folder of latents.safetensors, prompt_embe
 pub(super) struct Known {
     pub(super) latents: usize,
     pub(super) channels: usize,
-    pub(super) height: usize,
-    pub(super) width: usize,
+    /// Heights and widths of the latents: one, or one for each bucket.
+    pub(super) sizes: Vec<Size>,
     /// The empty one included.
     pub(super) prompts: usize,
     /// BLAKE3 of the prompts that latents are to be sampled from, hex; empty for ready latents.
     pub(super) prompts_digest: String,
-    /// What sampling latents will write.
+    /// What making latents will write; 0 for ready ones.
     pub(super) bytes_to_write: u64,
+    /// What making latents reads beside the denoiser and the VAE: text encoders and images.
+    pub(super) bytes_to_make_of: u64,
+    /// What a worker reads to have latents and embeddings.
+    pub(super) bytes: u64,
 }
 
 #[derive(Deserialize)]
@@ -98,8 +103,16 @@ pub(super) async fn read(folder: &Objects, teacher: &Teacher) -> Result<Known, E
         return Err(tensor.wrong(info, expected));
     }
     check_ids(folder, &latents.header, info, prompts as u64).await?;
-    let (prompts_digest, bytes_to_write) = (String::new(), 0);
-    Ok(Known { latents: n, channels, height, width, prompts, prompts_digest, bytes_to_write })
+    Ok(Known {
+        latents: n,
+        channels,
+        sizes: vec![(height, width)],
+        prompts,
+        prompts_digest: String::new(),
+        bytes_to_write: 0,
+        bytes_to_make_of: 0,
+        bytes: latents.file_len + embeddings.file_len,
+    })
 }
 
 /// What stands beside the embeddings: a mask where padding is told from text, and pooled embeddings for models that take

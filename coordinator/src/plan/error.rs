@@ -1,6 +1,8 @@
 use deltaconv_proto::safetensors::Dtype;
 use deltaconv_proto::{header, images, objects, pipeline, prompts, teacher, weights};
 
+use super::bytes;
+
 /// Why a job can't be planned. Every message names the value and what to do about it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -152,6 +154,26 @@ pub enum Error {
         key: &'static str,
         /// What is wrong with it.
         reason: String,
+    },
+    /// The job would store more than it may.
+    #[error(
+        "the job would store {} under {url}, more than max_storage = {}; most of it, {}, is written by stage {stage}: \
+         {remedy}",
+        bytes::spell(*planned), bytes::spell(*limit), bytes::spell(*written)
+    )]
+    Storage {
+        /// The prefix.
+        url: String,
+        /// Bytes that would lie there at one time.
+        planned: u64,
+        /// Bytes that may.
+        limit: u64,
+        /// The stage that writes the most.
+        stage: String,
+        /// Bytes that it writes.
+        written: u64,
+        /// What to do.
+        remedy: &'static str,
     },
     /// The output's prefix belongs to something else.
     #[error("{url} holds {found}, {what}: choose another output folder, or empty this one")]

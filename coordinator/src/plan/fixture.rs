@@ -40,6 +40,8 @@ impl Job {
                 keep: vec![],
             }),
             evaluation: Some(Evaluation { samples: 64, prompts: 8, ddim_steps: 20, guidance: 2.0 }),
+            max_storage: None,
+            retention: None,
         };
         Self { folder, spec }
     }

@@ -1,8 +1,8 @@
 //! Which blocks a job trains: the teacher's layers with what the recipe makes of them.
 
-use deltaconv_proto::block;
 use deltaconv_proto::teacher::{Layer, Teacher};
-use deltaconv_proto::v1::{LayerPlan, Recipe};
+use deltaconv_proto::v1::{LayerPlan, Map, Recipe};
+use deltaconv_proto::{block, buckets};
 
 use super::spec::invalid;
 use super::{Error, kernel_size};
@@ -20,8 +20,9 @@ pub(super) struct Planned {
     pub(super) kept: Vec<String>,
 }
 
-/// Plans what becomes of `layers`, which are in forward order.
-pub(super) fn plan(teacher: &Teacher, layers: &[Layer], recipe: &Recipe) -> Result<Planned, Error> {
+/// Plans what becomes of the layers, which are given for each of the job's sizes, at least one, in forward order.
+pub(super) fn plan(teacher: &Teacher, by_size: &[Vec<Layer>], recipe: &Recipe) -> Result<Planned, Error> {
+    let layers = by_size.first().map_or(&[][..], Vec::as_slice);
     let (kept, replaced) = kept_and_replaced(layers, recipe)?;
     if let Some((layer, size)) = recipe.kernel_sizes.iter().find(|(name, _)| layers.iter().all(|l| l.name != **name)) {
         let known = layers.iter().map(|l| l.name.as_str()).collect::<Vec<_>>().join(", ");
@@ -32,7 +33,12 @@ pub(super) fn plan(teacher: &Teacher, layers: &[Layer], recipe: &Recipe) -> Resu
         let expected = "the layer is in recipe.keep, so it gets no block; remove one of the two";
         return Err(invalid(format!("recipe.kernel_sizes.{layer:.200}"), size, expected));
     }
-    let layers = replaced.iter().map(|layer| plan_layer(teacher, layer, recipe)).collect::<Result<_, Error>>()?;
+    let maps = |layer: &Layer| -> Vec<Map> {
+        let of_size = |layers: &Vec<Layer>| layers.get(layer.index).map(map);
+        if by_size.len() > 1 { by_size.iter().filter_map(of_size).collect() } else { Vec::new() }
+    };
+    let plan = |layer: &&Layer| plan_layer(teacher, layer, maps(layer), recipe);
+    let layers = replaced.iter().map(plan).collect::<Result<_, Error>>()?;
     Ok(Planned { layers, kept })
 }
 
@@ -55,7 +61,12 @@ fn kept_and_replaced<'l>(layers: &'l [Layer], recipe: &Recipe) -> Result<(Vec<St
     Ok((kept.iter().map(|layer| layer.name.clone()).collect(), replaced))
 }
 
-fn plan_layer(teacher: &Teacher, layer: &Layer, recipe: &Recipe) -> Result<LayerPlan, Error> {
+fn map(layer: &Layer) -> Map {
+    Map { height: layer.height as u32, width: layer.width as u32 }
+}
+
+/// `maps`: by bucket; none for a job of one size.
+fn plan_layer(teacher: &Teacher, layer: &Layer, maps: Vec<Map>, recipe: &Recipe) -> Result<LayerPlan, Error> {
     let override_ = recipe.kernel_sizes.get(&layer.name).copied();
     let mut plan = LayerPlan {
         name: layer.name.clone(),
@@ -68,6 +79,7 @@ fn plan_layer(teacher: &Teacher, layer: &Layer, recipe: &Recipe) -> Result<Layer
         gate: gate(teacher).to_owned(),
         inter_ratio: recipe.inter_ratio,
         parameters: 0,
+        maps,
     };
 
     let inner = block::inner(plan.channels, plan.inter_ratio);
@@ -80,9 +92,9 @@ fn plan_layer(teacher: &Teacher, layer: &Layer, recipe: &Recipe) -> Result<Layer
     }
     for &scale in &recipe.scales {
         let pooled = |side: usize| (side as f64 * scale) as usize;
-        if pooled(layer.height) == 0 || pooled(layer.width) == 0 {
-            let expected =
-                format!("{scale} leaves no pixel of the {}×{} map of {}", layer.height, layer.width, layer.name);
+        let lost = |(height, width): &buckets::Size| pooled(*height) == 0 || pooled(*width) == 0;
+        if let Some((height, width)) = buckets::maps(&plan).into_iter().find(lost) {
+            let expected = format!("{scale} leaves no pixel of the {height}×{width} map of {}", layer.name);
             return Err(invalid("recipe.scales", format!("{:?}", recipe.scales), expected));
         }
     }
@@ -111,8 +123,9 @@ fn gate(teacher: &Teacher) -> &'static str {
     }
 }
 
-/// Bytes that one sample takes in a shard: input and output in f16, and the timestep.
+/// Bytes that one sample takes in a shard, at most: input and output in f16, and the timestep.
 pub(crate) fn sample_bytes(layer: &LayerPlan) -> u64 {
-    let numbers = [layer.height, layer.width, layer.channels].into_iter().map(u64::from);
-    numbers.fold(2 * 2, u64::saturating_mul).saturating_add(8)
+    let area = |(height, width): buckets::Size| (height as u64).saturating_mul(width as u64);
+    let largest = buckets::maps(layer).into_iter().map(area).max().unwrap_or(0);
+    largest.saturating_mul(u64::from(layer.channels)).saturating_mul(2 * 2).saturating_add(8)
 }

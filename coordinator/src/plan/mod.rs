@@ -1,7 +1,9 @@
 //! What a job will do, from its spec, the teacher's configuration, and the headers of the teacher's and the data's
 //! files. No weight and no latent is read.
 
+mod buckets;
 mod bytes;
+pub(crate) mod copied;
 pub mod cost;
 pub(crate) mod data;
 mod error;
@@ -18,6 +20,7 @@ pub(crate) mod teacher;
 #[cfg(test)]
 mod tests;
 
+use deltaconv_proto::buckets::Size;
 use deltaconv_proto::pipeline::{self, Part};
 use deltaconv_proto::teacher::{Teacher, VaeConfig};
 use deltaconv_proto::v1;
@@ -26,6 +29,8 @@ use prost::Message;
 pub use error::Error;
 pub use output::{check_output, claim_output};
 pub use tasks::{capture_ranges, evaluation_parts, synthesis_ranges};
+
+pub(crate) use spec::RESULTS;
 
 use spec::{Source, at_most, invalid};
 
@@ -39,6 +44,8 @@ const MAX_JOB_BYTES: usize = 48 << 10;
 pub async fn plan(spec: &v1::JobSpec) -> Result<v1::JobPlan, Error> {
     let checked = spec::check(spec)?;
     let teacher = teacher::read(&checked.teacher_folder).await?;
+    // Assembly copies what lies beside the denoiser, and would find out days later that a server gives no listing.
+    checked.teacher_folder.list(1).await?;
     check_channels(&teacher.teacher, checked.teacher_folder.url())?;
     let vae = pipeline::read_vae(&checked.teacher_folder, &teacher.teacher).await?;
     let factor = picture_factor(&teacher.teacher, vae.as_ref(), checked.teacher_folder.url())?;
@@ -69,19 +76,22 @@ pub async fn plan(spec: &v1::JobSpec) -> Result<v1::JobPlan, Error> {
     }
 
     let at_config = |source| Error::teacher(checked.teacher_folder.url(), teacher.denoiser.config, source);
-    let found = teacher.teacher.layers(data.height, data.width).map_err(at_config)?;
-    if found.is_empty() {
+    let layers = |(height, width): &Size| teacher.teacher.layers(*height, *width).map_err(at_config);
+    let found = data.sizes.iter().map(layers).collect::<Result<Vec<_>, Error>>()?;
+    if found.iter().any(Vec::is_empty) {
         return Err(Error::NoLayers { url: checked.teacher_folder.url().to_owned() });
     }
     let layers::Planned { layers, kept } = layers::plan(&teacher.teacher, &found, checked.recipe)?;
 
+    let first = bucket(data.sizes[0], factor);
+    let buckets = data.sizes.iter().map(|size| bucket(*size, factor));
     let plan = v1::JobPlan {
         teacher_class: teacher.teacher.class().to_owned(),
         denoiser_folder: teacher.denoiser.folder.to_owned(),
         header_digest: teacher.weights.digest.clone(),
         latent_channels: data.channels as u32,
-        latent_height: data.height as u32,
-        latent_width: data.width as u32,
+        latent_height: first.latent_height,
+        latent_width: first.latent_width,
         latents: data.latents as u32,
         prompts: data.prompts as u32,
         capture_bytes: bytes::capture(spec, &layers),
@@ -94,17 +104,36 @@ pub async fn plan(spec: &v1::JobSpec) -> Result<v1::JobPlan, Error> {
         kept,
         synthesise_tasks: 0,
         synthesise_bytes: data.bytes_to_write,
-        prompts_digest: data.prompts_digest,
-        picture_height: (data.height * factor) as u32,
-        picture_width: (data.width * factor) as u32,
+        prompts_digest: data.prompts_digest.clone(),
+        picture_height: first.picture_height,
+        picture_width: first.picture_width,
+        buckets: if data.sizes.len() > 1 { buckets.collect() } else { Vec::new() },
+        stages: Vec::new(),
+        stored_bytes: 0,
     };
     let plan = v1::JobPlan { synthesise_tasks: synthesis_ranges(spec, &plan).len() as u32, ..plan };
+    let read = bytes::Read {
+        denoiser: &teacher.weights,
+        vae: vae.as_ref().map(|vae| &vae.weights),
+        data: &data,
+        copied: copied::bytes(&checked.teacher_folder, teacher.denoiser).await?,
+    };
+    let stages = bytes::stages(spec, &plan, &read);
+    bytes::check_storage(spec, &stages)?;
+    let plan = v1::JobPlan { stored_bytes: bytes::stored(&stages), stages, ..plan };
     let job_bytes = spec.encoded_len() + plan.encoded_len();
     if job_bytes > MAX_JOB_BYTES {
         let expected = format!("with its plan it takes {job_bytes} bytes, and {MAX_JOB_BYTES} are the most");
         return Err(invalid("the job", format!("{} layers", plan.layers.len()), expected));
     }
     Ok(plan)
+}
+
+/// Latents of a size, and their pictures.
+fn bucket((height, width): Size, factor: usize) -> v1::Bucket {
+    let [latent_height, latent_width] = [height, width].map(|side| side as u32);
+    let [picture_height, picture_width] = [height, width].map(|side| (side * factor) as u32);
+    v1::Bucket { latent_height, latent_width, picture_height, picture_width }
 }
 
 /// Channels of latents that are the pictures themselves.

@@ -12,10 +12,16 @@ use deltaconv_proto::v1::{Data, Evaluation, Images, JobSpec, Recipe, Synthesis};
 
 use super::Error;
 
+/// The retention that removes what a job was made from once it is done.
+pub(crate) const RESULTS: &str = "results";
+/// All that there are.
+const RETENTIONS: [&str; 2] = ["all", RESULTS];
 const MAX_SAMPLES: u32 = 1 << 24;
 const MAX_URL_BYTES: usize = 2048;
 /// Each distill task lists the shards of all ranges; so many fit a message.
 pub(super) const MAX_CAPTURE_TASKS: u64 = 10_000;
+/// Schemes of stores that nothing can be written to.
+const ONLY_READ: [&str; 3] = ["hf://", "http://", "https://"];
 /// Scales beyond these pool to next to nothing.
 const MAX_SCALES: usize = 4;
 
@@ -72,8 +78,9 @@ pub(super) fn check(spec: &JobSpec) -> Result<Checked<'_>, Error> {
         }
         (None, Some(images)) => Source::Images(open("data.images.url", &images.url)?, images),
     };
-    if spec.output_url.starts_with("hf://") {
-        return Err(invalid("output_url", &spec.output_url, "a folder that can be written: the hub is only read"));
+    if ONLY_READ.iter().any(|scheme| spec.output_url.starts_with(scheme)) {
+        let expected = "a folder that can be written: the hub and web servers are only read";
+        return Err(invalid("output_url", &spec.output_url, expected));
     }
     let output = open("output_url", &spec.output_url)?;
     let mut sources = vec![("teacher_url", &teacher_folder)];
@@ -91,6 +98,9 @@ pub(super) fn check(spec: &JobSpec) -> Result<Checked<'_>, Error> {
     }
     check_recipe(recipe)?;
     check_evaluation(evaluation)?;
+    if let Some(retention) = spec.retention.as_deref().filter(|retention| !RETENTIONS.contains(retention)) {
+        return Err(invalid("retention", format!("{retention:?}"), format!("one of {}", RETENTIONS.join(", "))));
+    }
     integer("data.held_out_latents", data.held_out_latents, 1..=MAX_SAMPLES)?;
     Ok(Checked { data, recipe, evaluation, teacher_folder, source })
 }

@@ -1,5 +1,6 @@
 //! Latents that will be made: how many, how large, with which prompts.
 
+use deltaconv_proto::buckets::Size;
 use deltaconv_proto::images::Index;
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::pipeline::Text;
@@ -7,12 +8,10 @@ use deltaconv_proto::prompts::Prompts;
 use deltaconv_proto::teacher::{ClipConfig, Teacher};
 use deltaconv_proto::v1::{Images, Synthesis};
 
-use super::Error;
+use super::buckets::Asked;
 use super::data::Known;
 use super::spec::invalid;
-
-/// Pictures beyond this are nobody's training size.
-const MAX_SIDE: u32 = 16_384;
+use super::{Error, bytes};
 
 /// `factor`: pixels of a picture for one of a latent.
 pub(super) async fn of_prompts(
@@ -23,10 +22,16 @@ pub(super) async fn of_prompts(
 ) -> Result<Known, Error> {
     let text = Text::read(folder, teacher).await?;
     let prompts = Prompts::read(&synthesis.prompts_url).await?;
-    let size = latent_size("data.synthesis.size", (synthesis.height, synthesis.width), teacher, factor)?;
+    let asked = Asked {
+        table: "data.synthesis",
+        size: (synthesis.height, synthesis.width),
+        buckets: synthesis.buckets.as_ref(),
+        by_ratio: false,
+    };
+    let sizes = asked.latent_sizes(teacher, factor)?;
     let latents = synthesis.latents as usize;
     let used = prompts.texts.len().min(latents);
-    Ok(known(latents, used, size, prompts.digest, teacher, &text))
+    Ok(known(latents, used, sizes, prompts.digest, teacher, &text, 0))
 }
 
 /// As [`of_prompts`], of images that the VAE encodes.
@@ -37,48 +42,54 @@ pub(super) async fn of_images(
     factor: usize,
 ) -> Result<Known, Error> {
     let text = Text::read(folder, teacher).await?;
-    let size = latent_size("data.images.size", (images.height, images.width), teacher, factor)?;
+    let asked = Asked {
+        table: "data.images",
+        size: (images.height, images.width),
+        buckets: images.buckets.as_ref(),
+        by_ratio: true,
+    };
+    let sizes = asked.latent_sizes(teacher, factor)?;
     let index = Index::read(&images.url, images.count as usize).await?;
     let found = index.images.len();
     if found < images.count as usize || found < 2 {
         let expected = format!("at most the {found} images of {}, and those at least 2", images.url);
         return Err(invalid("data.images.count", images.count, expected));
     }
-    Ok(known(found, found, size, index.digest, teacher, &text))
+    let bytes = index.images.iter().map(|image| image.end - image.start).sum();
+    Ok(known(found, found, sizes, index.digest, teacher, &text, bytes))
 }
 
-/// Height and width of the latents, of a `field` that gives the pictures' size in pixels, or 0 for the trained one.
-fn latent_size(
-    field: &str,
-    (height, width): (u32, u32),
-    teacher: &Teacher,
-    factor: usize,
-) -> Result<(usize, usize), Error> {
-    if (height, width) == (0, 0) {
-        let expected = "height and width in pixels: the teacher's config.json says none";
-        return teacher.sample_size().ok_or_else(|| invalid(field, "absent", expected));
-    }
-    let fits = |side: u32| (1..=MAX_SIDE).contains(&side) && (side as usize).is_multiple_of(factor);
-    if !fits(height) || !fits(width) {
-        let expected = format!("two multiples of {factor}, at most {MAX_SIDE}");
-        return Err(invalid(field, format!("[{height}, {width}]"), expected));
-    }
-    Ok((height as usize / factor, width as usize / factor))
-}
-
+/// `image_bytes`: of the images, as they are stored.
 fn known(
     latents: usize,
     prompts: usize,
-    (height, width): (usize, usize),
+    sizes: Vec<Size>,
     prompts_digest: String,
     teacher: &Teacher,
     text: &Text,
+    image_bytes: u64,
 ) -> Known {
     let channels = teacher.latent_channels();
-    // Each task embeds its own prompts, one a latent at most, and the empty one.
-    let of_latent = (channels * height * width + 2 * numbers_of_prompt(text)) as u64 * 2;
+    // Each task embeds its own prompts, one a latent at most, and the empty one. Which bucket an image is in isn't known
+    // before it is read.
+    let largest = sizes.iter().map(|(height, width)| height * width).max().unwrap_or(0);
+    let of_latent = (channels * largest + 2 * numbers_of_prompt(text)) as u64 * 2;
     let bytes_to_write = of_latent.saturating_mul(latents as u64);
-    Known { latents, channels, height, width, prompts: prompts + 1, prompts_digest, bytes_to_write }
+    let encoders = match text {
+        Text::Clip(part) => bytes::weights(&part.weights),
+        Text::ClipPair { first, second, .. } => bytes::weights(&first.weights) + bytes::weights(&second.weights),
+        Text::T5 { part, .. } => bytes::weights(&part.weights),
+    };
+    Known {
+        latents,
+        channels,
+        sizes,
+        prompts: prompts + 1,
+        prompts_digest,
+        bytes_to_write,
+        bytes_to_make_of: encoders + image_bytes,
+        bytes: bytes_to_write,
+    }
 }
 
 /// Numbers that a prompt's embeddings have, at most.

@@ -34,6 +34,27 @@ async fn the_shipped_teacher_is_planned() {
     let least = 120 * numbers * 4;
     assert!((least..least * 11 / 10).contains(&planned.capture_bytes), "{}", planned.capture_bytes);
 
+    let stages: Vec<(&str, u32)> = planned.stages.iter().map(|stage| (stage.stage.as_str(), stage.tasks)).collect();
+    assert_eq!(stages, [("capture", 5), ("distill", 7), ("assemble", 0), ("evaluate", 6)]);
+    let [capture, distill, assemble, evaluate] = &planned.stages[..] else { panic!("{stages:?}") };
+    let size = |file: &str| std::fs::metadata(job.path("teacher").join(file)).expect("a file").len();
+    let denoiser = size(WEIGHTS);
+    let data = size("latents.safetensors") + size("prompt_embeddings.safetensors");
+    assert_eq!((capture.written_bytes, capture.read_bytes), (planned.capture_bytes, denoiser + data));
+    // Each shard once.
+    assert_eq!(distill.read_bytes, capture.written_bytes);
+    let blocks: u64 = planned.layers.iter().map(|layer| 4 * layer.parameters).sum();
+    assert!((5 * blocks..5 * blocks * 11 / 10).contains(&distill.written_bytes), "{}", distill.written_bytes);
+    let copied =
+        ["unet/config.json", "scheduler/scheduler_config.json", "prompts.json", "prompt_embeddings.safetensors"];
+    let copied: u64 = copied.into_iter().map(size).sum();
+    assert_eq!(assemble.written_bytes, planned.output_bytes + copied);
+    assert!(assemble.read_bytes > denoiser + 2 * blocks + copied);
+    // Pictures of 8 prompts by three models, in f32.
+    let pictures = 8 * 3 * 3 * 32 * 32 * 4;
+    assert!((pictures..pictures * 11 / 10).contains(&evaluate.written_bytes), "{}", evaluate.written_bytes);
+    assert_eq!(planned.stored_bytes, planned.stages.iter().map(|stage| stage.written_bytes).sum::<u64>());
+
     job.recipe().kernel_sizes.clear();
     let planned = plan(&job.spec).await.expect("plans");
     assert_eq!(planned.layers[2].kernel_size, 9, "the 8×8 map gets a kernel as wide as itself");
@@ -63,6 +84,7 @@ async fn specs_that_no_job_can_have_are_refused_by_field_and_value() {
         (|j| j.spec.teacher_url = "nowhere".to_owned(), &["teacher_url", "nowhere", "file:///"]),
         (|j| j.spec.output_url = "ftp://host/x".to_owned(), &["output_url", "ftp://host/x"]),
         (|j| j.spec.output_url = "hf://owner/name".to_owned(), &["output_url", "hf://owner/name", "only read"]),
+        (|j| j.spec.output_url = "https://host/a".to_owned(), &["output_url", "https://host/a", "only read"]),
         (|j| j.spec.output_url = format!("{}/out", j.spec.teacher_url), &["output_url", "/teacher/out", "teacher_url"]),
         (|j| j.recipe().samples = 0, &["recipe.samples = 0", "1 to"]),
         (|j| j.recipe().samples = u32::MAX, &["recipe.samples = 4294967295"]),
@@ -107,6 +129,7 @@ async fn specs_that_no_job_can_have_are_refused_by_field_and_value() {
             },
             &["recipe.keep = ", "all 7 layers"],
         ),
+        (|j| j.spec.retention = Some("some".to_owned()), &["retention = \"some\"", "all, results"]),
         (|j| j.evaluation().samples = 3, &["evaluation.samples = 3"]),
         (|j| j.evaluation().prompts = 37, &["evaluation.prompts = 37", "36"]),
         (|j| j.evaluation().ddim_steps = 0, &["evaluation.ddim_steps = 0"]),
@@ -215,6 +238,26 @@ async fn data_that_doesnt_fit_the_teacher_is_refused() {
         ),
     ];
     all_refused(cases).await;
+}
+
+#[tokio::test]
+async fn a_job_that_would_store_too_much_is_refused_with_what_takes_the_most() {
+    let mut job = Job::new();
+    let planned = plan(&job.spec).await.expect("plans").stored_bytes;
+    job.spec.max_storage = Some(planned);
+    plan(&job.spec).await.expect("as much as is allowed");
+    job.spec.max_storage = Some(planned - 1);
+    let message = plan(&job.spec).await.expect_err("refused").to_string();
+    let (limit, planned) = (format!("({} bytes)", planned - 1), format!("({planned} bytes)"));
+    for part in [&limit, &planned, &job.spec.output_url, "max_storage", "stage capture", "recipe.samples"] {
+        assert!(message.contains(part), "{message:?} doesn't contain {part:?}");
+    }
+
+    // The same model, and hardly anything recorded.
+    (job.recipe().samples, job.recipe().held_out_samples, job.recipe().batch) = (1, 1, 1);
+    job.spec.max_storage = Some(1);
+    let message = plan(&job.spec).await.expect_err("refused").to_string();
+    assert!(message.contains("stage assemble") || message.contains("stage distill"), "{message}");
 }
 
 #[tokio::test]

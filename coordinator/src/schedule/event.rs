@@ -32,6 +32,15 @@ pub enum Command {
     Assemble(JobId),
     /// Write the report, then call `reported`.
     Report(JobId),
+    /// Remove an object of the job that another took the place of.
+    Discard {
+        /// The job.
+        job: JobId,
+        /// Its key.
+        key: String,
+    },
+    /// Remove what the job's retention doesn't keep, then call `reclaimed`.
+    Reclaim(JobId),
     /// Answer the worker's held Sync: there is something to say.
     Wake(WorkerId),
 }

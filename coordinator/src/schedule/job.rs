@@ -114,6 +114,8 @@ pub struct Job {
     pub teacher_digest: String,
     /// What evaluation found.
     pub figures: Option<v1::Figures>,
+    /// What its retention doesn't keep is removed.
+    pub reclaimed: bool,
     /// Its tasks, in order of stage.
     pub tasks: Vec<TaskId>,
 }
@@ -138,6 +140,7 @@ impl Job {
             output: Vec::new(),
             teacher_digest: String::new(),
             figures: None,
+            reclaimed: false,
             tasks: Vec::new(),
         };
         job.tasks = job.new_tasks()?.into_iter().map(|task| task.id).collect();
@@ -275,6 +278,7 @@ impl State {
             }
         }
         self.write_job(id, effects);
+        self.reclaim(&self.jobs[id], effects);
     }
 
     /// Moves the job to the stage that its tasks allow.

@@ -79,8 +79,9 @@ impl State {
         let known = task.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
         let newer = progress.checkpoint.as_ref().filter(|checkpoint| is_sane(checkpoint) && checkpoint.step > known);
         if let Some(checkpoint) = newer {
-            task.checkpoint = Some(checkpoint.clone());
+            let former = task.checkpoint.replace(checkpoint.clone());
             self.write_task(id, effects);
+            self.discard(id, former, effects);
         }
     }
 

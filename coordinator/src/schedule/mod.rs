@@ -9,6 +9,7 @@ mod job;
 mod lease;
 mod offer;
 mod record;
+mod retention;
 mod status;
 mod task;
 mod worker;
@@ -24,6 +25,7 @@ use deltaconv_proto::v1;
 
 pub use event::{Command, Effects, Now};
 pub use job::{Job, JobState, Stage};
+pub use retention::Fate;
 pub use task::{Kind, Leased, Phase, Task};
 pub use worker::Worker;
 
@@ -117,6 +119,9 @@ impl State {
         for job in running {
             state.advance(&job, now, &mut effects);
             state.resume_stage(&job, &mut effects);
+        }
+        for job in state.jobs.values() {
+            state.reclaim(job, &mut effects);
         }
         Ok((state, effects))
     }

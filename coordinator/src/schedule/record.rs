@@ -75,6 +75,7 @@ impl Job {
             output: self.output.clone(),
             teacher_digest: self.teacher_digest.clone(),
             figures: self.figures.clone(),
+            reclaimed: self.reclaimed,
         }
     }
 
@@ -95,6 +96,7 @@ impl Job {
         job.output = record.output;
         job.teacher_digest = record.teacher_digest;
         job.figures = record.figures;
+        job.reclaimed = record.reclaimed;
         Ok(job)
     }
 }

@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use deltaconv_proto::ids::{JobId, TaskId, WorkerId};
+use deltaconv_proto::ids::{AttemptId, JobId, TaskId, WorkerId};
+use deltaconv_proto::keys;
 use deltaconv_proto::v1::{self, attempt_report::State as Report};
 use proptest::prelude::*;
 
 use super::*;
 use crate::store::{MemoryStore, Store};
+
+mod retention;
 
 const TTL: Duration = Duration::from_secs(10);
 
@@ -126,7 +129,7 @@ impl Coordinator {
     fn carry_out(&mut self) {
         for command in std::mem::take(&mut self.commands) {
             match command {
-                Command::Wake(_) => {}
+                Command::Wake(_) | Command::Discard { .. } => {}
                 Command::Verify { task, lease, done } => {
                     self.run(|state, now, effects| state.verified(&task, &lease, done, Ok(()), now, effects));
                 }
@@ -139,6 +142,7 @@ impl Coordinator {
                     let result = Ok(v1::Figures::default());
                     self.run(|state, now, effects| state.reported(&job, result, now, effects));
                 }
+                Command::Reclaim(job) => self.run(|state, _, effects| state.reclaimed(&job, effects)),
             }
         }
     }
@@ -154,24 +158,28 @@ fn object(key: &str) -> v1::ObjectRef {
 
 /// What a worker would report for the task that it was given.
 fn done(start: &v1::Start) -> v1::Done {
-    let task = start.task.clone().expect("a task");
+    let (task, lease) = (start.task.clone().expect("a task"), start.lease.clone().expect("a lease"));
+    let id = TaskId::new(lease.task_id).expect("an id");
+    let attempt = AttemptId::new(lease.attempt_id).expect("an id");
     let output = match task.kind.expect("a kind") {
         v1::task_spec::Kind::Synthesise(synthesise) => {
-            let key = format!("{}1", deltaconv_proto::keys::latents_of(&synthesise.range.expect("a range")));
+            let key = keys::latents(&synthesise.range.expect("a range"), &attempt);
             v1::done::Output::Synthesise(v1::SynthesiseOutput { latents: Some(object(&key)) })
         }
         v1::task_spec::Kind::Capture(capture) => {
             let shard = |layer: &String| v1::ShardRef {
                 layer: layer.clone(),
-                object: Some(object(&format!("{layer}/{}", capture.range.expect("a range").start))),
+                object: Some(object(&keys::shard(capture.round, layer, &capture.range.expect("a range"), &attempt))),
             };
             v1::done::Output::Capture(v1::CaptureOutput { shards: capture.layers.iter().map(shard).collect() })
         }
-        v1::task_spec::Kind::Distill(_) => {
-            v1::done::Output::Distill(v1::DistillOutput { block: Some(object("block")), relative_error: 0.1 })
+        v1::task_spec::Kind::Distill(distill) => {
+            let block = object(&keys::block(distill.round, &distill.layer.expect("a layer").name, &attempt));
+            v1::done::Output::Distill(v1::DistillOutput { block: Some(block), relative_error: 0.1 })
         }
         v1::task_spec::Kind::Evaluate(_) => {
-            v1::done::Output::Evaluate(v1::EvaluateOutput { part: Some(object("part")) })
+            let part = object(&keys::evaluation(&id, &attempt));
+            v1::done::Output::Evaluate(v1::EvaluateOutput { part: Some(part) })
         }
     };
     v1::Done { output: Some(output), ..v1::Done::default() }
@@ -233,7 +241,7 @@ fn latents_that_were_found_broken_are_sampled_again_while_the_reader_waits() {
     let Some(v1::task_spec::Kind::Synthesise(task)) = again.task.clone().expect("a task").kind else {
         panic!("{again:?}");
     };
-    assert!(key.starts_with(&deltaconv_proto::keys::latents_of(&task.range.expect("a range"))));
+    assert!(key.starts_with(&keys::latents_of(&task.range.expect("a range"))));
     let id = TaskId::new(capture.lease.expect("a lease").task_id).expect("an id");
     assert_eq!((c.state.tasks[&id].failures, c.state.tasks[&id].attempts), (0, 1));
     assert!(!c.state.is_ready(&c.state.jobs[&c.state.tasks[&id].job], &c.state.tasks[&id]));

@@ -20,14 +20,6 @@ constexpr float kLog2E = 1.4426950408889634f;
 
 extern __shared__ __align__(128) unsigned char shared[];
 
-__device__ __forceinline__ void load4(uint32_t (&r)[4], uint32_t from) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
-}
-__device__ __forceinline__ void load4_transposed(uint32_t (&r)[4], uint32_t from) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
-}
 // 16 bytes, or zeros where there is no source.
 __device__ __forceinline__ void copy16(uint32_t to, const void* from, bool exists) {
   const int bytes = exists ? 16 : 0;

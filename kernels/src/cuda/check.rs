@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use super::gpu::Gpu;
+use super::rows::{DeviceMemory, HostMemory, Memory, Piece};
 use super::tensor::View;
 use super::trainer::{Precision, Trainer};
 use crate::adamw::{AdamW, State};
@@ -120,7 +121,7 @@ pub fn run(gpu: &Arc<Gpu>, device: &Device, case: &Case) -> Result<Outcome> {
     let precision = if *dtype == DType::F32 { Precision::F32 } else { Precision::Bf16 };
     let tolerance = if *dtype == DType::F32 { TOLERANCE_F32 } else { TOLERANCE_BF16 };
     let (x, target) = (x.to_device(device).map_err(candle)?, target.to_device(device).map_err(candle)?);
-    let mut trainer = Trainer::new(gpu, &weights, optimiser, &State::new(&weights, true), *size, precision)?;
+    let mut trainer = Trainer::new(gpu, &weights, optimiser, &State::new(&weights, true), &[*size], precision)?;
     trainer.poison()?;
     let output = values(&trainer.forward(&x, false)?).map_err(candle)?;
     let block = BlockOp::new(Arc::new(weights.clone()));
@@ -145,7 +146,7 @@ pub fn run(gpu: &Arc<Gpu>, device: &Device, case: &Case) -> Result<Outcome> {
     let mut after = weights.clone();
     let mut state = State::new(&weights, true);
     for _ in 0..3 {
-        let mut other = Trainer::new(gpu, &after, optimiser, &state, *size, precision)?;
+        let mut other = Trainer::new(gpu, &after, optimiser, &state, &[*size], precision)?;
         let (_, gradients, _) = other.gradients(&x, &target, 3.0, false)?;
         optimiser.step(1e-3, &mut after, &gradients, &mut state)?;
     }
@@ -159,8 +160,9 @@ pub fn run(gpu: &Arc<Gpu>, device: &Device, case: &Case) -> Result<Outcome> {
         errors.push(("average after steps".into(), relative(found.values(), expected.values())));
     }
 
-    // The same again, bit by bit.
-    let mut again = Trainer::new(gpu, &weights, optimiser, &State::new(&weights, true), *size, precision)?;
+    // The same again, bit by bit, by a trainer that also takes batches of another size.
+    let other = if height == width { [batch + 1, height, width] } else { [batch, width, height] };
+    let mut again = Trainer::new(gpu, &weights, optimiser, &State::new(&weights, true), &[other, *size], precision)?;
     let repeated = values(&again.forward(&x, false)?).map_err(candle)?;
     let (_, repeated_gradients, _) = again.gradients(&x, &target, 3.0, false)?;
     for _ in 0..3 {
@@ -170,9 +172,65 @@ pub fn run(gpu: &Arc<Gpu>, device: &Device, case: &Case) -> Result<Outcome> {
     let repeats = repeated == output
         && repeated_gradients == device_gradients
         && repeated_weights == found
-        && repeated_state == found_state;
+        && repeated_state == found_state
+        && repeats_in_pieces(gpu, case, [&x, &target], |sizes| {
+            Trainer::new(gpu, &weights, optimiser, &State::new(&weights, true), sizes, precision)
+        })?;
     View::new(&x, "x")?.release(gpu)?;
     Ok(Outcome { errors, tolerance, repeats })
+}
+
+/// Whether steps on batches in pieces end with the same bits as steps on tensors of the same f16 numbers.
+fn repeats_in_pieces(
+    gpu: &Arc<Gpu>,
+    case: &Case,
+    tensors: [&Tensor; 2],
+    trainer: impl Fn(&[[usize; 3]]) -> Result<Trainer>,
+) -> Result<bool> {
+    let halves = tensors.map(|tensor| tensor.to_dtype(DType::F16));
+    let [Ok(x), Ok(target)] = halves else { return Ok(false) };
+    let (mut whole, mut in_pieces) = (trainer(&[case.size])?, trainer(&[case.size])?);
+    for step in 0..5 {
+        whole.step(&x, &target, 3.0, 1e-3)?;
+        let pieces = |tensor: &Tensor, salt: u64| -> Result<Vec<Piece>> {
+            let values = tensor.flatten_all().and_then(|tensor| tensor.to_vec1::<half::f16>());
+            let bytes = 2 * tensor.elem_count();
+            let values = values.map_err(|error| Error::of_candle("reading a batch", bytes, &error))?;
+            cut(gpu, &values, case.seed.wrapping_mul(31).wrapping_add(2 * step + salt))
+        };
+        in_pieces.step_on_pieces(case.size, &pieces(&x, 0)?, &pieces(&target, 1)?, 3.0, 1e-3)?;
+    }
+    let (whole_losses, losses) = (whole.losses()?, in_pieces.losses()?);
+    Ok(whole_losses == losses && whole.download()? == in_pieces.download()?)
+}
+
+/// The values in pieces of all sizes, which begin anywhere, by turns in the device's memory and the host's.
+fn cut(gpu: &Arc<Gpu>, values: &[half::f16], seed: u64) -> Result<Vec<Piece>> {
+    let mut state = seed | 1;
+    // Numerical Recipes, 3rd edition, section 7.1: a linear congruential generator's upper bits.
+    let mut next = |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below.max(1)
+    };
+    let (mut pieces, mut rest) = (Vec::new(), values);
+    while !rest.is_empty() {
+        let aligned = next(2) == 0;
+        let len = if aligned { (next(rest.len()) + 8) / 8 * 8 } else { next(rest.len() / 2 + 1) + 1 }.min(rest.len());
+        let start = if aligned { 8 * next(3) } else { next(9) };
+        let mut held = vec![half::f16::NAN; start];
+        held.extend_from_slice(&rest[..len]);
+        let memory = match pieces.len() % 2 {
+            0 => Memory::Device(DeviceMemory::copied(gpu, &held)?),
+            _ => {
+                let mut memory = HostMemory::new(gpu, held.len())?;
+                memory.as_mut_slice().copy_from_slice(&held);
+                Memory::Host(memory)
+            }
+        };
+        pieces.push(Piece { memory: Arc::new(memory), start, len });
+        rest = &rest[len..];
+    }
+    Ok(pieces)
 }
 
 /// Scales conv_up by 2¹⁷ and conv_out back by the square that the gate makes of that, so that what lies between overflows

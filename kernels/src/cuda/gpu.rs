@@ -22,18 +22,20 @@ const NORMS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/norms.fatbin"));
 const GATHER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/gather.fatbin"));
 const ATTENTION: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/attention.fatbin"));
 /// What cuBLASLt may use on each stream; the size that its documentation recommends for Hopper.
-const WORKSPACE: usize = 32 << 20;
+pub(super) const WORKSPACE: usize = 32 << 20;
 
 /// A driver's address on the device.
 pub(super) type Address = u64;
 
-/// A CUDA device with two streams, on which blocks are computed and trained. Shared by all blocks on the device.
+/// A CUDA device with its streams, on which blocks are computed and trained. Shared by all blocks on the device.
 pub struct Gpu {
     pub(super) context: Arc<CudaContext>,
     /// Where everything runs, in order.
     pub(super) stream: Arc<CudaStream>,
     /// Where small things run beside it, between a fork and a join.
     pub(super) side: Arc<CudaStream>,
+    /// Where samples come to the device meanwhile.
+    pub(super) copies: Arc<CudaStream>,
     functions: Mutex<HashMap<(Source, String), CudaFunction>>,
     modules: Mutex<HashMap<Source, Arc<CudaModule>>>,
     handle: lt_sys::cublasLtHandle_t,
@@ -125,6 +127,7 @@ impl Gpu {
         let multiprocessors = context.attribute(MULTIPROCESSORS).map_err(opening)?.max(1) as usize;
         let stream = context.new_stream().map_err(opening)?;
         let side = context.new_stream().map_err(opening)?;
+        let copies = context.new_stream().map_err(opening)?;
         let workspace = || {
             // SAFETY: cuBLASLt writes its workspace before it reads it.
             unsafe { stream.alloc::<u8>(WORKSPACE) }.map_err(|error| memory(&context, WORKSPACE, error))
@@ -137,6 +140,7 @@ impl Gpu {
         let gpu = Self {
             stream,
             side,
+            copies,
             functions: Mutex::default(),
             modules: Mutex::default(),
             handle,
@@ -268,18 +272,28 @@ impl Gpu {
         grid: Grid,
         arguments: &mut [*mut c_void],
     ) -> Result<()> {
+        let Grid { blocks, threads, shared } = grid;
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_on(self.stream(on), function, blocks, (threads, 1), shared, arguments) }
+    }
+
+    /// Starts a kernel on any stream of the device, on blocks of `threads` (x, y).
+    ///
+    /// # Safety
+    /// As [`Self::launch`].
+    pub(super) unsafe fn launch_on(
+        &self,
+        stream: &CudaStream,
+        function: &CudaFunction,
+        blocks: (u32, u32, u32),
+        (x, y): (u32, u32),
+        shared: u32,
+        arguments: &mut [*mut c_void],
+    ) -> Result<()> {
         self.context.bind_to_thread().map_err(failed("using the device"))?;
-        let Grid { blocks: (x, y, z), threads, shared } = grid;
         // SAFETY: the caller's promise.
         unsafe {
-            result::launch_kernel(
-                function.cu_function(),
-                (x, y, z),
-                (threads, 1, 1),
-                shared,
-                self.stream(on).cu_stream(),
-                arguments,
-            )
+            result::launch_kernel(function.cu_function(), blocks, (x, y, 1), shared, stream.cu_stream(), arguments)
         }
         .map_err(failed("starting a kernel"))
     }
@@ -350,7 +364,7 @@ fn loading(error: DriverError) -> Error {
 }
 
 /// An allocation that failed.
-fn memory(context: &CudaContext, bytes: usize, error: DriverError) -> Error {
+pub(super) fn memory(context: &CudaContext, bytes: usize, error: DriverError) -> Error {
     match error.0 {
         sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
             Error::OutOfMemory { bytes, free: context.mem_get_info().ok().map(|(free, _)| free) }

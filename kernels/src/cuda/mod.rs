@@ -8,6 +8,7 @@ mod layout;
 mod middle;
 mod pass;
 mod product;
+mod rows;
 pub mod teacher;
 mod tensor;
 mod timing;
@@ -16,5 +17,6 @@ mod weights;
 
 pub(crate) use forward::Forward;
 pub use gpu::Gpu;
-pub use timing::{Times, measure};
+pub use rows::{DeviceMemory, HostMemory, Memory, Piece};
+pub use timing::{StepTimes, Times, measure, measure_samples};
 pub use trainer::{Precision, Trainer};

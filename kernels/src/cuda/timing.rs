@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use cudarc::driver::{CudaGraph, sys};
+use half::f16;
 
 use super::gpu::{Gpu, failed};
 use super::pass::Pass;
+use super::rows::{DeviceMemory, HostMemory, Memory, Piece};
 use super::tensor::View;
 use super::trainer::{Precision, Trainer};
 use super::weights::Weights;
@@ -69,7 +71,7 @@ pub fn measure(gpu: &Arc<Gpu>, device: &Device, case: &Case, step: bool) -> Resu
     }
 
     let state = State::new(&weights, false);
-    let mut trainer = Trainer::new(gpu, &weights, AdamW::default(), &state, case.size, precision)?;
+    let mut trainer = Trainer::new(gpu, &weights, AdamW::default(), &state, &[case.size], precision)?;
     let step = median(gpu, |call| {
         let (x, target) = &pairs[call % pairs.len()];
         trainer.step(x, target, 1.0, 1e-6)
@@ -77,6 +79,63 @@ pub fn measure(gpu: &Arc<Gpu>, device: &Device, case: &Case, step: bool) -> Resu
     let one = (length * kind.bytes()) as f64;
     let activations = trainer.activation_bytes() as f64 / one + 2.0;
     Ok(Times { forward, step: Some(step), activations: Some(activations) })
+}
+
+/// Seconds a step takes by where its samples lie.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepTimes {
+    /// In tensors, f16, which the step converts.
+    pub tensor: f64,
+    /// In the device's memory, a piece each.
+    pub device: f64,
+    /// In page-locked memory of the host, a piece each.
+    pub host: f64,
+}
+
+/// Measures steps in bf16 on batches of samples that lie in tensors, in the device's memory and in the host's: medians over
+/// events around [`CALLS`] steps each.
+pub fn measure_samples(gpu: &Arc<Gpu>, device: &Device, case: &Case) -> Result<StepTimes> {
+    let shape = case.shape()?;
+    let weights = bench::weights(&shape, bench::WEIGHTS_SEED, 1.0);
+    let [batch, height, width] = case.size;
+    let of_sample = height * width * case.channels;
+    let values: Vec<Vec<f16>> = (0..2 * BATCHES as u64)
+        .map(|seed| bench::noise(seed, batch * of_sample, 1.0).into_iter().map(f16::from_f32).collect())
+        .collect();
+    let trainer =
+        || Trainer::new(gpu, &weights, AdamW::default(), &State::new(&weights, false), &[case.size], Precision::Bf16);
+
+    let tensors = values.iter().map(|values| {
+        Tensor::from_slice(values, (batch, height, width, case.channels), device)
+            .map_err(|error| Error::of_candle("making a batch", size_of_val(values.as_slice()), &error))
+    });
+    let tensors = tensors.collect::<Result<Vec<Tensor>>>()?;
+    let mut of_tensors = trainer()?;
+    let tensor = median(gpu, |call| {
+        let index = call % BATCHES;
+        of_tensors.step(&tensors[2 * index], &tensors[2 * index + 1], 1.0, 1e-6)
+    })?;
+    drop((of_tensors, tensors));
+
+    let in_pieces = |place: &dyn Fn(&[f16]) -> Result<Memory>| -> Result<f64> {
+        let pieces = |values: &Vec<f16>| {
+            let piece = |values| Ok(Piece { memory: Arc::new(place(values)?), start: 0, len: of_sample });
+            values.chunks_exact(of_sample).map(piece).collect::<Result<Vec<Piece>>>()
+        };
+        let batches = values.iter().map(pieces).collect::<Result<Vec<_>>>()?;
+        let mut trainer = trainer()?;
+        median(gpu, |call| {
+            let index = call % BATCHES;
+            trainer.step_on_pieces(case.size, &batches[2 * index], &batches[2 * index + 1], 1.0, 1e-6)
+        })
+    };
+    let device = in_pieces(&|values| DeviceMemory::copied(gpu, values).map(Memory::Device))?;
+    let host = in_pieces(&|values| {
+        let mut memory = HostMemory::new(gpu, values.len())?;
+        memory.as_mut_slice().copy_from_slice(values);
+        Ok(Memory::Host(memory))
+    })?;
+    Ok(StepTimes { tensor, device, host })
 }
 
 fn median(gpu: &Gpu, mut call: impl FnMut(usize) -> Result<()>) -> Result<f64> {

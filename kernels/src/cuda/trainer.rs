@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use candle_core::op::BackpropOp;
 use candle_core::{Device, Storage, Tensor};
-use cudarc::driver::{CudaEvent, CudaFunction, CudaGraph, CudaSlice, result};
+use cudarc::driver::{CudaEvent, CudaFunction, CudaGraph, CudaSlice, CudaStream, result};
 
 use super::forward::Passes;
 use super::gpu::{Address, Gpu, Grid, On, Source, address, failed, launch};
 use super::pass::Pass;
 use super::product::Type;
+use super::rows::{Piece, Slot};
 use super::tensor::{self, Input, View};
 use super::weights::{Weights, suffix};
 use crate::adamw::{self, AdamW, State};
@@ -20,7 +21,7 @@ use crate::shape::BlockShape;
 
 /// Losses that wait on the device to be read.
 const SLOTS: usize = 1024;
-/// Captured steps that are kept, each for its pair of input addresses.
+/// Captured steps that are kept of each size, each for its pair of input addresses.
 const GRAPHS: usize = 8;
 /// Channels below which a block is computed in f32, and positions of a batch.
 const NARROW: usize = 48;
@@ -69,8 +70,8 @@ struct Factors {
 
 const _: () = assert!(size_of::<Factors>() == 48, "cuda/common.cuh says the same");
 
-/// Trains one block on one device by batches of one size. A step is captured once for each pair of input addresses and
-/// replayed, so that its kernels follow each other without the host.
+/// Trains one block on one device by batches of one size, or of several. A step is captured once for each pair of input
+/// addresses and replayed, so that its kernels follow each other without the host.
 ///
 /// Steps are started and not waited for: [`Trainer::losses`] and [`Trainer::download`] wait, and report what failed.
 /// A step's tensors are kept alive until the next step has been started, so that neither stream waits for the other
@@ -79,7 +80,10 @@ pub struct Trainer {
     gpu: Arc<Gpu>,
     optimiser: AdamW,
     weights: Weights,
-    pass: Pass,
+    /// At least one, all of one type.
+    sizes: Vec<OfSize>,
+    /// That of the last step.
+    current: usize,
     /// For [`Trainer::forward`].
     forward: Passes,
     m: CudaSlice<f32>,
@@ -92,15 +96,26 @@ pub struct Trainer {
     losses: CudaSlice<f64>,
     _factors: CudaSlice<u8>,
     _slot: CudaSlice<u8>,
-    input: Input,
-    target: Input,
     at: Addresses,
-    graphs: HashMap<(Address, Address), CudaGraph>,
+    /// Inputs and targets of the step that is started.
+    batch: (Address, Address),
+    /// Where batches in pieces are collected.
+    feed: Arc<CudaStream>,
     last: Option<Held>,
     steps: u64,
     /// Steps whose losses lie on the device, which counts them too.
     waiting: usize,
     read: Vec<f64>,
+}
+
+/// What steps on batches of one size need for themselves.
+struct OfSize {
+    pass: Pass,
+    input: Input,
+    target: Input,
+    /// For batches in pieces, by turns.
+    slots: [Slot; 2],
+    graphs: HashMap<(Address, Address), CudaGraph>,
 }
 
 /// A step's tensors, and when it ended.
@@ -130,18 +145,18 @@ unsafe impl Send for Trainer {}
 
 impl std::fmt::Debug for Trainer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Trainer").field("pass", &self.pass).field("steps", &self.steps).finish_non_exhaustive()
+        f.debug_struct("Trainer").field("pass", self.pass()).field("steps", &self.steps).finish_non_exhaustive()
     }
 }
 
 impl Trainer {
-    /// Puts a block with its optimiser's state on a device, for batches of `size` `[B, H, W]`.
+    /// Puts a block with its optimiser's state on a device, for batches of these sizes `[B, H, W]`, at least one.
     pub fn new(
         gpu: &Arc<Gpu>,
         weights: &Parameters,
         optimiser: AdamW,
         state: &State,
-        size: [usize; 3],
+        sizes: &[[usize; 3]],
         precision: Precision,
     ) -> Result<Self> {
         let shape = weights.shape();
@@ -150,8 +165,14 @@ impl Trainer {
         if let Some(ema) = &state.ema {
             ema.check_shape("moving average", shape)?;
         }
-        let kind = precision.kind(shape, size);
-        let pass = Pass::new(gpu, shape, size, kind, true)?;
+        let smallest = sizes.iter().min_by_key(|size| size.iter().product::<usize>()).ok_or(Error::EmptyBatch)?;
+        let kind = precision.kind(shape, *smallest);
+        let of_size = |size: &[usize; 3]| -> Result<OfSize> {
+            let pass = Pass::new(gpu, shape, *size, kind, true)?;
+            let (input, target) = (Input::default(), Input::default());
+            Ok(OfSize { pass, input, target, slots: Default::default(), graphs: HashMap::new() })
+        };
+        let sizes = sizes.iter().map(of_size).collect::<Result<_>>()?;
         let zeros = |length: usize| gpu.stream.alloc_zeros::<f64>(length).map_err(failed("allocating memory"));
         let (m, v) = (gpu.upload(state.m.values())?, gpu.upload(state.v.values())?);
         let ema = state.ema.as_ref().map(|ema| gpu.upload(ema.values())).transpose()?;
@@ -183,21 +204,29 @@ impl Trainer {
             _factors: factors,
             _slot: slot,
             at,
-            input: Input::default(),
-            target: Input::default(),
-            graphs: HashMap::new(),
+            batch: (0, 0),
+            feed: gpu.context.new_stream().map_err(failed("opening a stream"))?,
             last: None,
             steps: state.step,
             waiting: 0,
             read: Vec::new(),
             gpu: gpu.clone(),
-            pass,
+            sizes,
+            current: 0,
         })
     }
 
     /// The block's shape.
     pub fn shape(&self) -> &BlockShape {
-        &self.pass.shape
+        &self.pass().shape
+    }
+
+    fn of_size(&self) -> &OfSize {
+        &self.sizes[self.current]
+    }
+
+    fn pass(&self) -> &Pass {
+        &self.of_size().pass
     }
 
     /// Steps taken, those before this trainer included.
@@ -205,34 +234,77 @@ impl Trainer {
         self.steps
     }
 
-    /// Bytes of device memory that a step needs besides its inputs and the weights, their moments and one gradient.
+    /// Bytes of device memory that steps of all sizes need besides their inputs and the weights, their moments and one
+    /// gradient.
     pub fn activation_bytes(&self) -> usize {
-        self.pass.bytes - self.pass.gradient_bytes + self.input.bytes() + self.target.bytes()
+        let of_size = |OfSize { pass, input, target, slots, .. }: &OfSize| {
+            let inputs = input.bytes() + target.bytes() + slots.iter().map(Slot::bytes).sum::<usize>();
+            pass.bytes - pass.gradient_bytes + inputs
+        };
+        self.sizes.iter().map(of_size).sum()
     }
 
     /// Starts one step with learning rate `lr` on `scale` times the mean squared error of the block's output for `x`
     /// against `target`, both contiguous [B, H, W, C] on the device: f32 in f32 precision, else bf16 or f16.
     pub fn step(&mut self, x: &Tensor, target: &Tensor, scale: f64, lr: f64) -> Result<()> {
         self.begin(x, target, scale, lr, self.steps + 1)?;
-        let key = (self.input.at, self.target.at);
-        if let Some(graph) = self.graphs.get(&key) {
-            graph.launch().map_err(failed("starting a step"))?;
-        } else {
-            if self.graphs.len() >= GRAPHS {
-                self.gpu.synchronize()?;
-                self.graphs.clear();
-            }
-            let graph = self.capture()?;
-            graph.launch().map_err(failed("starting a step"))?;
-            self.graphs.insert(key, graph);
-        }
-        self.steps += 1;
+        self.replay()?;
         let ended = self.gpu.stream.record_event(None).map_err(failed("recording an event"))?;
         let held = Held { x: x.clone(), _target: target.clone(), ended };
         match self.last.replace(held) {
             Some(before) => before.release(),
             None => Ok(()),
         }
+    }
+
+    /// As [`Self::step`] on a batch of `size` `[B, H, W]` whose inputs and targets, [B, H, W, C] each, lie in pieces. They
+    /// are collected while earlier steps run; the call waits for the step before the last one to have begun.
+    pub fn step_on_pieces(
+        &mut self,
+        size: [usize; 3],
+        x: &[Piece],
+        target: &[Piece],
+        scale: f64,
+        lr: f64,
+    ) -> Result<()> {
+        self.current = self.find(size)?;
+        let values = size.iter().product::<usize>() * self.shape().channels();
+        let (gpu, kind, turn) = (self.gpu.clone(), self.pass().kind, (self.steps % 2) as usize);
+        if self.waiting == SLOTS {
+            self.read_losses()?;
+        }
+        let slot = &mut self.sizes[self.current].slots[turn];
+        slot.collect(&gpu, &self.feed, kind, [x, target], values)?;
+        self.batch = slot.at;
+        self.set_factors(scale, lr, self.steps + 1, values)?;
+        self.replay()?;
+        self.sizes[self.current].slots[turn].is_read(&gpu)
+    }
+
+    /// Starts the step on the batch that was set, and counts it.
+    fn replay(&mut self) -> Result<()> {
+        let key = self.batch;
+        if let Some(graph) = self.of_size().graphs.get(&key) {
+            graph.launch().map_err(failed("starting a step"))?;
+        } else {
+            if self.of_size().graphs.len() >= GRAPHS {
+                self.gpu.synchronize()?;
+                self.sizes[self.current].graphs.clear();
+            }
+            let graph = self.capture()?;
+            graph.launch().map_err(failed("starting a step"))?;
+            self.sizes[self.current].graphs.insert(key, graph);
+        }
+        self.steps += 1;
+        Ok(())
+    }
+
+    fn find(&self, size: [usize; 3]) -> Result<usize> {
+        self.sizes.iter().position(|of_size| of_size.pass.size == size).ok_or_else(|| {
+            let known: Vec<_> = self.sizes.iter().map(|of_size| of_size.pass.size).collect();
+            let expected = format!("[B, H, W] = one of {known:?}");
+            Error::Tensor { what: "x", found: format!("{size:?}"), expected }
+        })
     }
 
     /// The mean squared error, and the gradients of `scale` times it: of the weights, and of `x` where wanted.
@@ -249,11 +321,12 @@ impl Trainer {
         let x_gradient = match of_x {
             true => {
                 let scale = (2.0 * scale / x.elem_count() as f64) as f32;
-                let dtype = tensor::dtype(self.pass.kind);
+                let kind = self.pass().kind;
+                let dtype = tensor::dtype(kind);
                 let gradient = tensor::empty(x.dims(), dtype, x.device())?;
-                let target = View::new(&gradient, "x_gradient")?.address(self.pass.kind)?;
+                let target = View::new(&gradient, "x_gradient")?.address(kind)?;
                 // SAFETY: the tensor was made in x's shape.
-                unsafe { self.pass.input_gradient(&self.weights, scale, target)? };
+                unsafe { self.sizes[self.current].pass.input_gradient(&self.weights, scale, target)? };
                 Some(gradient)
             }
             false => None,
@@ -277,10 +350,10 @@ impl Trainer {
     /// The block's output for `x`, [B, H, W, C] of any batch and map, in x's dtype; with the weights' moving average
     /// where one is kept and wanted.
     pub fn forward(&mut self, x: &Tensor, average: bool) -> Result<Tensor> {
-        let kind = self.pass.kind;
+        let kind = self.pass().kind;
         let weights = match (&self.ema, average) {
             (Some(ema), true) => {
-                let mut values = Parameters::zeros(&self.pass.shape);
+                let mut values = Parameters::zeros(self.shape());
                 self.gpu.stream.memcpy_dtoh(ema, values.values_mut()).map_err(failed("reading the average"))?;
                 self.gpu.synchronize()?;
                 match &mut self.average {
@@ -303,7 +376,7 @@ impl Trainer {
     /// The weights and the optimiser's state. Waits for the steps.
     pub fn download(&mut self) -> Result<(Parameters, State)> {
         let read = |slice: &CudaSlice<f32>| {
-            let mut values = Parameters::zeros(&self.pass.shape);
+            let mut values = Parameters::zeros(self.shape());
             self.gpu.stream.memcpy_dtoh(slice, values.values_mut()).map_err(failed("reading weights"))?;
             Ok(values)
         };
@@ -316,27 +389,36 @@ impl Trainer {
 
     /// Fills all buffers with bytes that read as NaN, so that what a step doesn't write shows.
     pub(super) fn poison(&mut self) -> Result<()> {
-        self.pass.poison()
+        self.sizes.iter_mut().try_for_each(|of_size| of_size.pass.poison())
     }
 
     /// Checks the tensors, lets this trainer's stream wait for theirs, and sets the step's numbers.
     fn begin(&mut self, x: &Tensor, target: &Tensor, scale: f64, lr: f64, step: u64) -> Result<()> {
         let channels = self.shape().channels();
         let (x_view, target_view) = (View::new(x, "x")?, View::new(target, "target")?);
-        for (view, what) in [(&x_view, "x"), (&target_view, "target")] {
-            let size = view.size(channels)?;
-            if size != self.pass.size {
-                let expected = format!("[B, H, W] = {:?}", self.pass.size);
-                return Err(Error::Tensor { what, found: format!("{size:?}"), expected });
-            }
+        let size = x_view.size(channels)?;
+        let current = self.find(size)?;
+        let of_target = target_view.size(channels)?;
+        if of_target != size {
+            let (found, expected) = (format!("{of_target:?}"), format!("[B, H, W] = {size:?}"));
+            return Err(Error::Tensor { what: "target", found, expected });
         }
+        self.current = current;
         if self.waiting == SLOTS {
             self.read_losses()?;
         }
         let gpu = self.gpu.clone();
         x_view.wait(&gpu)?;
-        self.input.take(&gpu, &x_view, self.pass.kind)?;
-        self.target.take(&gpu, &target_view, self.pass.kind)?;
+        let OfSize { pass, input, target: of_target, .. } = &mut self.sizes[current];
+        input.take(&gpu, &x_view, pass.kind)?;
+        of_target.take(&gpu, &target_view, pass.kind)?;
+        self.batch = (input.at, of_target.at);
+        self.set_factors(scale, lr, step, x.elem_count())
+    }
+
+    /// Sets the numbers of step `step` on a batch of `values`.
+    fn set_factors(&mut self, scale: f64, lr: f64, step: u64, values: usize) -> Result<()> {
+        let gpu = self.gpu.clone();
         // The device clips by itself, by the norm that it finds.
         let adamw::Factors { keep, beta1, rest1, beta2, rest2, rate, root, eps, ema, ema_rest, .. } =
             self.optimiser.factors(lr, 0.0, step);
@@ -352,7 +434,7 @@ impl Trainer {
             ema,
             ema_rest,
             clip_norm: self.optimiser.clip_norm.map_or(f32::INFINITY, |norm| norm as f32),
-            gradient_scale: (2.0 * scale / x.elem_count() as f64) as f32,
+            gradient_scale: (2.0 * scale / values as f64) as f32,
         };
         let slot = self.at.factors + (self.waiting * size_of::<Factors>()) as u64;
         // Beside the main stream, where the step before may still run: no step reads another's slot.
@@ -376,7 +458,7 @@ impl Trainer {
 
     /// Loads what a step starts, by taking its passes once without the update.
     fn load(&mut self) -> Result<()> {
-        self.optimiser_function(&format!("adamw_{}", suffix(self.pass.kind)))?;
+        self.optimiser_function(&format!("adamw_{}", suffix(self.pass().kind)))?;
         self.optimiser_function("collect_gradient")?;
         self.passes()?;
         self.set_slot(self.waiting - 1)?;
@@ -394,10 +476,12 @@ impl Trainer {
     /// Forward and backward, up to the parts of the gradients.
     fn passes(&mut self) -> Result<()> {
         let Addresses { losses, slot, .. } = self.at;
+        let (input, target) = self.batch;
+        let pass = &mut self.sizes[self.current].pass;
         // SAFETY: the inputs were checked and hold the pass' type.
         unsafe {
-            self.pass.residual(&self.weights, self.input.at, self.target.at, losses, slot)?;
-            self.pass.backward(&self.weights, self.input.at)
+            pass.residual(&self.weights, input, target, losses, slot)?;
+            pass.backward(&self.weights, input)
         }
     }
 
@@ -411,7 +495,7 @@ impl Trainer {
         let gpu = &self.gpu;
         let function = self.optimiser_function("collect_gradient")?;
         let grid = Grid { blocks: (NORM_BLOCKS as u32, 1, 1), threads: 256, shared: 0 };
-        let arena = self.pass.arena(&self.weights);
+        let arena = self.pass().arena(&self.weights);
         let Addresses { gradients, norms, factors, slot, .. } = self.at;
         // SAFETY: the buffers have the arena's length.
         unsafe { launch!(gpu, On::Main, function, grid, [arena, factors, slot, gradients, norms]) }
@@ -424,8 +508,8 @@ impl Trainer {
             self.collect()?;
         }
         let gpu = &self.gpu;
-        let function = self.optimiser_function(&format!("adamw_{}", suffix(self.pass.kind)))?;
-        let arena = self.pass.arena(&self.weights);
+        let function = self.optimiser_function(&format!("adamw_{}", suffix(self.pass().kind)))?;
+        let arena = self.pass().arena(&self.weights);
         let Addresses { m, v, ema, gradients, norms, factors, slot, .. } = self.at;
         let (norms, count) = (if clips { norms } else { 0 }, NORM_BLOCKS as i32);
         let (weights, prepared) = (self.weights.at, self.weights.prepared);

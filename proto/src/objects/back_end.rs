@@ -9,6 +9,12 @@ use object_store::path::Path;
 use url::Url;
 
 use super::Error;
+#[cfg(any(feature = "s3", feature = "gs", feature = "az"))]
+use super::environment::Environment;
+#[cfg(any(feature = "gs", feature = "az"))]
+use super::options;
+#[cfg(any(feature = "s3", feature = "gs", feature = "az", feature = "http"))]
+use super::retry::{Policy, Retried};
 
 type Opened = (Arc<dyn ObjectStore>, Path);
 
@@ -21,35 +27,89 @@ pub(super) fn open(url: &Url) -> Result<Opened, Error> {
         "s3" => s3(url),
         "gs" => gs(url),
         "az" => az(url),
+        "http" | "https" => web(url),
         "hf" => hf(url),
         _ => Err(Error::Unsupported { url: url.to_string() }),
     }
 }
 
 fn folder(url: &Url) -> Result<Path, Error> {
-    Path::from_url_path(url.path()).map_err(|e| Error::Configuration { url: url.to_string(), reason: e.to_string() })
+    Path::from_url_path(url.path()).map_err(|e| refused(url, e))
 }
 
-/// A cloud's store, as its builder made it.
-#[cfg(any(feature = "s3", feature = "gs", feature = "az"))]
-fn built(url: &Url, store: object_store::Result<impl ObjectStore>) -> Result<Opened, Error> {
-    let store = store.map_err(|e| Error::Configuration { url: url.to_string(), reason: e.to_string() })?;
-    Ok((Arc::new(store), folder(url)?))
+fn refused(url: &Url, reason: impl ToString) -> Error {
+    Error::Configuration { url: url.to_string(), reason: reason.to_string() }
+}
+
+/// Refuses an endpoint in plain text where that isn't allowed; each request would fail, and not say why.
+#[cfg(any(feature = "s3", feature = "az"))]
+pub(super) fn check_endpoint(
+    url: &Url,
+    endpoint: Option<&str>,
+    allowed: Option<&str>,
+    allow: &str,
+) -> Result<(), Error> {
+    match endpoint {
+        Some(endpoint) if endpoint.starts_with("http://") && allowed == Some("false") => {
+            Err(refused(url, format!("its endpoint is {endpoint}; set {allow}=true to send requests in plain text")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A store behind a network, as its builder made it.
+#[cfg(any(feature = "s3", feature = "gs", feature = "az", feature = "http"))]
+pub(super) fn retried(
+    url: &Url,
+    store: object_store::Result<impl ObjectStore>,
+    policy: Policy,
+) -> Result<Opened, Error> {
+    let store = store.map_err(|e| refused(url, e))?;
+    Ok((Arc::new(Retried { inner: Arc::new(store), policy }), folder(url)?))
 }
 
 #[cfg(feature = "s3")]
 fn s3(url: &Url) -> Result<Opened, Error> {
-    built(url, object_store::aws::AmazonS3Builder::from_env().with_url(url.as_str()).build())
+    let policy = Policy::default();
+    retried(url, super::s3::builder(url, &Environment::of_process(), &policy)?.build(), policy)
 }
 
 #[cfg(feature = "gs")]
 fn gs(url: &Url) -> Result<Opened, Error> {
-    built(url, object_store::gcp::GoogleCloudStorageBuilder::from_env().with_url(url.as_str()).build())
+    let (environment, policy) = (Environment::of_process(), Policy::default());
+    let builder = object_store::gcp::GoogleCloudStorageBuilder::new();
+    let mut builder = builder.with_client_options(super::retry::client()).with_retry(policy.requests());
+    builder = environment.get("SERVICE_ACCOUNT").into_iter().fold(builder, |b, path| b.with_service_account_path(path));
+    for (key, value) in environment.options(&options::GS).map_err(|e| refused(url, e))? {
+        builder = builder.with_config(key, value);
+    }
+    retried(url, builder.with_url(url.as_str()).build(), policy)
 }
 
 #[cfg(feature = "az")]
 fn az(url: &Url) -> Result<Opened, Error> {
-    built(url, object_store::azure::MicrosoftAzureBuilder::from_env().with_url(url.as_str()).build())
+    use object_store::ClientConfigKey;
+    use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+
+    let (environment, policy) = (Environment::of_process(), Policy::default());
+    let builder = MicrosoftAzureBuilder::new();
+    let mut builder = builder.with_client_options(super::retry::client()).with_retry(policy.requests());
+    for (key, value) in environment.options(&options::AZ).map_err(|e| refused(url, e))? {
+        builder = builder.with_config(key, value);
+    }
+    // The name that Azure's machines give it.
+    builder =
+        environment.get("IDENTITY_ENDPOINT").into_iter().fold(builder, |b, endpoint| b.with_msi_endpoint(endpoint));
+    let value = |key| builder.get_config_value(&key);
+    let allowed = value(AzureConfigKey::Client(ClientConfigKey::AllowHttp));
+    check_endpoint(url, value(AzureConfigKey::Endpoint).as_deref(), allowed.as_deref(), "AZURE_ALLOW_HTTP")?;
+    retried(url, builder.with_url(url.as_str()).build(), policy)
+}
+
+#[cfg(feature = "http")]
+fn web(url: &Url) -> Result<Opened, Error> {
+    let policy = Policy::default();
+    retried(url, super::web::open(url, &policy), policy)
 }
 
 #[cfg(feature = "hub")]
@@ -72,47 +132,12 @@ fn az(url: &Url) -> Result<Opened, Error> {
     Err(Error::NotBuilt { url: url.to_string(), feature: "az" })
 }
 
+#[cfg(not(feature = "http"))]
+fn web(url: &Url) -> Result<Opened, Error> {
+    Err(Error::NotBuilt { url: url.to_string(), feature: "http" })
+}
+
 #[cfg(not(feature = "hub"))]
 fn hf(url: &Url) -> Result<Opened, Error> {
     Err(Error::NotBuilt { url: url.to_string(), feature: "hub" })
-}
-
-#[cfg(all(test, feature = "s3"))]
-mod tests {
-    use std::collections::HashMap;
-
-    use object_store::aws::AmazonS3Builder;
-
-    use super::super::Objects;
-    use super::super::test_server::serve;
-    use super::*;
-
-    #[tokio::test]
-    async fn a_bucket_is_read_by_ranges_with_signed_requests() {
-        let listing = "<ListBucketResult><Name>bucket</Name><KeyCount>1</KeyCount><IsTruncated>false</IsTruncated>\
-                       <Contents><Key>models/a/unet/config.json</Key><Size>9</Size><ETag>&quot;1&quot;</ETag>\
-                       <LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents></ListBucketResult>";
-        let headers = "ETag: \"1\"\r\nLast-Modified: Thu, 01 Jan 2026 00:00:00 GMT\r\n";
-        let (endpoint, asked) = serve(HashMap::from([
-            ("/bucket/models/a/weights".to_owned(), (200, headers.to_owned(), (0..100).collect())),
-            ("/bucket/models/a/private".to_owned(), (403, String::new(), Vec::new())),
-            ("/bucket?list-type=2&prefix=models%2Fa%2F".to_owned(), (200, String::new(), listing.into())),
-        ]));
-        let url = Url::parse("s3://bucket/models/a").expect("a URL");
-        let builder = AmazonS3Builder::new().with_url(url.as_str()).with_endpoint(endpoint).with_allow_http(true);
-        let builder = builder.with_access_key_id("key").with_secret_access_key("a secret");
-        let (store, prefix) = built(&url, builder.build()).expect("opens");
-        let objects = Objects { url: url.to_string(), store, prefix };
-        assert_eq!(objects.size("weights").await.expect("a size"), 100);
-        assert_eq!(&objects.get_range("weights", 10, 13).await.expect("a part")[..], [10, 11, 12]);
-        assert_eq!(objects.list(10).await.expect("a listing"), ["unet/config.json"]);
-        assert!(matches!(objects.size("missing").await, Err(Error::NotFound { .. })));
-        let private = objects.size("private").await.expect_err("refused");
-        assert!(matches!(private, Error::Refused { .. }), "{private:?}");
-        assert!(!format!("{private:?} {objects:?}").contains("a secret"));
-        let asked = asked.lock().expect("no panic");
-        assert!(
-            asked.iter().all(|(_, token)| token.as_ref().is_some_and(|token| token.starts_with("AWS4-HMAC-SHA256")))
-        );
-    }
 }

@@ -7,7 +7,6 @@
 use std::env;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::{self, BoxStream};
@@ -16,18 +15,17 @@ use http::{HeaderMap, HeaderValue};
 use object_store::http::{HttpBuilder, HttpStore};
 use object_store::path::Path;
 use object_store::{
-    ClientOptions, CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use serde::Deserialize;
 use url::Url;
 
 use super::Error;
+use super::retry::{self, Policy, Retried};
 
 /// Where the hub is, unless `HF_ENDPOINT` says otherwise.
 const ENDPOINT: &str = "https://huggingface.co";
-/// Of one request, its body included: a piece of weights over a slow line.
-const TIME_LIMIT: Duration = Duration::from_secs(300);
 /// Hexadecimal digits of a commit.
 const COMMIT_DIGITS: usize = 40;
 /// A listing of more than this is no model's.
@@ -69,16 +67,17 @@ fn open_at(url: &Url, endpoint: &str, token: Option<&str>) -> std::result::Resul
         headers.insert("authorization", value);
     }
     let endpoint = endpoint.trim_end_matches('/');
-    let options = ClientOptions::new().with_default_headers(headers).with_allow_http(endpoint.starts_with("http://"));
-    let options = options.with_timeout(TIME_LIMIT);
+    let options = retry::client().with_default_headers(headers).with_allow_http(endpoint.starts_with("http://"));
+    let policy = Policy::default();
     let store = |path: String| {
         let builder = HttpBuilder::new().with_url(format!("{endpoint}/{path}")).with_client_options(options.clone());
-        builder.build().map_err(|e| refused(e.to_string()))
+        builder.with_retry(policy.requests()).build().map_err(|e| refused(e.to_string()))
     };
     let Repository { owner, name, commit } = &repository;
     let files = store(format!("{owner}/{name}/resolve/{commit}"))?;
     let listings = store(format!("api/models/{owner}/{name}/revision"))?;
-    Ok((Arc::new(Hub { files, listings: Arc::new(listings), repository }), folder))
+    let hub = Hub { files, listings: Arc::new(listings), repository };
+    Ok((Arc::new(Retried { inner: Arc::new(hub), policy }), folder))
 }
 
 /// The repository that a URL names, and the folder in it.

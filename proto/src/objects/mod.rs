@@ -1,18 +1,38 @@
 //! Object stores by URL: what lies under one prefix.
 
 mod back_end;
+#[cfg(any(feature = "s3", feature = "gs", feature = "az"))]
+mod environment;
 #[cfg(feature = "hub")]
 mod hub;
-#[cfg(all(test, any(feature = "hub", feature = "s3")))]
+#[cfg(feature = "s3")]
+mod instance;
+#[cfg(any(feature = "s3", feature = "gs", feature = "az"))]
+mod options;
+mod parts;
+#[cfg(feature = "s3")]
+mod profile;
+#[cfg(feature = "network")]
+mod retry;
+#[cfg(feature = "s3")]
+mod s3;
+#[cfg(all(test, feature = "network"))]
 mod test_server;
+#[cfg(feature = "testing")]
+pub mod testing;
+#[cfg(feature = "http")]
+mod web;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::stream::{self, BoxStream};
+use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use url::Url;
+
+pub use parts::{PART, Part, read_exact_at, read_parts};
 
 use crate::v1::ObjectRef;
 
@@ -28,7 +48,10 @@ pub enum Error {
         source: url::ParseError,
     },
     /// No back end serves this scheme.
-    #[error("no store for {url}: take file:///… (a folder that all machines see), s3://, gs://, az:// or hf://")]
+    #[error(
+        "no store for {url}: take file:///… (a folder that all machines see), s3://, gs:// or az://; to read alone also \
+         https:// or hf://"
+    )]
     Unsupported {
         /// What was given.
         url: String,
@@ -125,6 +148,9 @@ pub enum Error {
         /// Digest of what was read, or what kept it from being read.
         found: String,
     },
+    /// A thread that read ended early.
+    #[error("reading was given up: {0}")]
+    Reading(tokio::task::JoinError),
     /// The store failed.
     #[error("{url}/{key}: {source}")]
     Store {
@@ -135,6 +161,13 @@ pub enum Error {
         /// What the store said.
         source: object_store::Error,
     },
+}
+
+impl Error {
+    /// Whether it says that there is no such object.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::NotFound { .. })
+    }
 }
 
 /// The objects under one URL: a job's prefix, a teacher's folder. Cheap to clone.
@@ -256,18 +289,17 @@ impl Objects {
     /// A whole object that a manifest lists, after checking its size and digest. [`Error::Broken`] if it is missing,
     /// of another size, or altered.
     pub async fn get_verified(&self, object: &ObjectRef) -> Result<Bytes, Error> {
-        let broken = |found: String| Error::Broken { key: object.key.clone(), expected: object.digest.clone(), found };
         let size = match self.size(&object.key).await {
-            Err(Error::NotFound { .. }) => return Err(broken("no object".into())),
+            Err(Error::NotFound { .. }) => return Err(object.broken("no object".into())),
             other => other?,
         };
         if size != object.size {
-            return Err(broken(format!("{size} bytes instead of {}", object.size)));
+            return Err(object.broken(format!("{size} bytes instead of {}", object.size)));
         }
         let bytes = self.get_range(&object.key, 0, size).await?;
         let found = crate::digest::of(&bytes);
         if found != object.digest {
-            return Err(broken(found));
+            return Err(object.broken(found));
         }
         Ok(bytes)
     }
@@ -291,17 +323,43 @@ impl Objects {
 
     /// The keys of at most `limit` objects, in no order.
     pub async fn list(&self, limit: usize) -> Result<Vec<String>, Error> {
-        let mut keys = Vec::new();
-        let mut listing = self.store.list(Some(&self.prefix));
-        while keys.len() < limit {
-            let Some(meta) = listing.try_next().await.map_err(|e| self.error("", e))? else { break };
-            let key = meta
-                .location
-                .prefix_match(&self.prefix)
-                .map(|parts| parts.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/"));
-            keys.extend(key);
-        }
-        Ok(keys)
+        self.listing().map_ok(|(key, _)| key).take(limit).try_collect().await
+    }
+
+    /// Keys and sizes of all objects, in no order.
+    pub fn listing(&self) -> BoxStream<'static, Result<(String, u64), Error>> {
+        let objects = self.clone();
+        let found = self.store.list(Some(&self.prefix)).map(move |meta| {
+            let meta = meta.map_err(|e| objects.error("", e))?;
+            Ok(objects.key(&meta.location).map(|key| (key, meta.size)))
+        });
+        found.try_filter_map(|found| async { Ok(found) }).boxed()
+    }
+
+    /// Removes objects, many at a time, and answers with the key of each that is gone. One that was not there is passed
+    /// over; one that can't be removed is an error, after which the others follow.
+    pub fn remove(&self, keys: Vec<String>) -> BoxStream<'static, Result<String, Error>> {
+        let paths: Result<Vec<Path>, Error> = keys.iter().map(|key| self.path(key)).collect();
+        let paths = match paths {
+            Ok(paths) => paths.into_iter().map(Ok),
+            Err(error) => return stream::once(async { Err(error) }).boxed(),
+        };
+        let objects = self.clone();
+        let removed = self.store.delete_stream(stream::iter(paths).boxed()).filter_map(move |removed| {
+            let removed = match removed {
+                Ok(path) => objects.key(&path).map(Ok),
+                Err(object_store::Error::NotFound { .. }) => None,
+                Err(error) => Some(Err(objects.error("", error))),
+            };
+            async { removed }
+        });
+        removed.boxed()
+    }
+
+    /// The key of what lies at `path` in [`Self::store`], if that is below the prefix.
+    fn key(&self, path: &Path) -> Option<String> {
+        let parts = path.prefix_match(&self.prefix)?;
+        Some(parts.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/"))
     }
 }
 
@@ -324,6 +382,22 @@ mod tests {
         assert_eq!(objects.list(10).await.expect("list"), ["a/b.bin"]);
         let again = objects.create("a/b.bin", &b"other"[..]).await;
         assert!(matches!(again, Err(Error::AlreadyExists { .. })), "{again:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_removed_is_gone_and_what_is_not_there_is_passed_over() {
+        let (_folder, objects) = folder();
+        for key in ["a/b.bin", "a/c.bin", "d.bin"] {
+            objects.put(key, &b"hello"[..]).await.expect("put");
+        }
+        let keys = ["a/b.bin", "a/missing.bin", "d.bin"].map(str::to_owned).to_vec();
+        let removed: Vec<String> = objects.remove(keys).try_collect().await.expect("removed");
+        assert_eq!(removed, ["a/b.bin", "d.bin"]);
+        let left: Vec<(String, u64)> = objects.listing().try_collect().await.expect("listed");
+        assert_eq!(left, [("a/c.bin".to_owned(), 5)]);
+        let outside = objects.remove(vec!["a/c.bin".to_owned(), "../x".to_owned()]).try_next().await;
+        assert!(matches!(outside, Err(Error::InvalidKey { .. })), "{outside:?}");
+        assert_eq!(objects.size("a/c.bin").await.expect("still there"), 5);
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::accelerator::Accelerator;
 use crate::models::Models;
+use crate::shards::Cache;
 use crate::task::{self, Context, Stop, Supervision};
 
 /// How an attempt ended.
@@ -35,6 +36,7 @@ pub(super) struct Attempt {
 pub(super) struct Shared {
     pub(super) models: Arc<Models>,
     pub(super) accelerator: Accelerator,
+    pub(super) cache: Cache,
     pub(super) checkpoint_interval: Duration,
     pub(super) ended: mpsc::UnboundedSender<(v1::Lease, Outcome)>,
 }
@@ -105,6 +107,7 @@ fn run(
         checkpoint_interval: shared.checkpoint_interval,
         models: shared.models.clone(),
         accelerator: shared.accelerator.clone(),
+        cache: shared.cache.clone(),
         supervision,
         runtime,
     };

@@ -11,6 +11,7 @@ use deltaconv_kernels as kernels;
 use tokio_util::sync::CancellationToken;
 
 use crate::accelerator::{Accelerator, Choice};
+use crate::shards::{Cache, cache};
 
 /// How a worker runs.
 #[derive(Clone, Debug)]
@@ -25,6 +26,8 @@ pub struct Options {
     pub threads: usize,
     /// What blocks are trained on.
     pub device: Choice,
+    /// Where activations may be kept.
+    pub cache: cache::Options,
 }
 
 /// What keeps a worker from running.
@@ -60,6 +63,14 @@ pub enum Error {
     /// The device that was asked for can't be used.
     #[error(transparent)]
     Device(#[from] kernels::Error),
+    /// The folder for activations can't be made.
+    #[error("the cache's folder {folder}: {source}; make it, or take another")]
+    Cache {
+        /// The folder.
+        folder: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The threads to compute with could not be made.
     #[error("can't compute with {threads} threads: {reason}")]
     Threads {
@@ -76,6 +87,10 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build_global();
     pool.map_err(|e| Error::Threads { threads: options.threads, reason: e.to_string() })?;
     let accelerator = Accelerator::open(options.device)?;
+    let cache = Cache::open(&options.cache).map_err(|source| {
+        let folder = options.cache.folder.as_ref().map(|(folder, _)| folder.clone()).unwrap_or_default();
+        Error::Cache { folder, source }
+    })?;
     let Some(connection) = connect::join(&options, &accelerator, &shutdown).await? else { return Ok(()) };
-    sync::Agent::new(options, accelerator, connection).run(shutdown).await
+    sync::Agent::new(options, accelerator, cache, connection).run(shutdown).await
 }

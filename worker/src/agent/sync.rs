@@ -15,6 +15,7 @@ use super::connect::{self, Connection};
 use super::{Error, Options};
 use crate::accelerator::Accelerator;
 use crate::models::Models;
+use crate::shards::Cache;
 use crate::task::Stop;
 
 /// How long the coordinator may hold a call of a worker that has nothing to do.
@@ -47,11 +48,12 @@ enum Event {
 }
 
 impl Agent {
-    pub(super) fn new(options: Options, accelerator: Accelerator, connection: Connection) -> Self {
+    pub(super) fn new(options: Options, accelerator: Accelerator, cache: Cache, connection: Connection) -> Self {
         let (sender, ended) = mpsc::unbounded_channel();
         let shared = Shared {
             models: Arc::new(Models::default()),
             accelerator,
+            cache,
             checkpoint_interval: connection.checkpoint_interval,
             ended: sender,
         };

@@ -1,5 +1,6 @@
 //! What `deltaconv bench` measures and checks, on a CPU or a GPU.
 
+pub mod data;
 pub mod teacher;
 
 use deltaconv_kernels::bench;
@@ -56,9 +57,18 @@ pub enum Error {
     /// The teacher.
     #[error("the teacher can't be measured: {0}")]
     Model(String),
+    /// The data plane.
+    #[error("{0}")]
+    Data(String),
     /// The build.
     #[error("this build of deltaconv has no CUDA: build it with `--features cuda`, or measure with --device cpu")]
     NoCuda,
+}
+
+impl From<deltaconv_proto::objects::Error> for Error {
+    fn from(error: deltaconv_proto::objects::Error) -> Self {
+        Self::Data(error.to_string())
+    }
 }
 
 impl From<crate::task::Error> for Error {
@@ -102,7 +112,7 @@ fn cuda(only: &str, mut each: impl FnMut(Measured)) -> Result<String, Error> {
     use deltaconv_kernels::cuda::{Gpu, measure};
 
     let gpu = Gpu::open(0)?;
-    let device = opened()?;
+    let device = crate::accelerator::open_device(0)?;
     let all = bench::cases().into_iter().map(|case| (case, true));
     let all = all.chain(bench::resolutions().into_iter().map(|case| (case, false)));
     for (case, step) in all.filter(|(case, _)| case.name().contains(only)) {
@@ -110,16 +120,6 @@ fn cuda(only: &str, mut each: impl FnMut(Measured)) -> Result<String, Error> {
         each(measured(&case, times.forward, times.step, times.activations)?);
     }
     Ok(gpu.name()?)
-}
-
-/// candle's side of the device.
-#[cfg(feature = "cuda")]
-fn opened() -> Result<candle_core::Device, Error> {
-    let opened = candle_core::Device::new_cuda(0);
-    opened.map_err(|error| {
-        let text = error.to_string();
-        deltaconv_kernels::Error::NoDevice(text.lines().next().unwrap_or_default().to_owned()).into()
-    })
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -134,7 +134,7 @@ pub fn check(seed: u64, count: u64, mut each: impl FnMut(String)) -> Result<u64,
     use deltaconv_kernels::cuda::{Gpu, check};
 
     let gpu = Gpu::open(0)?;
-    let device = opened()?;
+    let device = crate::accelerator::open_device(0)?;
     let mut held = 0;
     for index in 0..count {
         let case = check::case(seed, index)?;

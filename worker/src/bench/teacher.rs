@@ -10,7 +10,7 @@ use deltaconv_proto::weights::{self, Files};
 
 use super::{Device, Error};
 use crate::capture::Recorder;
-use crate::models::{load_denoiser, read_config};
+use crate::models::{denoiser_folder, load_denoiser, read_config};
 use crate::task;
 use crate::teacher::{self, Call, Conditions, Denoiser, LoadOptions, Original, Place, SelfAttention};
 
@@ -159,10 +159,7 @@ impl Model {
         let runtime = runtime.map_err(|e| Error::Model(format!("can't start: {e}")))?;
         let loading = async {
             let objects = Objects::open(&options.model)?;
-            let folder = match objects.size("unet/config.json").await {
-                Ok(_) => "unet",
-                Err(_) => "transformer",
-            };
+            let folder = denoiser_folder(&objects).await;
             let config = read_config(&objects, folder).await?;
             let files = Files::find(&objects, folder, weights::DIFFUSERS).await?;
             let (denoiser, _) = load_denoiser(&objects, folder, &files, &LoadOptions::default(), place).await?;

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 
 use candle_core::{Device, Tensor};
 use deltaconv_proto::draw::{Draw, Sample};
-use deltaconv_proto::shard::{Shape, Shard};
-use deltaconv_proto::{keys, v1};
+use deltaconv_proto::shard::{self, Shape, Shard};
+use deltaconv_proto::{buckets, keys, v1};
 
 use crate::data::Data;
 use crate::models::Teacher;
@@ -30,13 +30,14 @@ pub(crate) fn run(context: &Context, task: &v1::CaptureTask) -> Result<v1::Done,
     context.report(|progress| progress.steps = samples as u64);
     let teacher = context.models.teacher(context)?;
     let data = context.models.data(context)?;
-    let draw = Draw::new(&context.job, data.len(), teacher.sampler.alphas_cumprod().len(), data.latent_len());
+    let draw = Draw::new(&context.job, data.latent_lens(), teacher.sampler.alphas_cumprod().len());
 
     let mut recorder = Recorder::new(lengths(context, &task.layers)?, samples);
     let mut timesteps = Vec::with_capacity(samples);
     let began = std::time::Instant::now();
-    let numbers: Vec<usize> = (range.start as usize..range.end as usize).collect();
-    for batch in numbers.chunks(batch_size(context, &teacher)) {
+    let by_bucket = data.by_bucket(range.start as usize..range.end as usize, |i| draw.latent_of_capture(i));
+    let batch_size = batch_size(context, &teacher);
+    for batch in by_bucket.iter().flat_map(|numbers| numbers.chunks(batch_size)) {
         context.check_stop()?;
         let batch: Vec<Sample> = batch.iter().map(|i| draw.capture(*i)).collect();
         timesteps.extend(batch.iter().map(|sample| sample.timestep as i64));
@@ -47,7 +48,8 @@ pub(crate) fn run(context: &Context, task: &v1::CaptureTask) -> Result<v1::Done,
             progress.samples_per_second = timesteps.len() as f64 / began.elapsed().as_secs_f64();
         });
     }
-    let shards = write(recorder.finish()?, context, task.round, &range, &timesteps)?;
+    let samples_of: Vec<usize> = by_bucket.iter().map(Vec::len).collect();
+    let shards = write(recorder.finish()?, context, task.round, &range, &samples_of, &timesteps)?;
     Ok(v1::Done {
         busy_seconds: 0.0,
         samples: samples as u64,
@@ -55,12 +57,13 @@ pub(crate) fn run(context: &Context, task: &v1::CaptureTask) -> Result<v1::Done,
     })
 }
 
-/// It follows from the plan and the kind of device alone: on a GPU, bits depend on it.
+/// Samples that go through the teacher at a time. Follows from the plan and the kind of device alone, since on a GPU bits
+/// depend on it.
 fn batch_size(context: &Context, teacher: &Teacher) -> usize {
     if teacher.denoiser.place().device().is_cpu() {
         return BATCH;
     }
-    let values: usize = context.plan.layers.iter().map(|layer| 2 * shape(layer, 1).sample_len()).sum();
+    let values: usize = context.plan.layers.iter().map(|layer| 2 * sample_len(layer)).sum();
     (BATCH_BYTES / (values * size_of::<half::f16>()).max(1)).clamp(1, BATCH_ON_GPU)
 }
 
@@ -87,9 +90,11 @@ pub(crate) struct Inputs {
 }
 
 impl Inputs {
+    /// `batch`: samples of one bucket.
     pub(crate) fn new(teacher: &Teacher, data: &Data, batch: &[Sample]) -> Result<Self, Error> {
-        let latents = data.batch(batch.iter().map(|sample| data.latent(sample.latent).to_vec()).collect())?;
-        let noise = data.batch(batch.iter().map(|sample| sample.noise.clone()).collect())?;
+        let bucket = batch.first().map_or(0, |sample| data.bucket(sample.latent));
+        let latents = data.batch(bucket, batch.iter().map(|sample| data.latent(sample.latent).to_vec()).collect())?;
+        let noise = data.batch(bucket, batch.iter().map(|sample| sample.noise.clone()).collect())?;
         let timesteps: Vec<usize> = batch.iter().map(|sample| sample.timestep).collect();
         let prompt = |sample: &Sample| match sample.empty_prompt {
             true => data.empty_prompt(),
@@ -98,35 +103,37 @@ impl Inputs {
         let prompts: Vec<usize> = batch.iter().map(prompt).collect();
         let noised = teacher.sampler.add_noise(&latents, &noise, &timesteps)?;
         let timesteps: Vec<f32> = timesteps.iter().map(|timestep| *timestep as f32).collect();
-        let conditions = data.conditions(&prompts)?;
+        let conditions = data.conditions(bucket, &prompts)?;
         Ok(Self { noised, timesteps: Tensor::new(timesteps, &Device::Cpu)?, conditions })
     }
 }
 
-/// The numbers in one sample of each wanted layer.
+/// The most numbers in one sample of each wanted layer.
 fn lengths(context: &Context, wanted: &[String]) -> Result<Vec<(String, usize)>, Error> {
     let wanted: BTreeSet<&str> = wanted.iter().map(String::as_str).collect();
     let planned = context.plan.layers.iter().filter(|layer| wanted.contains(layer.name.as_str()));
-    let lengths: Vec<_> = planned.map(|layer| (layer.name.clone(), shape(layer, 1).sample_len())).collect();
+    let lengths: Vec<_> = planned.map(|layer| (layer.name.clone(), sample_len(layer))).collect();
     if lengths.len() != wanted.len() {
         return Err(Error::Incomplete("layers"));
     }
     Ok(lengths)
 }
 
+/// `samples_of`: how many of the range's samples are in each bucket, in the order in which they were recorded.
 fn write(
     recorded: Vec<Recorded>,
     context: &Context,
     round: u32,
     range: &v1::SampleRange,
+    samples_of: &[usize],
     timesteps: &[i64],
 ) -> Result<Vec<v1::ShardRef>, Error> {
     let mut written = Vec::new();
     for Recorded { layer, input, output } in recorded {
         context.check_stop()?;
         let planned = context.plan.layers.iter().find(|planned| planned.name == layer);
-        let shape = shape(planned.ok_or(Error::Incomplete("layers"))?, timesteps.len());
-        let shard = Shard { shape, timesteps: timesteps.to_vec(), input, output };
+        let shapes = shard::shapes(planned.ok_or(Error::Incomplete("layers"))?, samples_of);
+        let shard = Shard { shapes, timesteps: timesteps.to_vec(), input, output };
         let bytes = shard.encode().map_err(|source| Error::Activations {
             layer: layer.clone(),
             start: range.start,
@@ -139,7 +146,8 @@ fn write(
     Ok(written)
 }
 
-fn shape(layer: &v1::LayerPlan, samples: usize) -> Shape {
-    let (height, width) = (layer.height as usize, layer.width as usize);
-    Shape { samples, height, width, channels: layer.channels as usize }
+/// Numbers in one sample of a layer, in the bucket where they are most.
+fn sample_len(layer: &v1::LayerPlan) -> usize {
+    let every = vec![1; buckets::maps(layer).len()];
+    shard::shapes(layer, &every).iter().map(Shape::sample_len).max().unwrap_or(0)
 }

@@ -10,8 +10,11 @@ use crate::teacher::{Call, Error, SelfAttention};
 pub(crate) struct Recorder {
     names: Vec<String>,
     layers: Arc<Mutex<Vec<Recorded>>>,
+    /// Whether batches are appended to those before them, or take their place.
+    keep: bool,
+    /// From the first activations on that come from a GPU.
     #[cfg(feature = "cuda")]
-    from_gpu: from_gpu::FromGpu,
+    from_gpu: Option<from_gpu::FromGpu>,
 }
 
 /// The activations of one layer.
@@ -37,26 +40,24 @@ impl Recorder {
         let layers = Arc::new(Mutex::new(layers.into_iter().map(recorded).collect()));
         Self {
             names,
-            #[cfg(feature = "cuda")]
-            from_gpu: from_gpu::FromGpu::new(&layers, true),
             layers,
+            keep: true,
+            #[cfg(feature = "cuda")]
+            from_gpu: None,
         }
     }
 
     /// As [`Self::new`], for batches that take the place of those before them.
     pub(crate) fn of_last_batch(layers: Vec<(String, usize)>, batch: usize) -> Self {
-        let recorder = Self::new(layers, batch);
-        Self {
-            #[cfg(feature = "cuda")]
-            from_gpu: from_gpu::FromGpu::new(&recorder.layers, false),
-            ..recorder
-        }
+        Self { keep: false, ..Self::new(layers, batch) }
     }
 
     /// Says that a batch has gone through the model. Waits where too many are still on their way.
     pub(crate) fn end_batch(&mut self) -> Result<(), Error> {
         #[cfg(feature = "cuda")]
-        self.from_gpu.end_batch()?;
+        if let Some(from_gpu) = &mut self.from_gpu {
+            from_gpu.end_batch()?;
+        }
         Ok(())
     }
 
@@ -74,8 +75,20 @@ impl Recorder {
     /// Waits for everything.
     pub(crate) fn settle(&mut self) -> Result<(), Error> {
         #[cfg(feature = "cuda")]
-        self.from_gpu.settle()?;
+        if let Some(from_gpu) = &mut self.from_gpu {
+            from_gpu.settle()?;
+        }
         Ok(())
+    }
+}
+
+impl Recorded {
+    /// Before a batch: drops those before it where they aren't kept.
+    fn begin_batch(&mut self, keep: bool) {
+        if !keep {
+            self.input.clear();
+            self.output.clear();
+        }
     }
 }
 
@@ -90,10 +103,12 @@ impl SelfAttention for Recorder {
         let Some(index) = self.names.iter().position(|name| *name == call.layer.name) else { return Ok(output) };
         #[cfg(feature = "cuda")]
         if output.device().is_cuda() {
-            self.from_gpu.push(index, call.input, &output)?;
+            let from_gpu = self.from_gpu.get_or_insert_with(|| from_gpu::FromGpu::new(&self.layers, self.keep));
+            from_gpu.push(index, call.input, &output)?;
             return Ok(output);
         }
         let layer = &mut locked(&self.layers)[index];
+        layer.begin_batch(self.keep);
         append(&mut layer.input, call.input)?;
         append(&mut layer.output, &output)?;
         Ok(output)
@@ -140,7 +155,7 @@ mod from_gpu {
     }
 
     impl FromGpu {
-        /// `keep`: whether batches are appended to those before them, or take their place.
+        /// `keep`: as [`super::Recorder`] has it.
         pub(super) fn new(recorded: &Arc<Mutex<Vec<Recorded>>>, keep: bool) -> Self {
             let (filled, batches) = channel::<Batch>();
             let (done, appended) = channel();
@@ -206,10 +221,7 @@ mod from_gpu {
                 of_layer[*layer].push(pair);
             }
             recorded.par_iter_mut().zip(of_layer).for_each(|(recorded, pairs)| {
-                if !keep {
-                    recorded.input.clear();
-                    recorded.output.clear();
-                }
+                recorded.begin_batch(keep);
                 for [input, output] in pairs {
                     recorded.input.extend_from_slice(input);
                     recorded.output.extend_from_slice(output);
@@ -218,5 +230,42 @@ mod from_gpu {
             self.layers.clear();
             Ok(())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use candle_core::Device;
+    use deltaconv_proto::teacher::Teacher;
+
+    use super::*;
+    use crate::teacher::{Denoiser, LoadOptions, Weights};
+
+    #[test]
+    fn batches_are_kept_or_take_each_others_place() {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../cli/teachers/tiny-unet/unet");
+        let config = Teacher::parse(&fs::read(folder.join("config.json")).unwrap()).unwrap();
+        let mut weights = Weights::open([folder.join("diffusion_pytorch_model.safetensors")]).unwrap();
+        let model = Denoiser::load(&config, &mut weights, &LoadOptions::default()).unwrap();
+        let layer = config.layers(32, 32).unwrap().swap_remove(0);
+        let length = layer.height * layer.width * layer.channels;
+        let layers = || vec![(layer.name.clone(), length)];
+        let sample = Tensor::ones((1, 3, 32, 32), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let text = Tensor::ones((1, 4, 64), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let run = |mut recorder: Recorder| {
+            for timestep in [17_i64, 801] {
+                let timestep = Tensor::new(&[timestep], &Device::Cpu).unwrap();
+                model.forward(&sample, &timestep, &text.clone().into(), &mut recorder).unwrap();
+                recorder.end_batch().unwrap();
+            }
+            recorder.finish().unwrap().swap_remove(0)
+        };
+        let (both, last) = (run(Recorder::new(layers(), 2)), run(Recorder::of_last_batch(layers(), 1)));
+        assert_eq!((both.input.len(), both.output.len()), (2 * length, 2 * length));
+        assert!(both.input[..length] != both.input[length..]);
+        assert!(last.input == both.input[length..] && last.output == both.output[length..]);
     }
 }

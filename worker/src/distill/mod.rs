@@ -26,23 +26,19 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
         progress.held_out_error = f64::NAN;
     });
 
-    let data = LayerData::load(context, layer, &task.shards, recipe.samples as usize)?;
+    let mut data = LayerData::open(context, layer, &task.shards, recipe.samples as usize)?;
     let mut training = Training::new(shape, layer, recipe, seed, &data, &context.accelerator)?;
     if let Some(resume) = &task.resume {
         checkpoint::resume(context, resume, &mut training)?;
     }
+    let room = training.place(&data, context.cache.device)?;
+    let mut feed = data.stream(training.order(&data), room);
     let mut checkpoints = checkpoint::Schedule::new(context.checkpoint_interval);
     let first = training.step();
     let began = std::time::Instant::now();
     while training.step() < steps {
-        if let Some(stop) = context.stopped() {
-            if stop == Stop::Release {
-                training.settle()?;
-                checkpoint::store(context, &training)?;
-            }
-            return Err(Error::Stopped(stop));
-        }
-        training.take_step(&data)?;
+        let Some(batch) = feed.next(&context.supervision)? else { break };
+        training.take_step(&batch, &data)?;
         let done = training.step() - first;
         context.report(|progress| {
             progress.step = training.step();
@@ -55,8 +51,15 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
             checkpoints.stored();
         }
     }
+    drop(feed);
+    if let Some(stop) = context.stopped() {
+        if stop == Stop::Release && training.step() < steps {
+            training.settle()?;
+            checkpoint::store(context, &training)?;
+        }
+        return Err(Error::Stopped(stop));
+    }
     training.settle()?;
-    context.check_stop()?;
     let relative_error = training.held_out_error();
     let block = output::write(context, task.round, layer, &training)?;
     Ok(v1::Done {

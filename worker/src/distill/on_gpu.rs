@@ -3,24 +3,23 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
-use deltaconv_kernels::cuda::{Precision, Trainer};
+use deltaconv_kernels::cuda::{self, DeviceMemory, Precision, Trainer};
 use deltaconv_kernels::{AdamW, Parameters, adamw};
+use half::f16;
 
 use crate::accelerator::Cuda;
-use crate::shards::LayerData;
+use crate::shards::{Batch, LayerData, Memory, Piece};
 use crate::task::Error;
 
 /// Of the device's free memory, the share that a layer's samples may take.
 const RESIDENT_SHARE: f64 = 0.6;
 
-/// A block in training on a GPU, in bf16 with f32 weights, and its samples: in the GPU's memory where they fit, else
-/// sent batch by batch.
+/// A block in training on a GPU, in bf16 with f32 weights. Batches are of one bucket each.
 #[derive(Debug)]
 pub(super) struct OnGpu {
     cuda: Arc<Cuda>,
     trainer: Trainer,
-    /// [samples, H, W, C] f16.
-    resident: Option<(Tensor, Tensor)>,
+    channels: usize,
 }
 
 impl OnGpu {
@@ -32,17 +31,24 @@ impl OnGpu {
         data: &LayerData,
         batch: usize,
     ) -> Result<Self, Error> {
-        let trainer = Trainer::new(&cuda.gpu, weights, optimiser, state, data.size(batch), Precision::Bf16);
+        let trained = data.by_bucket(0..data.held_out().start);
+        let size = |samples: &Vec<usize>| {
+            let [_, height, width] = data.size(&samples[..1]);
+            [batch, height, width]
+        };
+        let mut sizes: Vec<_> = trained.iter().filter(|samples| !samples.is_empty()).map(size).collect();
+        // Buckets may have maps of one size in a layer.
+        sizes.sort_unstable();
+        sizes.dedup();
+        let trainer = Trainer::new(&cuda.gpu, weights, optimiser, state, &sizes, Precision::Bf16);
         let trainer = trainer.inspect_err(|error| cuda.note(error))?;
-        let (free, _) = cuda.gpu.memory()?;
-        let samples = data.held_out().end;
-        let bytes = 4.0 * samples as f64 * data.sample_len() as f64;
-        let mut on_gpu = Self { cuda: cuda.clone(), trainer, resident: None };
-        if bytes < RESIDENT_SHARE * free as f64 {
-            let all: Vec<usize> = (0..samples).collect();
-            on_gpu.resident = Some(on_gpu.send(data, &all)?);
-        }
-        Ok(on_gpu)
+        Ok(Self { cuda: cuda.clone(), trainer, channels: data.channels() })
+    }
+
+    /// Bytes of the device's memory that samples may take, if no limit is set.
+    pub(super) fn room(&self, limit: Option<u64>) -> Result<u64, Error> {
+        let (free, _) = self.cuda.gpu.memory()?;
+        Ok(limit.unwrap_or((RESIDENT_SHARE * free as f64) as u64))
     }
 
     /// Steps taken.
@@ -50,11 +56,27 @@ impl OnGpu {
         self.trainer.steps()
     }
 
-    /// Starts a step on these samples.
-    pub(super) fn step(&mut self, data: &LayerData, rows: &[usize], scale: f64, rate: f64) -> Result<(), Error> {
-        let (input, output) = self.batch(data, rows)?;
-        let started = self.trainer.step(&input, &output, scale, rate);
+    /// Starts a step on a batch.
+    pub(super) fn step(&mut self, batch: &Batch, scale: f64, rate: f64) -> Result<(), Error> {
+        let (x, target) = (self.pieces(&batch.input)?, self.pieces(&batch.output)?);
+        let started = self.trainer.step_on_pieces(batch.size, &x, &target, scale, rate);
         Ok(started.inspect_err(|error| self.cuda.note(error))?)
+    }
+
+    /// As the device reads them.
+    fn pieces(&self, pieces: &[Piece]) -> Result<Vec<cuda::Piece>, Error> {
+        let on_cuda = |piece: &Piece| {
+            let (start, len) = (piece.at.start, piece.at.len());
+            match (&piece.memory, piece.numbers()) {
+                (Memory::Cuda(memory), _) => Ok(cuda::Piece { memory: memory.clone(), start, len }),
+                (Memory::Plain(_), numbers) => {
+                    let copied = DeviceMemory::copied(&self.cuda.gpu, numbers.unwrap_or_default());
+                    let memory = Arc::new(cuda::Memory::Device(copied.inspect_err(|error| self.cuda.note(error))?));
+                    Ok(cuda::Piece { memory, start: 0, len })
+                }
+            }
+        };
+        pieces.iter().map(on_cuda).collect()
     }
 
     /// The steps' mean squared errors since the last call.
@@ -62,32 +84,22 @@ impl OnGpu {
         Ok(self.trainer.losses().inspect_err(|error| self.cuda.note(error))?)
     }
 
-    /// The sum of squares by which the averaged block misses these samples.
-    pub(super) fn squares(&mut self, data: &LayerData, rows: &[usize]) -> Result<f64, Error> {
-        let (input, output) = self.batch(data, rows)?;
+    /// The sum of squares by which the averaged block misses a batch, which lies in the host's memory.
+    pub(super) fn squares(&mut self, batch: &Batch) -> Result<f64, Error> {
+        let [samples, height, width] = batch.size;
+        let dims = (samples, height, width, self.channels);
+        let joined = |pieces: &[Piece]| -> Vec<f16> {
+            pieces.iter().filter_map(Piece::numbers).flat_map(|numbers| numbers.iter().copied()).collect()
+        };
+        let input = Tensor::from_vec(joined(&batch.input), dims, &self.cuda.device)?;
         let predicted = self.trainer.forward(&input, true).inspect_err(|error| self.cuda.note(error))?;
-        let values = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
-        let (predicted, expected) = (values(&predicted)?, values(&output)?);
-        Ok(predicted.iter().zip(&expected).map(|(y, target)| f64::from(y - target).powi(2)).sum())
+        let predicted = predicted.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let output = joined(&batch.output);
+        Ok(predicted.iter().zip(&output).map(|(y, target)| f64::from(y - target.to_f32()).powi(2)).sum())
     }
 
     /// The weights and the optimiser's state.
     pub(super) fn download(&mut self) -> Result<(Parameters, adamw::State), Error> {
         Ok(self.trainer.download().inspect_err(|error| self.cuda.note(error))?)
-    }
-
-    fn batch(&self, data: &LayerData, rows: &[usize]) -> Result<(Tensor, Tensor), Error> {
-        let Some((input, output)) = &self.resident else { return self.send(data, rows) };
-        let picks: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
-        let picks = Tensor::from_vec(picks, rows.len(), &self.cuda.device)?;
-        Ok((input.index_select(&picks, 0)?, output.index_select(&picks, 0)?))
-    }
-
-    fn send(&self, data: &LayerData, rows: &[usize]) -> Result<(Tensor, Tensor), Error> {
-        let [samples, height, width] = data.size(rows.len());
-        let dims = (samples, height, width, data.sample_len() / (height * width));
-        let (input, output) = data.collect(rows);
-        let device = &self.cuda.device;
-        Ok((Tensor::from_vec(input, dims, device)?, Tensor::from_vec(output, dims, device)?))
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use deltaconv_kernels::cpu::{self, Workspace};
 use deltaconv_kernels::{AdamW, BlockShape, Parameters, adamw};
-use deltaconv_proto::draw;
+use deltaconv_proto::draw::Batches;
 use deltaconv_proto::v1::{LayerPlan, Recipe};
 
 use super::initial;
@@ -14,7 +14,7 @@ use super::on_gpu::OnGpu;
 use crate::accelerator::Accelerator;
 #[cfg(feature = "cuda")]
 use crate::accelerator::Cuda;
-use crate::shards::{LayerData, Rows};
+use crate::shards::{Batch, LayerData, Rows};
 use crate::task::Error;
 
 /// Points of a curve, the held-out error measured at each.
@@ -51,9 +51,8 @@ pub(super) struct Training {
     shape: BlockShape,
     optimiser: AdamW,
     pub(super) trained: Trained,
-    /// Mean squares of the outputs that errors are taken relative to.
-    training_energy: f64,
-    held_out_energy: f64,
+    /// Mean square of the layer's output, which errors are taken relative to.
+    energy: f64,
     gradients: Parameters,
     workspace: Workspace,
     batch: Rows,
@@ -97,8 +96,7 @@ impl Training {
             shape,
             optimiser,
             trained,
-            training_energy: data.training_energy(),
-            held_out_energy: data.held_out_energy(),
+            energy: data.output_energy(),
             workspace: Workspace::default(),
             batch: Rows::default(),
             #[cfg(feature = "cuda")]
@@ -141,22 +139,44 @@ impl Training {
         self.recipe.learning_rate * (FINAL_RATE + (1.0 - FINAL_RATE) * cosine)
     }
 
-    /// Takes one step on the batch that is its turn.
-    pub(super) fn take_step(&mut self, data: &LayerData) -> Result<(), Error> {
-        let step = self.step();
-        let rows = draw::batch(self.seed, data.training_samples(), self.recipe.batch as usize, step);
+    /// The batches that are to come, in order.
+    pub(super) fn order(&self, data: &LayerData) -> Batches {
+        Batches::new(self.seed, data.training_buckets().clone(), self.recipe.batch as usize, self.step())
+    }
+
+    /// Moves to the GPU, if there is one. Gives the bytes of its memory that are left for samples.
+    pub(super) fn place(&mut self, data: &LayerData, limit: Option<u64>) -> Result<u64, Error> {
         #[cfg(feature = "cuda")]
-        if self.cuda.is_some() {
-            return self.take_step_on_gpu(data, &rows);
+        if let Some(cuda) = &self.cuda {
+            let Trained { weights, optimiser, .. } = &self.trained;
+            let on_gpu = OnGpu::new(cuda, weights, optimiser, self.optimiser, data, self.recipe.batch as usize)?;
+            let room = on_gpu.room(limit)?;
+            self.on_gpu = Some(on_gpu);
+            return Ok(room);
         }
-        data.gather(&rows, &mut self.batch);
+        let _ = (data, limit);
+        Ok(0)
+    }
+
+    /// Takes one step on the batch that is its turn.
+    pub(super) fn take_step(&mut self, batch: &Batch, data: &LayerData) -> Result<(), Error> {
+        let (step, rate) = (self.step(), self.learning_rate(self.step()));
+        #[cfg(feature = "cuda")]
+        if let Some(on_gpu) = &mut self.on_gpu {
+            on_gpu.step(batch, 1.0 / self.energy, rate)?;
+            if self.is_curve_point() {
+                self.settle()?;
+            }
+            return self.draw_curve(data);
+        }
+        batch.to_f32(&mut self.batch);
         let loss = cpu::loss_and_gradient(
             &self.shape,
             &self.trained.weights,
             &self.batch.input,
             &self.batch.output,
-            data.size(rows.len()),
-            1.0 / self.training_energy,
+            batch.size,
+            1.0 / self.energy,
             &mut self.gradients,
             None,
             &mut self.workspace,
@@ -164,8 +184,7 @@ impl Training {
         if !loss.is_finite() {
             return Err(Error::Diverged { layer: self.layer.clone(), step, loss });
         }
-        self.trained.error_sum += loss / self.training_energy;
-        let rate = self.learning_rate(step);
+        self.trained.error_sum += loss / self.energy;
         let Trained { weights, optimiser, .. } = &mut self.trained;
         self.optimiser.step(rate, weights, &self.gradients, optimiser)?;
         self.draw_curve(data)
@@ -181,29 +200,11 @@ impl Training {
                 if !loss.is_finite() {
                     return Err(Error::Diverged { layer: self.layer.clone(), step, loss });
                 }
-                self.trained.error_sum += loss / self.training_energy;
+                self.trained.error_sum += loss / self.energy;
             }
             (self.trained.weights, self.trained.optimiser) = (weights, optimiser);
         }
         Ok(())
-    }
-
-    #[cfg(feature = "cuda")]
-    fn take_step_on_gpu(&mut self, data: &LayerData, rows: &[usize]) -> Result<(), Error> {
-        let rate = self.learning_rate(self.step());
-        let on_gpu = match (&mut self.on_gpu, &self.cuda) {
-            (Some(on_gpu), _) => on_gpu,
-            (none, Some(cuda)) => {
-                let Trained { weights, optimiser, .. } = &self.trained;
-                none.insert(OnGpu::new(cuda, weights, optimiser, self.optimiser, data, rows.len())?)
-            }
-            (None, None) => return Ok(()),
-        };
-        on_gpu.step(data, rows, 1.0 / self.training_energy, rate)?;
-        if self.is_curve_point() {
-            self.settle()?;
-        }
-        self.draw_curve(data)
     }
 
     fn is_curve_point(&self) -> bool {
@@ -224,33 +225,34 @@ impl Training {
         Ok(())
     }
 
-    /// The block's squared error on the held-out samples, over their mean square.
+    /// The block's squared error on the held-out samples, over their mean square: every number counts alike, whatever its
+    /// bucket.
     fn measure(&mut self, data: &LayerData) -> Result<f64, Error> {
         let mut squares = 0.0;
         let mut predicted = Vec::new();
-        let held_out: Vec<usize> = data.held_out().collect();
-        for rows in held_out.chunks(self.recipe.batch as usize) {
+        let held_out = data.by_bucket(data.held_out());
+        for rows in held_out.iter().flat_map(|samples| samples.chunks(self.recipe.batch as usize)) {
+            let batch = data.batch(rows)?;
             #[cfg(feature = "cuda")]
             if let Some(on_gpu) = &mut self.on_gpu {
-                squares += on_gpu.squares(data, rows)?;
+                squares += on_gpu.squares(&batch)?;
                 continue;
             }
-            data.gather(rows, &mut self.batch);
+            batch.to_f32(&mut self.batch);
             predicted.resize(self.batch.input.len(), 0.0);
             let block = self.trained.optimiser.ema.as_ref().unwrap_or(&self.trained.weights);
-            let size = data.size(rows.len());
-            cpu::forward(&self.shape, block, &self.batch.input, size, &mut predicted, &mut self.workspace)?;
+            cpu::forward(&self.shape, block, &self.batch.input, batch.size, &mut predicted, &mut self.workspace)?;
             let pairs = predicted.iter().zip(&self.batch.output);
             squares += pairs.map(|(y, target)| f64::from(y - target).powi(2)).sum::<f64>();
         }
-        let numbers = held_out.len() * data.sample_len();
-        Ok(squares / numbers as f64 / self.held_out_energy)
+        let numbers = data.numbers(data.held_out());
+        Ok(squares / numbers as f64 / self.energy)
     }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
-    use deltaconv_proto::v1::{LayerPlan, Recipe};
+    use deltaconv_proto::v1::{LayerPlan, Map, Recipe};
 
     use super::*;
 
@@ -266,6 +268,7 @@ pub(super) mod tests {
             gate: "scaled".into(),
             inter_ratio: 0.5,
             parameters: 0,
+            maps: Vec::new(),
         }
     }
 
@@ -290,16 +293,19 @@ pub(super) mod tests {
 
     #[test]
     fn training_learns_what_a_block_can_express() {
-        let data = LayerData::made_up(&layer(), 96, 8);
-        let recipe = Recipe { steps: 400, batch: 16, learning_rate: 1e-2, ema_decay: 0.95, ..recipe() };
-        let shape = crate::distill::block_shape(&layer()).expect("a block");
-        let mut training = Training::new(shape, &layer(), &recipe, 1, &data, &Accelerator::None).expect("a start");
-        while training.step() < 400 {
-            training.take_step(&data).expect("a step");
+        let maps = [(6, 4), (4, 6), (5, 5)].map(|(height, width)| Map { height, width });
+        for layer in [layer(), LayerPlan { maps: maps.to_vec(), ..layer() }] {
+            let data = LayerData::made_up(&layer, 96, 8);
+            let recipe = Recipe { steps: 400, batch: 16, learning_rate: 1e-2, ema_decay: 0.95, ..recipe() };
+            let shape = crate::distill::block_shape(&layer).expect("a block");
+            let mut training = Training::new(shape, &layer, &recipe, 1, &data, &Accelerator::None).expect("a start");
+            for batch in data.batches(1, 16, 0).take(400) {
+                training.take_step(&batch, &data).expect("a step");
+            }
+            let curve = &training.trained.curve;
+            let last = training.held_out_error();
+            assert!(last < 0.2, "of the output's energy, {last} is left");
+            assert_eq!((curve.len(), curve.last().map(|point| point.step)), (20, Some(400)));
         }
-        let curve = &training.trained.curve;
-        let last = training.held_out_error();
-        assert!(last < 0.2, "of the output's energy, {last} is left");
-        assert_eq!((curve.len(), curve.last().map(|point| point.step)), (20, Some(400)));
     }
 }

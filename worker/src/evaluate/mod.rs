@@ -1,7 +1,7 @@
 //! Compares teacher and student on what training has not seen, one part at a time.
 //!
 //! The result is a safetensors object. Of noise: `timestep` [n] i64, and `energy`, `student_error`, `removed_error` [n]
-//! f64, sums of squares over one sample's predicted noise. Of pictures: `teacher`, `student`, `removed` [n, 3, H, W] f32
+//! f64, sums of squares over one sample's predicted noise; bucket by bucket. Of pictures: `teacher`, `student`, `removed` [n, 3, H, W] f32
 //! and `prompt` [n] i64.
 
 use std::collections::BTreeMap;
@@ -24,6 +24,8 @@ use crate::teacher::{Denoiser, Guidance, Original, Removed, SelfAttention, Solve
 const BATCH: usize = 8;
 /// Models that are compared: teacher, student, and the teacher without attention.
 const MODELS: usize = 3;
+/// Of the pictures: the job's first.
+const BUCKET: usize = 0;
 
 /// Evaluates the task's part and writes what was found.
 pub(crate) fn run(context: &Context, task: &v1::EvaluateTask) -> Result<v1::Done, Error> {
@@ -60,11 +62,12 @@ struct Evaluated {
 impl Evaluated {
     fn noise(&self, context: &Context, range: &v1::SampleRange) -> Result<Vec<u8>, Error> {
         let timesteps = self.teacher.sampler.alphas_cumprod().len();
-        let draw = Draw::new(&context.job, self.data.len(), timesteps, self.data.latent_len());
-        let numbers: Vec<usize> = (range.start as usize..range.end as usize).collect();
-        expect_passes(context, MODELS * numbers.len().div_ceil(BATCH));
+        let draw = Draw::new(&context.job, self.data.latent_lens(), timesteps);
+        let numbers = range.start as usize..range.end as usize;
+        let by_bucket = self.data.by_bucket(numbers, |i| draw.latent_of_evaluation(i));
+        expect_passes(context, MODELS * by_bucket.iter().map(|numbers| numbers.len().div_ceil(BATCH)).sum::<usize>());
         let mut found = Noise::default();
-        for batch in numbers.chunks(BATCH) {
+        for batch in by_bucket.iter().flat_map(|numbers| numbers.chunks(BATCH)) {
             let batch: Vec<Sample> = batch.iter().map(|i| draw.evaluation(*i)).collect();
             let inputs = Inputs::new(&self.teacher, &self.data, &batch)?;
             let predict = |model: &Denoiser, attention: &mut dyn SelfAttention| -> Result<Vec<f32>, Error> {
@@ -100,11 +103,11 @@ impl Evaluated {
             numbers.iter().map(|i| spread(*i, evaluation.prompts as usize, self.data.empty_prompt())).collect();
         let noise = |i: &usize| {
             let mut rng = draw::generator(seed, Purpose::EvaluatePictures, *i as u64);
-            draw::normal(&mut rng, self.data.latent_len())
+            draw::normal(&mut rng, self.data.latent_len(BUCKET))
         };
-        let noise = self.data.batch(numbers.iter().map(noise).collect())?;
-        let conditions = self.data.conditions(&prompts)?;
-        let negative = self.data.conditions(&[self.data.empty_prompt()])?;
+        let noise = self.data.batch(BUCKET, numbers.iter().map(noise).collect())?;
+        let conditions = self.data.conditions(BUCKET, &prompts)?;
+        let negative = self.data.conditions(BUCKET, &[self.data.empty_prompt()])?;
         let guidance = Guidance { scale: evaluation.guidance, negative };
 
         expect_passes(context, MODELS * steps.count);

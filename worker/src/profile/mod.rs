@@ -140,14 +140,13 @@ fn observe(
 fn draw(options: &Options, teacher: &Teacher, data: &Data) -> Draw {
     Draw {
         seed: options.seed,
-        latents: data.len(),
+        latents: data.latent_lens(),
         held_out_latents: 0,
         training_samples: options.samples,
         held_out_samples: 0,
         evaluation_samples: 0,
         empty_prompt_fraction: options.empty_prompt_fraction,
         timesteps: teacher.sampler.alphas_cumprod().len(),
-        latent_len: data.latent_len(),
     }
 }
 

@@ -1,25 +1,87 @@
-//! A layer's recorded activations, read from its shards and kept in memory as they were stored.
+//! A layer's recorded activations, on their way from the store to training.
+//!
+//! A thread reads the shards in the order in which training takes them and puts each where there is room (`arrivals`);
+//! another one has the next batches ready (`feed`). A sample that no memory had room for is read when its turn comes, from
+//! the node's folder or from the store (`away`).
 
-use deltaconv_proto::shard::{Shape, Shard};
-use deltaconv_proto::v1;
+mod arrivals;
+mod away;
+mod budget;
+pub(crate) mod cache;
+mod feed;
+mod folder;
+mod memory;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use deltaconv_proto::draw::Batches;
+use deltaconv_proto::objects::Objects;
+use deltaconv_proto::shard::{self, Shape};
+use deltaconv_proto::v1::{LayerPlan, ObjectRef};
+use deltaconv_proto::{buckets, header, v1};
 use futures::{StreamExt, TryStreamExt};
-use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use crate::task::{Context, Error};
+pub(crate) use budget::Budget;
+pub(crate) use cache::Cache;
+pub(crate) use feed::{Batch, Feed};
+pub(crate) use folder::Folder;
+#[cfg(feature = "cuda")]
+pub(crate) use memory::Memory;
+pub(crate) use memory::{Piece, Pool};
 
-/// Shards that are read at the same time.
-const READS_IN_FLIGHT: usize = 4;
+use crate::task::{Context, Error};
+use arrivals::{Arrivals, Place, Placed, Receiver};
+
+/// Headers, and samples that are away, that are read at the same time.
+const READS_IN_FLIGHT: usize = 16;
+/// Of a shard's header.
+const MAX_HEADER_BYTES: u64 = 1 << 20;
 
 /// Inputs and outputs of one layer: training samples first, held-out ones behind them.
+#[derive(Debug)]
 pub(crate) struct LayerData {
-    shape: Shape,
-    shards: Vec<Shard>,
-    /// For each sample, its shard and its row there.
-    rows: Vec<(usize, usize)>,
-    training_samples: usize,
-    training_energy: f64,
-    held_out_energy: f64,
+    samples: Arc<Samples>,
+    /// The bucket of each training sample.
+    training_buckets: Arc<[usize]>,
+    energy: f64,
+    /// What training begins to read.
+    awaited: Vec<Incoming>,
+    receiver: Option<Receiver>,
+}
+
+/// Where samples lie.
+#[derive(Debug)]
+pub(crate) struct Samples {
+    /// Of one sample of each bucket.
+    shapes: Vec<Shape>,
+    of: Vec<Sample>,
+    arrivals: Arrivals,
+    /// For samples that are away.
+    remote: Option<(Objects, tokio::runtime::Handle)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    shard: usize,
+    bucket: usize,
+    /// Among those of its bucket in its shard.
+    row: usize,
+}
+
+/// A sample and its shard, which has arrived.
+type OfShard = (Sample, Arc<Placed>);
+
+/// A shard that is to arrive.
+#[derive(Clone, Debug)]
+struct Incoming {
+    index: usize,
+    object: ObjectRef,
+    /// Of its samples in each bucket.
+    shapes: Vec<Shape>,
+    is_held_out: bool,
 }
 
 /// A batch in f32. [n, h, w, c] each.
@@ -30,150 +92,361 @@ pub(crate) struct Rows {
 }
 
 impl LayerData {
-    /// Reads and verifies the layer's shards, of which the first `training_samples` samples are for training.
-    pub(crate) fn load(
+    /// Finds out where the samples lie, of which the first `training_samples` are for training, and reads the held-out
+    /// ones.
+    pub(crate) fn open(
         context: &Context,
-        layer: &v1::LayerPlan,
+        layer: &LayerPlan,
         shards: &[v1::ShardOfRange],
         training_samples: usize,
     ) -> Result<Self, Error> {
-        let reads = futures::stream::iter(shards).map(|shard| read(context, layer, shard));
-        let shards: Vec<Shard> = context.wait(reads.buffered(READS_IN_FLIGHT).try_collect())?;
+        let incoming = futures::stream::iter(shards.iter().enumerate())
+            .map(|(index, shard)| incoming(context, layer, index, shard, training_samples))
+            .buffered(READS_IN_FLIGHT);
+        let incoming: Vec<Incoming> = context.wait(incoming.try_collect())?;
+        let (held_out, awaited): (Vec<_>, Vec<_>) = incoming.iter().cloned().partition(|shard| shard.is_held_out);
+        let remote = Some((context.objects.clone(), context.runtime.clone()));
+        let samples = Arc::new(Samples::new(layer, &incoming, remote));
+        let receiver = Receiver {
+            samples: samples.clone(),
+            layer: layer.clone(),
+            store: context.objects.clone(),
+            cache: context.cache.clone(),
+            accelerator: context.accelerator.clone(),
+            device: Budget::new(0),
+            pool: Arc::new(Pool::new(&context.accelerator)),
+            runtime: context.runtime.clone(),
+            supervision: context.supervision.clone(),
+            began: SystemTime::now(),
+        };
+        receiver.run(&held_out);
         context.check_stop()?;
-        let data = Self::new(layer, shards, training_samples);
-        let (rows, energy) = (data.rows.len(), data.training_energy * data.held_out_energy);
-        if rows <= training_samples || !energy.is_finite() || energy <= 0.0 {
+        let mut data = Self::new(samples, &awaited);
+        data.energy = data.energy()?;
+        let held_out = data.held_out().len();
+        if held_out == 0 || awaited.is_empty() || !data.energy.is_finite() || data.energy <= 0.0 {
             let what = format!("the shards of {}", layer.name);
-            let reason = format!("{rows} samples, {training_samples} of them for training, with energy {energy}");
+            let training = data.training_buckets.len();
+            let reason =
+                format!("{training} samples for training, {held_out} held-out ones with energy {}", data.energy);
             return Err(Error::Unexpected { what, reason });
         }
+        (data.awaited, data.receiver) = (awaited, Some(receiver));
         Ok(data)
     }
 
-    fn new(layer: &v1::LayerPlan, shards: Vec<Shard>, training_samples: usize) -> Self {
-        let rows: Vec<(usize, usize)> = (shards.iter().enumerate())
-            .flat_map(|(index, shard)| (0..shard.shape.samples).map(move |row| (index, row)))
-            .collect();
-        let mut data = Self {
-            shape: shape(layer, rows.len()),
-            shards,
-            training_samples: training_samples.min(rows.len()),
-            rows,
-            training_energy: 0.0,
-            held_out_energy: 0.0,
-        };
-        data.training_energy = data.energy(0..data.training_samples);
-        data.held_out_energy = data.energy(data.held_out());
-        data
+    fn new(samples: Arc<Samples>, training: &[Incoming]) -> Self {
+        let count = |shard: &Incoming| shard.shapes.iter().map(|shape| shape.samples).sum::<usize>();
+        let training: usize = training.iter().map(count).sum();
+        let training_buckets = samples.of[..training].iter().map(|sample| sample.bucket).collect();
+        Self { samples, training_buckets, energy: 0.0, awaited: Vec::new(), receiver: None }
     }
 
-    /// Mean square of the outputs of some samples; NaN for none.
-    fn energy(&self, samples: std::ops::Range<usize>) -> f64 {
-        let numbers = samples.len() * self.sample_len();
-        let square = |value: &f16| f64::from(value.to_f32()).powi(2);
-        let squares: f64 = samples.map(|sample| self.output(sample).iter().map(square).sum::<f64>()).sum();
-        squares / numbers as f64
-    }
-
-    fn row<'a>(&'a self, values: impl Fn(&'a Shard) -> &'a [f16], sample: usize) -> &'a [f16] {
-        let ((shard, row), len) = (self.rows[sample], self.sample_len());
-        &values(&self.shards[shard])[row * len..(row + 1) * len]
-    }
-
-    fn output(&self, sample: usize) -> &[f16] {
-        self.row(|shard| &shard.output, sample)
-    }
-
-    /// Numbers in one sample's input, or output.
-    pub(crate) fn sample_len(&self) -> usize {
-        self.shape.sample_len()
-    }
-
-    /// [B, H, W] of a batch.
-    pub(crate) fn size(&self, samples: usize) -> [usize; 3] {
-        [samples, self.shape.height, self.shape.width]
-    }
-
-    pub(crate) fn training_samples(&self) -> usize {
-        self.training_samples
-    }
-
-    /// The held-out samples.
-    pub(crate) fn held_out(&self) -> std::ops::Range<usize> {
-        self.training_samples..self.rows.len()
-    }
-
-    /// Mean square of the training outputs.
-    pub(crate) fn training_energy(&self) -> f64 {
-        self.training_energy
+    /// Begins to read the training samples and to have batches of them ready, in this order. `device`: bytes of the
+    /// GPU's memory that they may take.
+    pub(crate) fn stream(&mut self, order: Batches, device: u64) -> Feed {
+        let mut receiver = self.receiver.take();
+        if let Some(receiver) = &mut receiver {
+            receiver.device = Budget::new(device);
+        }
+        Feed::new(&self.samples, order, receiver, std::mem::take(&mut self.awaited))
     }
 
     /// Mean square of the held-out outputs.
-    pub(crate) fn held_out_energy(&self) -> f64 {
-        self.held_out_energy
+    fn energy(&self) -> Result<f64, Error> {
+        let mut squares = 0.0;
+        let mut numbers = 0;
+        for sample in self.held_out() {
+            let Some([_, output]) = self.samples.row(sample)? else { return Ok(f64::NAN) };
+            for values in output.iter().filter_map(Piece::numbers) {
+                squares += values.iter().map(|value| f64::from(value.to_f32()).powi(2)).sum::<f64>();
+                numbers += values.len();
+            }
+        }
+        Ok(squares / numbers as f64)
     }
 
-    /// Collects `samples` into `batch`, in their order.
-    pub(crate) fn gather(&self, samples: &[usize], batch: &mut Rows) {
-        let len = self.sample_len();
-        batch.input.resize(samples.len() * len, 0.0);
-        batch.output.resize(samples.len() * len, 0.0);
-        let targets = batch.input.chunks_exact_mut(len).zip(batch.output.chunks_exact_mut(len));
-        for (sample, (input, output)) in samples.iter().zip(targets) {
-            self.row(|shard| &shard.input, *sample).convert_to_f32_slice(input);
-            self.output(*sample).convert_to_f32_slice(output);
+    /// Mean square of the layer's output, to which errors are relative.
+    pub(crate) fn output_energy(&self) -> f64 {
+        self.energy
+    }
+
+    /// Numbers in the inputs, or outputs, of some samples.
+    pub(crate) fn numbers(&self, samples: Range<usize>) -> usize {
+        let Samples { shapes, of, .. } = &*self.samples;
+        samples.map(|sample| shapes[of[sample].bucket].sample_len()).sum()
+    }
+
+    /// [B, H, W] of a batch of `samples`, which are of one bucket.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn size(&self, samples: &[usize]) -> [usize; 3] {
+        self.samples.size(samples)
+    }
+
+    /// The bucket of each training sample.
+    pub(crate) fn training_buckets(&self) -> &Arc<[usize]> {
+        &self.training_buckets
+    }
+
+    /// The held-out samples.
+    pub(crate) fn held_out(&self) -> Range<usize> {
+        self.training_buckets.len()..self.samples.of.len()
+    }
+
+    /// `samples` by bucket, and in their order in each.
+    pub(crate) fn by_bucket(&self, samples: Range<usize>) -> Vec<Vec<usize>> {
+        let mut by_bucket = vec![Vec::new(); self.samples.shapes.len()];
+        samples.for_each(|sample| by_bucket[self.samples.of[sample].bucket].push(sample));
+        by_bucket
+    }
+
+    /// A batch of held-out samples, which are of one bucket.
+    pub(crate) fn batch(&self, samples: &[usize]) -> Result<Batch, Error> {
+        // They were there before anything else was done.
+        self.samples.batch(samples)?.ok_or(Error::Incomplete("held-out samples"))
+    }
+
+    /// C.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn channels(&self) -> usize {
+        self.samples.shapes[0].channels
+    }
+}
+
+impl Samples {
+    fn new(layer: &LayerPlan, shards: &[Incoming], remote: Option<(Objects, tokio::runtime::Handle)>) -> Self {
+        let of_shard = |shard: &Incoming| {
+            let shapes = shard.shapes.clone().into_iter().enumerate();
+            let shard = shard.index;
+            shapes.flat_map(move |(bucket, shape)| (0..shape.samples).map(move |row| Sample { shard, bucket, row }))
+        };
+        Self {
+            shapes: shard::shapes(layer, &vec![1; buckets::maps(layer).len()]),
+            of: shards.iter().flat_map(of_shard).collect(),
+            arrivals: Arrivals::new(shards.len()),
+            remote,
         }
     }
 
-    /// Inputs and outputs of `samples`, in their order, as they were stored.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn collect(&self, samples: &[usize]) -> (Vec<f16>, Vec<f16>) {
-        let input = samples.iter().flat_map(|&sample| self.row(|shard| &shard.input, sample)).copied();
-        let output = samples.iter().flat_map(|&sample| self.output(sample)).copied();
-        (input.collect(), output.collect())
+    fn size(&self, samples: &[usize]) -> [usize; 3] {
+        let bucket = samples.first().map_or(0, |sample| self.of[*sample].bucket);
+        debug_assert!(samples.iter().all(|sample| self.of[*sample].bucket == bucket), "a batch is of one bucket");
+        [samples.len(), self.shapes[bucket].height, self.shapes[bucket].width]
+    }
+
+    /// Waits for the samples' shards. `None` where they don't come any more.
+    fn placed(&self, samples: &[usize]) -> Result<Option<Vec<OfShard>>, Error> {
+        let placed = |sample: &usize| {
+            let sample = self.of[*sample];
+            Ok(self.arrivals.wait(sample.shard)?.map(|placed| (sample, placed)))
+        };
+        samples.iter().map(placed).collect()
+    }
+
+    /// The input and the output of a sample, if memory holds it.
+    fn row(&self, sample: usize) -> Result<Option<[Vec<Piece>; 2]>, Error> {
+        let placed = self.placed(&[sample])?;
+        Ok(placed.and_then(|placed| placed.first().and_then(|(sample, placed)| placed.near(*sample))))
+    }
+
+    /// The samples, which are of one bucket. `None` where they don't come any more.
+    fn batch(&self, samples: &[usize]) -> Result<Option<Batch>, Error> {
+        let Some(placed) = self.placed(samples)? else { return Ok(None) };
+        let mut batch = Batch { size: self.size(samples), input: Vec::new(), output: Vec::new() };
+        let mut push = |[input, output]: [Vec<Piece>; 2]| {
+            batch.input.extend(input);
+            batch.output.extend(output);
+        };
+        let all_near = placed.iter().all(|(_, placed)| matches!(placed.place, Place::Near(..)));
+        match &self.remote {
+            Some((store, runtime)) if !all_near => {
+                let reads = futures::stream::iter(&placed).map(|(sample, placed)| placed.read(*sample, store));
+                let rows: Vec<_> = runtime.block_on(reads.buffered(READS_IN_FLIGHT).try_collect())?;
+                rows.into_iter().for_each(push);
+            }
+            _ => placed.iter().filter_map(|(sample, placed)| placed.near(*sample)).for_each(&mut push),
+        }
+        Ok(Some(batch))
     }
 }
 
-fn shape(layer: &v1::LayerPlan, samples: usize) -> Shape {
-    Shape { samples, height: layer.height as usize, width: layer.width as usize, channels: layer.channels as usize }
+impl Placed {
+    fn near(&self, Sample { bucket, row, .. }: Sample) -> Option<[Vec<Piece>; 2]> {
+        let Place::Near(parts, _) = &self.place else { return None };
+        Some(self.layout.row(bucket, row).map(|range| memory::pieces(parts, range).collect()))
+    }
+
+    async fn read(&self, sample: Sample, store: &Objects) -> Result<[Vec<Piece>; 2], Error> {
+        let [input, output] = self.layout.row(sample.bucket, sample.row);
+        match (&self.place, self.near(sample)) {
+            (Place::Away(away), _) => {
+                let (input, output) = tokio::try_join!(away.read(store, input), away.read(store, output))?;
+                Ok([vec![input], vec![output]])
+            }
+            (_, near) => near.ok_or(Error::Incomplete("samples")),
+        }
+    }
 }
 
-async fn read(context: &Context, layer: &v1::LayerPlan, shard: &v1::ShardOfRange) -> Result<Shard, Error> {
+impl Batch {
+    /// The numbers in f32. Only of a batch that the processor can read.
+    pub(crate) fn to_f32(&self, rows: &mut Rows) {
+        for (pieces, values) in [(&self.input, &mut rows.input), (&self.output, &mut rows.output)] {
+            values.resize(pieces.iter().map(|piece| piece.at.len()).sum(), 0.0);
+            let mut rest = values.as_mut_slice();
+            for numbers in pieces.iter().filter_map(Piece::numbers) {
+                let (values, behind) = rest.split_at_mut(numbers.len());
+                numbers.convert_to_f32_slice(values);
+                rest = behind;
+            }
+        }
+    }
+}
+
+/// What is known of a shard before it arrives.
+async fn incoming(
+    context: &Context,
+    layer: &LayerPlan,
+    index: usize,
+    shard: &v1::ShardOfRange,
+    training_samples: usize,
+) -> Result<Incoming, Error> {
     let (Some(object), Some(range)) = (&shard.object, &shard.range) else {
-        return Err(Error::Incomplete("shard"));
+        return Err(Error::Incomplete("shards"));
     };
-    let bytes = context.objects.get_verified(object).await?;
     let samples = range.end.saturating_sub(range.start) as usize;
-    Shard::decode(&bytes, shape(layer, samples)).map_err(|source| Error::Shard {
-        key: object.key.clone(),
-        digest: object.digest.clone(),
-        source: Box::new(source),
-    })
+    let shapes = match buckets::maps(layer).len() {
+        1 => shard::shapes(layer, &[samples]),
+        // How many are in each bucket stands in the shard alone.
+        _ => {
+            let broken = |found: String| {
+                let (key, expected) = (object.key.clone(), object.digest.clone());
+                Error::from(deltaconv_proto::objects::Error::Broken { key, expected, found })
+            };
+            let header = header::read(&context.objects, &object.key, MAX_HEADER_BYTES).await;
+            let header = header.map_err(|error| match error {
+                header::Error::Objects(error) if !error.is_missing() => Error::from(error),
+                other => broken(other.to_string()),
+            })?;
+            shard::check_header(&header.header, layer, samples).map_err(|error| broken(error.to_string()))?
+        }
+    };
+    let is_held_out = range.start as usize >= training_samples;
+    Ok(Incoming { index, object: object.clone(), shapes, is_held_out })
 }
 
 #[cfg(test)]
-impl LayerData {
-    /// Activations that a block can nearly reproduce: the output is the map's mean and, of each pixel, the first quarter
-    /// of its channels, as many as pass a block's gate.
-    pub(crate) fn made_up(layer: &v1::LayerPlan, training: usize, held_out: usize) -> Self {
-        use deltaconv_proto::draw::{Purpose, generator, normal};
-        let shape = shape(layer, training + held_out);
-        let (len, channels) = (shape.sample_len(), shape.channels);
-        let mut rng = generator(0, Purpose::Capture, 0);
-        let input = normal(&mut rng, shape.samples * len);
-        let output = input.chunks_exact(len).flat_map(|map| {
-            let pixels = shape.height * shape.width;
-            let mean = |c: usize| (0..pixels).map(|p| map[p * channels + c]).sum::<f32>() / pixels as f32;
-            let means: Vec<f32> = (0..channels).map(mean).collect();
-            let pixel = move |i: usize| map[i / channels * channels + i % (channels / 4)];
-            (0..len).map(move |i| 0.5 * pixel(i) + means[(i + 1) % channels]).collect::<Vec<f32>>()
-        });
-        let shard = Shard {
-            shape,
-            timesteps: vec![0; shape.samples],
-            output: output.map(f16::from_f32).collect(),
-            input: input.iter().map(|value| f16::from_f32(*value)).collect(),
+pub(crate) mod tests {
+    use deltaconv_proto::shard::{Layout, Shard};
+    use deltaconv_proto::v1::Map;
+    use half::f16;
+
+    use super::*;
+
+    impl LayerData {
+        /// Of these shards, the first of which are for training, and which are still to be put.
+        fn awaiting(layer: &LayerPlan, shards: &[Shard], training: usize) -> (Self, Vec<Option<Placed>>) {
+            let incoming: Vec<Incoming> = (shards.iter().enumerate())
+                .map(|(index, shard)| Incoming {
+                    index,
+                    object: ObjectRef::default(),
+                    shapes: shard.shapes.clone(),
+                    is_held_out: index >= training,
+                })
+                .collect();
+            let place = |shard: &Shard| {
+                let bytes = shard.encode().expect("finite");
+                let layout = Layout::read(&bytes, bytes.len() as u64, layer, shard.timesteps.len()).expect("a shard");
+                let mut buffer = memory::Buffer::plain(bytes.len());
+                buffer.as_mut().copy_from_slice(&bytes);
+                Some(Placed { layout, place: Place::Near(vec![buffer.keep()], None) })
+            };
+            let samples = Arc::new(Samples::new(layer, &incoming, None));
+            (Self::new(samples, &incoming[..training]), shards.iter().map(place).collect())
+        }
+
+        /// The same, which have been put.
+        fn of_shards(layer: &LayerPlan, shards: &[Shard], training: usize) -> Self {
+            let (mut data, placed) = Self::awaiting(layer, shards, training);
+            for (index, placed) in placed.into_iter().flatten().enumerate() {
+                data.samples.arrivals.put(index, placed);
+            }
+            data.energy = data.energy().expect("held-out samples");
+            data
+        }
+
+        /// Shards of so many samples, the last of which is held out; of sample i all numbers are i.
+        pub(super) fn in_shards(layer: &LayerPlan, samples: &[usize]) -> (Self, Vec<Option<Placed>>) {
+            let mut sample = 0;
+            let shard = |count: &usize| {
+                let shapes = shard::shapes(layer, &[*count]);
+                let number = |i: usize| f16::from_f32((sample + i / shapes[0].sample_len()) as f32);
+                let numbers: Vec<f16> = (0..shapes[0].len()).map(number).collect();
+                sample += count;
+                Shard { timesteps: vec![0; *count], input: numbers.clone(), output: numbers, shapes }
+            };
+            let shards: Vec<Shard> = samples.iter().map(shard).collect();
+            Self::awaiting(layer, &shards, samples.len() - 1)
+        }
+
+        /// Activations that a block can nearly reproduce: the output is the map's mean and, of each pixel, the first
+        /// quarter of its channels, as many as pass a block's gate. Of several buckets, each has every so many samples.
+        pub(crate) fn made_up(layer: &LayerPlan, training: usize, held_out: usize) -> Self {
+            use deltaconv_proto::draw::{Purpose, generator, normal};
+            let buckets = buckets::maps(layer).len();
+            let mut rng = generator(0, Purpose::Capture, 0);
+            let shards = [training, held_out].map(|samples| {
+                let of_bucket = |bucket: usize| (samples + buckets - 1 - bucket) / buckets;
+                let shapes = shard::shapes(layer, &(0..buckets).map(of_bucket).collect::<Vec<_>>());
+                let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+                for shape in &shapes {
+                    let (len, channels) = (shape.sample_len(), shape.channels);
+                    let input = normal(&mut rng, shape.len());
+                    for map in input.chunks_exact(len) {
+                        let pixels = shape.height * shape.width;
+                        let mean = |c: usize| (0..pixels).map(|p| map[p * channels + c]).sum::<f32>() / pixels as f32;
+                        let means: Vec<f32> = (0..channels).map(mean).collect();
+                        let pixel = |i: usize| map[i / channels * channels + i % (channels / 4)];
+                        outputs.extend((0..len).map(|i| f16::from_f32(0.5 * pixel(i) + means[(i + 1) % channels])));
+                    }
+                    inputs.extend(input.iter().map(|value| f16::from_f32(*value)));
+                }
+                Shard { shapes, timesteps: vec![0; samples], input: inputs, output: outputs }
+            });
+            Self::of_shards(layer, &shards, 1)
+        }
+
+        /// Batch after batch, without a thread.
+        pub(crate) fn batches(&self, seed: u64, batch: usize, step: u64) -> impl Iterator<Item = Batch> {
+            let order = Batches::new(seed, self.training_buckets.clone(), batch, step);
+            order.map(|rows| self.batch(&rows).expect("they are there"))
+        }
+    }
+
+    #[test]
+    fn samples_are_found_in_the_bucket_that_they_are_of() {
+        let maps = vec![Map { height: 2, width: 1 }, Map { height: 1, width: 3 }];
+        let layer = LayerPlan { channels: 4, maps, ..LayerPlan::default() };
+        let shard = |samples: [usize; 2], from: f32| {
+            let shapes = shard::shapes(&layer, &samples);
+            let numbers: usize = shapes.iter().map(Shape::len).sum();
+            let values = |sign: f32| (0..numbers).map(|i| f16::from_f32(sign * (from + i as f32))).collect();
+            Shard { shapes, timesteps: vec![0; samples.iter().sum()], input: values(1.0), output: values(-1.0) }
         };
-        Self::new(layer, vec![shard], training)
+        // Samples 0 and 1 in bucket 0 and sample 2 in bucket 1; then one held-out sample of bucket 1.
+        let data = LayerData::of_shards(&layer, &[shard([2, 1], 0.0), shard([0, 1], 100.0)], 1);
+        assert_eq!((&data.training_buckets()[..], data.held_out()), (&[0, 0, 1][..], 3..4));
+        assert_eq!(data.by_bucket(0..4), [vec![0, 1], vec![2, 3]]);
+        assert_eq!((data.samples.size(&[1, 0]), data.samples.size(&[3, 2])), ([2, 2, 1], [2, 1, 3]));
+        assert_eq!((data.numbers(0..3), data.numbers(3..4)), (8 + 8 + 12, 12));
+        let mut rows = Rows::default();
+        data.batch(&[3, 2]).expect("there").to_f32(&mut rows);
+        let expected: Vec<f32> = (100..112).chain(16..28).map(|number| number as f32).collect();
+        assert_eq!(rows.input, expected);
+        assert!(rows.output.iter().zip(&expected).all(|(output, input)| *output == -input));
+        data.batch(&[1]).expect("there").to_f32(&mut rows);
+        assert_eq!(rows.input, (8..16).map(|number| number as f32).collect::<Vec<_>>());
+        let mean = (100..112).map(|number| f64::from(number * number)).sum::<f64>() / 12.0;
+        assert!((data.output_energy() - mean).abs() < 1e-9);
     }
 }

@@ -1,6 +1,7 @@
 //! Makes a job's latents, where they don't come ready: the teacher samples them from prompts, or its VAE encodes images.
 //!
-//! The result is a safetensors object: `latents` [n, c, h, w] f16, `prompt` [n] i64, the number of each one's prompt; and
+//! The result is a safetensors object: `latents` [n, c, h, w] f16, `prompt` [n] i64, the number of each one's prompt. Of a
+//! job with buckets: `bucket` [n] i64, each one's, and for every bucket b that occurs its latents as `latents.b`. And
 //! for the prompts of this part and the empty one: `prompts` [p] i64, their numbers, `embeddings` [p, T, D] f16, and where
 //! the model takes them `attention_mask` [p, T] and `pooled` [p, P] f16.
 
@@ -11,7 +12,7 @@ mod picture;
 use std::collections::BTreeMap;
 
 use deltaconv_proto::safetensors::{Dtype, serialize_header};
-use deltaconv_proto::{keys, v1};
+use deltaconv_proto::{buckets, keys, v1};
 use half::f16;
 
 use crate::task::{Context, Error};
@@ -39,8 +40,7 @@ pub(crate) fn run(context: &Context, task: &v1::SynthesiseTask) -> Result<v1::Do
 
 /// Latents with their prompts.
 struct Made {
-    /// [n, c, h, w], flat.
-    latents: Vec<f32>,
+    latents: Vec<Latent>,
     /// The number of each one's prompt.
     of_latent: Vec<usize>,
     /// Numbers of the prompts that were embedded, rising; the last one is the empty prompt's.
@@ -49,9 +49,11 @@ struct Made {
     embeddings: Embeddings,
 }
 
-/// [c, h, w] of a latent.
-fn latent_shape(plan: &v1::JobPlan) -> [usize; 3] {
-    [plan.latent_channels, plan.latent_height, plan.latent_width].map(|n| n as usize)
+/// A latent of a bucket.
+struct Latent {
+    bucket: usize,
+    /// [c, h, w], flat.
+    numbers: Vec<f32>,
 }
 
 /// The number of the empty prompt.
@@ -72,26 +74,41 @@ fn check_planned(context: &Context, url: &str, found: &str) -> Result<(), Error>
 
 impl Made {
     fn encode(&self, context: &Context, range: &v1::SampleRange) -> Result<Vec<u8>, Error> {
-        let [c, h, w] = latent_shape(&context.plan);
-        let latents: Vec<f16> = self.latents.iter().map(|number| f16::from_f32(*number)).collect();
-        if let Some(position) = latents.iter().position(|number| !number.is_finite()) {
-            let what = format!("latent {}", range.start as usize + position / (c * h * w));
-            let reason = format!("it holds {}; check the teacher, or lower the guidance", self.latents[position]);
-            return Err(Error::Unexpected { what, reason });
+        let buckets = buckets::of_job(&context.plan);
+        let mut of_bucket: Vec<Vec<f16>> = vec![Vec::new(); buckets.len()];
+        for (latent, number) in self.latents.iter().zip(range.start..) {
+            let halves = latent.numbers.iter().map(|number| f16::from_f32(*number));
+            let start = of_bucket[latent.bucket].len();
+            of_bucket[latent.bucket].extend(halves);
+            if let Some(position) = of_bucket[latent.bucket][start..].iter().position(|half| !half.is_finite()) {
+                let reason = format!("it holds {}; check the teacher, or lower the guidance", latent.numbers[position]);
+                return Err(Error::Unexpected { what: format!("latent {number}"), reason });
+            }
         }
-        let mut tensors: Vec<(&str, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+        let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
         let ids = |ids: &[usize]| ids.iter().flat_map(|id| (*id as i64).to_le_bytes()).collect::<Vec<u8>>();
-        tensors.push(("prompt", Dtype::I64, vec![self.of_latent.len()], ids(&self.of_latent)));
-        tensors.push(("prompts", Dtype::I64, vec![self.prompts.len()], ids(&self.prompts)));
+        tensors.push(("prompt".to_owned(), Dtype::I64, vec![self.of_latent.len()], ids(&self.of_latent)));
+        tensors.push(("prompts".to_owned(), Dtype::I64, vec![self.prompts.len()], ids(&self.prompts)));
+        if buckets.len() > 1 {
+            let of_latent: Vec<usize> = self.latents.iter().map(|latent| latent.bucket).collect();
+            tensors.push(("bucket".to_owned(), Dtype::I64, vec![of_latent.len()], ids(&of_latent)));
+        }
         let halves = |values: &[f16]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
-        tensors.push(("latents", Dtype::F16, vec![self.of_latent.len(), c, h, w], halves(&latents)));
+        for (index, (bucket, latents)) in buckets.iter().zip(&of_bucket).enumerate() {
+            let (c, (h, w)) = (context.plan.latent_channels as usize, bucket.latent);
+            let rows = latents.len() / (c * h * w).max(1);
+            if rows > 0 {
+                let name = buckets::tensor("latents", index, buckets.len());
+                tensors.push((name, Dtype::F16, vec![rows, c, h, w], halves(latents)));
+            }
+        }
         let further = [("attention_mask", &self.embeddings.mask), ("pooled", &self.embeddings.pooled)];
         let further = further.into_iter().filter_map(|(name, tensor)| Some((name, tensor.as_ref()?)));
         for (name, tensor) in [("embeddings", &self.embeddings.states)].into_iter().chain(further) {
             let values = tensor.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f16::from_f32).collect::<Vec<_>>();
-            tensors.push((name, Dtype::F16, tensor.dims().to_vec(), halves(&values)));
+            tensors.push((name.to_owned(), Dtype::F16, tensor.dims().to_vec(), halves(&values)));
         }
-        let entries = tensors.iter().map(|(name, dtype, shape, _)| (*name, *dtype, shape.as_slice()));
+        let entries = tensors.iter().map(|(name, dtype, shape, _)| (name.as_str(), *dtype, shape.as_slice()));
         let mut bytes = serialize_header(entries, &BTreeMap::new())?;
         bytes.extend(tensors.iter().flat_map(|(_, _, _, bytes)| bytes));
         Ok(bytes)

@@ -3,6 +3,7 @@
 use std::io::Cursor;
 
 use candle_core::{Device, Tensor};
+use deltaconv_proto::buckets::{Size, nearest};
 use image::imageops::FilterType;
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
 
@@ -11,11 +12,12 @@ const MAX_SIDE: u32 = 32_768;
 /// Bytes that decoding may take.
 const MAX_BYTES: u64 = 2 << 30;
 
-/// [1, 3, height, width] f32 in [−1, 1]: the image upright, scaled until it covers the size, and cropped to its middle.
+/// Which of `sizes` (height and width) is nearest to the image in aspect ratio, and the image at that size: [1, 3, height,
+/// width] f32 in [−1, 1], upright, scaled until it covers the size, and cropped to its middle.
 ///
 /// # Errors
 /// Bytes that are no image, or one that is too large.
-pub(super) fn read(bytes: &[u8], (height, width): (usize, usize)) -> Result<Tensor, String> {
+pub(super) fn read(bytes: &[u8], sizes: &[Size]) -> Result<(usize, Tensor), String> {
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
     let mut limits = Limits::default();
     (limits.max_image_width, limits.max_image_height) = (Some(MAX_SIDE), Some(MAX_SIDE));
@@ -25,6 +27,8 @@ pub(super) fn read(bytes: &[u8], (height, width): (usize, usize)) -> Result<Tens
     let orientation = decoder.orientation().map_err(|e| e.to_string())?;
     let mut image = DynamicImage::from_decoder(decoder).map_err(|e| e.to_string())?;
     image.apply_orientation(orientation);
+    let bucket = nearest(sizes, (image.height() as usize, image.width() as usize));
+    let (height, width) = *sizes.get(bucket).ok_or("the job has no size")?;
     let image = match (image.height() as usize, image.width() as usize) == (height, width) {
         true => image,
         false => image.resize_to_fill(width as u32, height as u32, FilterType::Lanczos3),
@@ -32,7 +36,7 @@ pub(super) fn read(bytes: &[u8], (height, width): (usize, usize)) -> Result<Tens
     let pixels = image.into_rgb8().into_raw().into_iter().map(|byte| f32::from(byte) / 127.5 - 1.0);
     let tensor = Tensor::from_iter(pixels, &Device::Cpu)
         .and_then(|pixels| pixels.reshape((1, height, width, 3))?.permute((0, 3, 1, 2))?.contiguous());
-    tensor.map_err(|e| e.to_string())
+    Ok((bucket, tensor.map_err(|e| e.to_string())?))
 }
 
 #[cfg(test)]
@@ -48,7 +52,7 @@ mod tests {
         let image = RgbImage::from_fn(32, 16, |x, _| band(x));
         let mut bytes = Vec::new();
         image.write_to(&mut Cursor::new(&mut bytes), ImageFormat::Png).unwrap();
-        let read_as = |size| read(&bytes, size).unwrap();
+        let read_as = |size| read(&bytes, &[size]).unwrap().1;
         let whole = read_as((16, 32));
         assert_eq!(whole.dims(), [1, 3, 16, 32]);
         let mean = |tensor: &Tensor, channel: usize| {
@@ -57,7 +61,9 @@ mod tests {
         assert!(mean(&whole, 0).abs() < 1e-6, "half of it is red");
         let middle = read_as((8, 8));
         assert!(mean(&middle, 0) > 0.9 && mean(&middle, 2) < -0.9, "only the band is left");
-        assert!(read(&bytes[..40], (8, 8)).is_err());
-        assert!(read(b"no image", (8, 8)).is_err());
+        let (bucket, wide) = read(&bytes, &[(8, 8), (8, 4), (4, 8)]).unwrap();
+        assert_eq!((bucket, wide.dims()), (2, &[1, 3, 4, 8][..]), "the picture is twice as wide as high");
+        assert!(read(&bytes[..40], &[(8, 8)]).is_err());
+        assert!(read(b"no image", &[(8, 8)]).is_err());
     }
 }

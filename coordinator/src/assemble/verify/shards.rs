@@ -2,7 +2,7 @@
 
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::v1::{CaptureOutput, CaptureTask, LayerPlan, ObjectRef, SampleRange};
-use deltaconv_proto::{header, keys, shard};
+use deltaconv_proto::{buckets, header, keys, shard};
 use futures::{StreamExt, TryStreamExt};
 
 use super::{Error, Expectation, check_ref};
@@ -26,7 +26,15 @@ pub(super) async fn check(
         let key = keys::shard(task.round, layer, range, expectation.attempt);
         checks.push(check_shard(objects, object, planned, key, range));
     }
-    futures::stream::iter(checks).buffer_unordered(IN_FLIGHT).try_collect::<()>().await
+    let found: Vec<Vec<usize>> = futures::stream::iter(checks).buffered(IN_FLIGHT).try_collect().await?;
+    match found.iter().find(|samples| **samples != found[0]) {
+        None => Ok(()),
+        Some(other) => Err(Error::Value {
+            what: format!("the number of samples {} to {} in each bucket", range.start, range.end),
+            found: format!("{:?} in one layer and {other:?} in another", found[0]),
+            expected: "the same in all layers".to_owned(),
+        }),
+    }
 }
 
 /// The reported shards by layer, when they are exactly those of the wanted layers.
@@ -45,24 +53,30 @@ fn each_layer_once<'a>(output: &'a CaptureOutput, wanted: &[String]) -> Result<V
     Err(Error::Layers { expected: wanted.to_vec(), found })
 }
 
+/// How many samples of each bucket the shard holds, if it is one of this layer and range.
 async fn check_shard(
     objects: &Objects,
     object: &ObjectRef,
     layer: &LayerPlan,
     key: String,
     range: &SampleRange,
-) -> Result<(), Error> {
-    let shape = shard::Shape {
-        samples: range.end.saturating_sub(range.start) as usize,
-        height: layer.height as usize,
-        width: layer.width as usize,
-        channels: layer.channels as usize,
-    };
+) -> Result<Vec<usize>, Error> {
+    let samples = range.end.saturating_sub(range.start) as usize;
     let at = |source| Error::Shard { key: key.clone(), source };
-    check_ref(object, &key, shape.object_len().map_err(at)?, 0)?;
+    // The size with all samples in one bucket; of several, the header says how many are in each.
+    let buckets = buckets::maps(layer).len();
+    let alone = |bucket: usize| -> Result<u64, Error> {
+        let all: Vec<usize> = (0..buckets).map(|other| if other == bucket { samples } else { 0 }).collect();
+        shard::object_len(&shard::shapes(layer, &all)).map_err(at)
+    };
+    let sizes = (0..buckets).map(alone).collect::<Result<Vec<u64>, Error>>()?;
+    let (least, most) = (sizes.iter().min().copied().unwrap_or(0), sizes.iter().max().copied().unwrap_or(0));
+    let further_headers = if buckets > 1 { MAX_HEADER_BYTES } else { 0 };
+    check_ref(object, &key, least, most.saturating_add(further_headers) - least)?;
     let file = header::read(objects, &key, MAX_HEADER_BYTES).await?;
     if file.file_len != object.size {
         return Err(Error::OtherSize { key, expected: object.size, found: file.file_len });
     }
-    shard::check_header(&file.header, shape).map_err(at)
+    let shapes = shard::check_header(&file.header, layer, samples).map_err(at)?;
+    Ok(shapes.iter().map(|shape| shape.samples).collect())
 }

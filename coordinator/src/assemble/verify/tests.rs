@@ -6,8 +6,8 @@ use deltaconv_proto::safetensors::{Dtype, serialize_header};
 use deltaconv_proto::v1::done::Output;
 use deltaconv_proto::v1::task_spec::Kind;
 use deltaconv_proto::v1::{
-    CaptureOutput, CaptureTask, DistillOutput, DistillTask, EvaluateOutput, EvaluateTask, JobPlan, ObjectRef,
-    SampleRange, ShardRef, evaluate_task,
+    Bucket, CaptureOutput, CaptureTask, DistillOutput, DistillTask, EvaluateOutput, EvaluateTask, JobPlan, Map,
+    ObjectRef, SampleRange, ShardRef, SynthesiseOutput, SynthesiseTask, evaluate_task,
 };
 use deltaconv_proto::{digest, keys};
 
@@ -113,10 +113,9 @@ async fn shards_are_checked_by_size_and_header() {
     let case = Case::new(capture).await;
     let shard = async |layer: usize, map: [usize; 4], dtype: Dtype| {
         let layer = &case.plan.layers[layer];
-        let samples = [map[0]];
-        let tensors = [("timestep", Dtype::I64, &samples[..]), ("input", dtype, &map), ("output", dtype, &map)];
-        let mut bytes = serialize_header(tensors, &BTreeMap::new()).expect("a header");
-        bytes.resize(bytes.len() + map[0] * 8 + 2 * map.iter().product::<usize>() * dtype.size() as usize, 0);
+        let activations = |name: &str| (name.to_owned(), dtype, map.to_vec());
+        let timesteps = ("timestep".to_owned(), Dtype::I64, vec![map[0]]);
+        let bytes = zeros(&[timesteps, activations("input"), activations("output")]);
         let key = keys::shard(0, &layer.name, &range, &case.attempt);
         ShardRef { layer: layer.name.clone(), object: Some(case.objects.put(&key, bytes).await.expect("writes")) }
     };
@@ -138,6 +137,106 @@ async fn shards_are_checked_by_size_and_header() {
     case.refused(output(&[&good[0], &turned]), &["[4, 8, 128, 8]", "[4, 8, 8, 128]"]).await;
     let other = shard(2, [4, 8, 8, 128], Dtype::I16).await;
     case.refused(output(&[&good[0], &other]), &["I16", "F16"]).await;
+}
+
+/// A job of two buckets: the first layers' maps are 8×8 in one and 4×16 in the other, latents 32×32 and 16×64.
+async fn in_buckets(kind: Kind) -> Case {
+    let mut case = Case::new(|_| kind).await;
+    let map = |height, width| Map { height, width };
+    for layer in &mut case.plan.layers {
+        (layer.height, layer.width, layer.channels, layer.maps) = (8, 8, 2, vec![map(8, 8), map(4, 16)]);
+    }
+    let bucket = |(latent_height, latent_width)| Bucket { latent_height, latent_width, ..Bucket::default() };
+    case.plan.buckets = [(32, 32), (16, 64)].map(bucket).to_vec();
+    case.plan.synthesise_bytes = 1 << 20;
+    case
+}
+
+/// An object of zeros, whose header is as long as a shard's: what follows the i64 begins at a multiple of 64 bytes.
+fn zeros(tensors: &[(String, Dtype, Vec<usize>)]) -> Vec<u8> {
+    let entries = tensors.iter().map(|(name, dtype, shape)| (name.as_str(), *dtype, shape.as_slice()));
+    let mut bytes = serialize_header(entries, &BTreeMap::new()).expect("a header");
+    let len = |of: &dyn Fn(Dtype) -> bool| -> usize {
+        let tensors = tensors.iter().filter(|(_, dtype, _)| of(*dtype));
+        tensors.filter_map(|(_, dtype, shape)| dtype.bytes(shape)).sum::<u64>() as usize
+    };
+    let integers = len(&|dtype| dtype == Dtype::I64);
+    bytes.resize((bytes.len() + integers).next_multiple_of(64) - integers, b' ');
+    let json = bytes.len() as u64 - 8;
+    bytes[..8].copy_from_slice(&json.to_le_bytes());
+    bytes.resize(bytes.len() + len(&|_| true), 0);
+    bytes
+}
+
+#[tokio::test]
+async fn a_shard_holds_each_sample_in_one_bucket() {
+    let range = SampleRange { start: 96, end: 100 };
+    let layers: Vec<String> = {
+        let job = Job::new();
+        let plan = crate::plan::plan(&job.spec).await.expect("plans");
+        plan.layers[1..3].iter().map(|layer| layer.name.clone()).collect()
+    };
+    let task = CaptureTask { round: 0, range: Some(range), layers };
+    let case = in_buckets(Kind::Capture(task)).await;
+    // Samples by bucket, with the map that their tensors have.
+    let shard = async |layer: usize, parts: &[(usize, usize, [usize; 2])]| {
+        let tensors = parts.iter().flat_map(|(bucket, samples, [height, width])| {
+            let activations = vec![*samples, *height, *width, 2];
+            [
+                (format!("timestep.{bucket}"), Dtype::I64, vec![*samples]),
+                (format!("input.{bucket}"), Dtype::F16, activations.clone()),
+                (format!("output.{bucket}"), Dtype::F16, activations),
+            ]
+        });
+        let name = &case.plan.layers[layer].name;
+        let bytes = zeros(&tensors.collect::<Vec<_>>());
+        let object = case.objects.put(&keys::shard(0, name, &range, &case.attempt), bytes).await.expect("writes");
+        ShardRef { layer: name.clone(), object: Some(object) }
+    };
+    let output = |shards: &[&ShardRef]| {
+        Output::Capture(CaptureOutput { shards: shards.iter().map(|shard| (*shard).clone()).collect() })
+    };
+    let both = [(0, 3, [8, 8]), (1, 1, [4, 16])];
+    let good = [shard(1, &both).await, shard(2, &both).await];
+    case.verify(output(&[&good[0], &good[1]])).await.expect("both");
+    let alone = [shard(1, &[(1, 4, [4, 16])]).await, shard(2, &[(1, 4, [4, 16])]).await];
+    case.verify(output(&[&alone[0], &alone[1]])).await.expect("one bucket alone");
+    shard(1, &both).await;
+    for (parts, expected) in [
+        (&[(0, 2, [8, 8]), (1, 2, [4, 16])][..], &["[3, 1]", "[2, 2]", "the same in all layers"][..]),
+        (&[(0, 3, [8, 8]), (1, 1, [16, 4])], &["input.1 F16 [1, 16, 4, 2]", "input.1 F16 [1, 4, 16, 2]"]),
+        (&[(0, 3, [8, 8])], &["bytes", "expected"]),
+        (&[(0, 3, [8, 8]), (2, 1, [4, 16])], &["4 samples in 2 buckets", "timestep.2"]),
+        (&[(0, 3, [8, 8]), (1, 2, [4, 16])], &["4 samples in 2 buckets"]),
+    ] {
+        case.refused(output(&[&good[0], &shard(2, parts).await]), expected).await;
+    }
+}
+
+#[tokio::test]
+async fn latents_of_several_buckets_are_checked_by_bucket() {
+    let range = SampleRange { start: 16, end: 20 };
+    let case = in_buckets(Kind::Synthesise(SynthesiseTask { range: Some(range) })).await;
+    let key = keys::latents(&range, &case.attempt);
+    let output = async |parts: &[(usize, [usize; 4])], of_buckets: usize| {
+        let mut tensors = vec![
+            ("prompt".to_owned(), Dtype::I64, vec![4]),
+            ("prompts".to_owned(), Dtype::I64, vec![5]),
+            ("embeddings".to_owned(), Dtype::F16, vec![5, 7, 8]),
+        ];
+        tensors.extend((of_buckets > 0).then(|| ("bucket".to_owned(), Dtype::I64, vec![of_buckets])));
+        tensors.extend(parts.iter().map(|(bucket, shape)| (format!("latents.{bucket}"), Dtype::F16, shape.to_vec())));
+        let object = case.objects.put(&key, zeros(&tensors)).await.expect("writes");
+        Output::Synthesise(SynthesiseOutput { latents: Some(object) })
+    };
+    let both = [(0, [1, 3, 32, 32]), (1, [3, 3, 16, 64])];
+    case.verify(output(&both, 4).await).await.expect("both");
+    case.verify(output(&[(0, [4, 3, 32, 32])], 4).await).await.expect("one bucket alone");
+    case.refused(output(&both, 0).await, &["no tensor `bucket`"]).await;
+    case.refused(output(&both, 3).await, &["`bucket` is I64 [3]", "[4]"]).await;
+    case.refused(output(&[(0, [1, 3, 32, 32]), (1, [4, 3, 16, 64])], 4).await, &["latents.1", "[3, 3, 16, 64]"]).await;
+    case.refused(output(&[(0, [1, 3, 32, 32]), (1, [3, 3, 64, 16])], 4).await, &["[3, 3, 64, 16]"]).await;
+    case.refused(output(&[(0, [4, 3, 32, 32]), (2, [1, 3, 16, 64])], 4).await, &["latents.2"]).await;
 }
 
 #[tokio::test]

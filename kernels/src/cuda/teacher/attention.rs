@@ -2,6 +2,7 @@ use candle_core::Tensor;
 
 use super::super::gpu::{Address, Source};
 use super::super::product::Type;
+use super::super::weights::suffix;
 use super::queue::{Queue, expect, operand, start};
 use crate::error::{Error, Result};
 
@@ -115,13 +116,13 @@ pub fn attention(
     if let Some(last) = dims.last_mut() {
         *last = inner;
     }
-    let out = queue.empty(&dims, kind)?;
+    let (out, out_at) = queue.empty(&dims, kind)?;
     let arguments = Arguments {
         q: q.at,
         k: k.at,
         v: v.at,
         bias,
-        out: operand(&out, "out")?.0.at,
+        out: out_at,
         q_sample: (q.positions * q.row) as i64,
         k_sample: (k.positions * k.row) as i64,
         v_sample: (v.positions * v.row) as i64,
@@ -137,11 +138,7 @@ pub fn attention(
         scale: 1.0 / (heads.dim as f32).sqrt(),
         padding: 0,
     };
-    let suffix = match kind {
-        Type::F32 => "f32",
-        Type::Bf16 => "bf16",
-        Type::F16 => "f16",
-    };
+    let suffix = suffix(kind);
     // 16 bytes are loaded at once.
     let aligned = [q.at, k.at, v.at].iter().all(|at| at.is_multiple_of(16))
         && [q.row, k.row, v.row, heads.dim].iter().all(|values| values.is_multiple_of(8));

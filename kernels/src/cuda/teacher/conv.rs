@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::super::gpu::{Address, Source};
 use super::super::product::{Epilogue, Type};
+use super::super::weights::suffix;
 use super::queue::{Multiplication, Queue, blocks_over, expect, operand, start};
 use crate::error::{Error, Result};
 
@@ -117,7 +118,7 @@ impl Conv {
             return Err(Error::MapTooSmall { height: size.0, width: size.1, scale: 1.0 });
         };
         let dims = [batch, out_height, out_width, output];
-        let y = self.queue.empty(&dims, kind)?;
+        let (y, y_at) = self.queue.empty(&dims, kind)?;
         let residual = added.residual.map(|residual| operand(residual, "residual")).transpose()?;
         let residual = residual.map(|(view, _)| expect(&view, "residual", &dims, kind)).transpose()?;
         // A bias for each sample where a shift is added.
@@ -129,10 +130,10 @@ impl Conv {
         // Whole samples, or parts of one where it is large.
         let whole = (GATHERED / (pixels * row).max(1)).clamp(1, batch.max(1));
         let part = (GATHERED / row).clamp(PIXELS.min(pixels), pixels.max(1));
-        let rows = self.queue.empty(&[whole * part * self.pitch], kind)?;
+        let (_rows, rows_at) = self.queue.empty(&[whole * part * self.pitch], kind)?;
         let mut gather = Gather {
             x: view.at,
-            rows: operand(&rows, "rows")?.0.at,
+            rows: rows_at,
             first: 0,
             count: 0,
             height: height as i32,
@@ -149,7 +150,6 @@ impl Conv {
             padding: 0,
         };
         let weight = operand(&self.weight, "weight")?.0.address(kind)?;
-        let y_at = operand(&y, "y")?.0.at;
         for sample in (0..batch).step_by(whole) {
             let samples = whole.min(batch - sample);
             for first in (0..pixels).step_by(part) {
@@ -190,18 +190,13 @@ impl Conv {
         let output = self.shape.output;
         let shift = expect(&operand(shift, "shift")?.0, "shift", &[batch, output], kind)?;
         let bias = operand(&self.bias, "bias")?.0.address(kind)?;
-        let sum = self.queue.empty(&[batch, output], kind)?;
-        let at = operand(&sum, "sum")?.0.at;
-        let name = match kind {
-            Type::F32 => "add_bias_f32",
-            Type::Bf16 => "add_bias_bf16",
-            Type::F16 => "add_bias_f16",
-        };
+        let (sum, at) = self.queue.empty(&[batch, output], kind)?;
+        let name = format!("add_bias_{}", suffix(kind));
         let (channels, total) = (output as i32, (batch * output) as i32);
         let blocks = blocks_over(batch * output);
         // SAFETY: the tensors have [B, output] and [output] values.
         unsafe {
-            start!(self.queue, (Source::Norms, name), blocks, (256, 1), 0, [shift, bias, at, channels, total])?;
+            start!(self.queue, (Source::Norms, &name), blocks, (256, 1), 0, [shift, bias, at, channels, total])?;
         }
         Ok(sum)
     }

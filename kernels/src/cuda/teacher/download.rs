@@ -1,11 +1,12 @@
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use cudarc::driver::{CudaStream, PinnedHostSlice, result};
 use half::f16;
 
 use super::super::gpu::{Source, failed};
 use super::super::product::Type;
+use super::super::weights::suffix;
 use super::queue::{Queue, blocks_over, operand, start};
 use crate::error::Result;
 
@@ -38,18 +39,22 @@ impl Download {
         let halves = self.as_f16(x)?;
         let values = halves.elem_count();
         let index = self.tensors.len();
-        let fits = self.buffers.get(index).is_some_and(|buffer| buffer.len() == values);
-        if !fits {
-            self.buffers.truncate(index);
-            self.buffers.push(self.queue.buffer(values)?);
+        match self.buffers.get_mut(index) {
+            Some(buffer) if buffer.len() >= values => {}
+            Some(buffer) => {
+                let small = std::mem::replace(buffer, self.queue.buffer(values)?);
+                self.queue.keep([small]);
+            }
+            None => self.buffers.push(self.queue.buffer(values)?),
         }
         let at = operand(&halves, "x")?.0.at;
         let what = "copying activations to the host";
         self.stream.join(&self.queue.stream).map_err(failed(what))?;
         let buffer = self.buffers[index].as_mut_slice().map_err(failed(what))?;
-        // SAFETY: the tensor has as many values as the buffer, and both live until the copy has ended: nobody is given the
+        // SAFETY: the tensor has so many values, and it and the buffer live until the copy has ended: nobody is given the
         // buffer before, and the tensor is kept.
-        unsafe { result::memcpy_dtoh_async(buffer, at, self.stream.cu_stream()) }.map_err(failed(what))?;
+        unsafe { result::memcpy_dtoh_async(&mut buffer[..values], at, self.stream.cu_stream()) }
+            .map_err(failed(what))?;
         self.tensors.push(halves);
         Ok(())
     }
@@ -61,25 +66,25 @@ impl Download {
     pub fn wait(&mut self) -> Result<Vec<&[f16]>> {
         let what = "copying activations to the host";
         self.stream.synchronize().map_err(failed(what))?;
-        let count = self.tensors.len();
-        self.tensors.clear();
-        self.buffers[..count].iter().map(|buffer| buffer.as_slice().map_err(failed(what))).collect()
+        let mut copied = Vec::with_capacity(self.tensors.len());
+        for (tensor, buffer) in self.tensors.drain(..).zip(&self.buffers) {
+            copied.push(&buffer.as_slice().map_err(failed(what))?[..tensor.elem_count()]);
+        }
+        Ok(copied)
     }
 
     fn as_f16(&self, x: &Tensor) -> Result<Tensor> {
         let (view, kind) = operand(x, "x")?;
-        let name = match kind {
-            Type::F32 => "to_half_f32",
-            Type::Bf16 => "to_half_bf16",
-            Type::F16 => return Ok(x.clone()),
-        };
-        let halves = super::super::tensor::empty(&view.dims, DType::F16, &self.queue.device)?;
-        let at = operand(&halves, "halves")?.0.at;
+        if kind == Type::F16 {
+            return Ok(x.clone());
+        }
+        let name = format!("to_half_{}", suffix(kind));
+        let (halves, at) = self.queue.empty(&view.dims, Type::F16)?;
         let values: usize = view.dims.iter().product();
         let total = values as i64;
         let blocks = blocks_over(values.div_ceil(8));
         // SAFETY: both tensors have so many values.
-        unsafe { start!(self.queue, (Source::Norms, name), blocks, (256, 1), 0, [view.at, at, total])? };
+        unsafe { start!(self.queue, (Source::Norms, &name), blocks, (256, 1), 0, [view.at, at, total])? };
         Ok(halves)
     }
 }

@@ -37,11 +37,6 @@ impl Linear {
         })
     }
 
-    /// Channels that it takes.
-    pub fn input(&self) -> usize {
-        self.input
-    }
-
     /// x [.., input] → [.., output].
     ///
     /// # Errors
@@ -85,7 +80,7 @@ impl Linear {
                 return Err(Error::Tensor { what: "bias", found, expected });
             }
         };
-        let y = self.queue.empty(&dims, kind)?;
+        let (y, y_at) = self.queue.empty(&dims, kind)?;
         let multiplication = Multiplication {
             kind,
             batch: 1,
@@ -97,7 +92,7 @@ impl Linear {
             weight: operand(&self.weight, "weight")?.0.address(kind)?,
             bias: bias.map_or(Ok(0), |(bias, _)| bias.address(kind))?,
             residual,
-            y: operand(&y, "y")?.0.at,
+            y: y_at,
         };
         // SAFETY: the tensors have the multiplication's sizes and type.
         unsafe { self.queue.multiply(&multiplication)? };

@@ -4,6 +4,7 @@ use candle_core::{DType, Tensor};
 
 use super::super::gpu::Source;
 use super::super::product::Type;
+use super::super::weights::suffix;
 use super::pointwise::Activation;
 use super::queue::{Queue, blocks_over, expect, operand, positions, start, vectors};
 use crate::error::{Error, Result};
@@ -54,10 +55,8 @@ impl GroupNorm {
             Some(tensor) => expect(&operand(tensor, "scale_shift")?.0, "scale_shift", &[batch, 2 * channels], kind)?,
             None => 0,
         };
-        let y = self.queue.empty(&view.dims, kind)?;
-        let y_at = operand(&y, "y")?.0.at;
-        let (suffix, lanes) = vectors(kind, channels);
-        let plain = suffix.trim_end_matches("_single");
+        let (y, y_at) = self.queue.empty(&view.dims, kind)?;
+        let (ending, lanes) = vectors(kind, channels);
 
         // Sums over parts of the pixels, so many that they fill the device.
         let columns = channels / lanes;
@@ -66,23 +65,21 @@ impl GroupNorm {
         let wanted = (4 * self.queue.gpu.multiprocessors).div_ceil((across * batch).max(1));
         let per_part = pixels.div_ceil(wanted).max(threads.1).min(pixels.max(1));
         let count = pixels.div_ceil(per_part).max(1);
-        let parts = self.queue.empty(&[batch, count, 2, channels], Type::F32)?;
-        let affine = self.queue.empty(&[batch, 2, channels], Type::F32)?;
-        let (parts_at, affine_at) = (operand(&parts, "parts")?.0.at, operand(&affine, "affine")?.0.at);
+        // Both live until this returns; what is started reads them in the stream's order.
+        let (_parts, parts_at) = self.queue.empty(&[batch, count, 2, channels], Type::F32)?;
+        let (_affine, affine_at) = self.queue.empty(&[batch, 2, channels], Type::F32)?;
         let (weight, bias) = (operand(&self.weight, "weight")?.0.at, operand(&self.bias, "bias")?.0.at);
         let (c, n, per, groups) = (channels as i32, pixels as i64, per_part as i32, self.groups as i32);
         let (count_i, eps, total) = (count as i32, self.eps, (batch * pixels * columns) as i64);
         let activation = activation as i32;
         // SAFETY: the tensors have the sizes that the kernels are told.
         unsafe {
-            let name = format!("group_sums_{suffix}");
+            let name = format!("group_sums_{ending}");
             let shared = threads.0 * threads.1 * 2 * lanes * 4;
             let blocks = (across, count, batch);
             start!(self.queue, (Source::Norms, &name), blocks, threads, shared, [view.at, parts_at, c, n, per])?;
-            let name = format!("group_affine_{plain}");
+            let name = format!("group_affine_{}", suffix(kind));
             let shared = channels / self.groups * 2 * 4;
-            let arguments = (view.at, parts_at, weight, bias, scale_shift, affine_at, c, n, count_i, groups, eps);
-            let (a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10) = arguments;
             let blocks = (self.groups, batch, 1);
             start!(
                 self.queue,
@@ -90,9 +87,9 @@ impl GroupNorm {
                 blocks,
                 (128, 1),
                 shared,
-                [a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10]
+                [view.at, parts_at, weight, bias, scale_shift, affine_at, c, n, count_i, groups, eps]
             )?;
-            let name = format!("group_apply_{suffix}");
+            let name = format!("group_apply_{ending}");
             let blocks = blocks_over(batch * pixels * columns);
             start!(
                 self.queue,
@@ -201,8 +198,7 @@ fn normalise(queue: &Queue, x: &Tensor, channels: usize, affine: Affine, eps: f3
     let Affine { factors, offsets, of_sample, add } = affine;
     let (view, kind) = operand(x, "x")?;
     let (batch, of_each) = positions(&view, "x", channels)?;
-    let y = queue.empty(&view.dims, kind)?;
-    let y_at = operand(&y, "y")?.0.at;
+    let (y, y_at) = queue.empty(&view.dims, kind)?;
     let name = format!("layer_norm_{}", vectors(kind, channels).0);
     let (c, rows, rows_of_sample) = (channels as i32, (batch * of_each) as i64, of_each as i64);
     let blocks = ((batch * of_each).div_ceil(ROWS_OF_BLOCK).max(1), 1, 1);
@@ -230,8 +226,7 @@ pub fn add_gated(queue: &Queue, residual: &Tensor, gate: Row<'_>, x: &Tensor) ->
     let (batch, of_each) = positions(&view, "x", channels)?;
     let residual = expect(&operand(residual, "residual")?.0, "residual", &view.dims, kind)?;
     let (gates, of_sample) = gate.place(batch, channels)?;
-    let y = queue.empty(&view.dims, kind)?;
-    let y_at = operand(&y, "y")?.0.at;
+    let (y, y_at) = queue.empty(&view.dims, kind)?;
     let (suffix, lanes) = vectors(kind, channels);
     let name = format!("add_gated_{suffix}");
     let total = batch * of_each * channels / lanes;

@@ -28,8 +28,7 @@ pub enum Activation {
 /// A tensor of another dtype than a teacher's, or not contiguous.
 pub fn activate(queue: &Queue, x: &Tensor, activation: Activation) -> Result<Tensor> {
     let (view, kind) = operand(x, "x")?;
-    let y = queue.empty(&view.dims, kind)?;
-    let y_at = operand(&y, "y")?.0.at;
+    let (y, y_at) = queue.empty(&view.dims, kind)?;
     let values: usize = view.dims.iter().product();
     let (suffix, lanes) = vectors(kind, values);
     let name = format!("activate_{suffix}");
@@ -57,8 +56,7 @@ pub fn geglu(queue: &Queue, x: &Tensor) -> Result<Tensor> {
             return Err(Error::Tensor { what: "x", found, expected });
         }
     };
-    let y = queue.empty(&dims, kind)?;
-    let y_at = operand(&y, "y")?.0.at;
+    let (y, y_at) = queue.empty(&dims, kind)?;
     let (suffix, lanes) = vectors(kind, width);
     let name = format!("geglu_{suffix}");
     let vectors = dims.iter().product::<usize>() / lanes;
@@ -76,8 +74,7 @@ pub fn geglu(queue: &Queue, x: &Tensor) -> Result<Tensor> {
 pub fn add(queue: &Queue, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let (view, kind) = operand(a, "a")?;
     let b = expect(&operand(b, "b")?.0, "b", &view.dims, kind)?;
-    let y = queue.empty(&view.dims, kind)?;
-    let y_at = operand(&y, "y")?.0.at;
+    let (y, y_at) = queue.empty(&view.dims, kind)?;
     let values: usize = view.dims.iter().product();
     let (suffix, lanes) = vectors(kind, values);
     let name = format!("add_{suffix}");
@@ -103,8 +100,7 @@ pub fn join_channels(queue: &Queue, first: &Tensor, second: &Tensor) -> Result<T
         let (found, expected) = (format!("{:?}", other.dims), format!("{leading:?} and channels"));
         return Err(Error::Tensor { what: "second", found, expected });
     }
-    let joined = queue.empty(&[leading, &[c1 + c2]].concat(), kind)?;
-    let joined_at = operand(&joined, "joined")?.0.at;
+    let (joined, joined_at) = queue.empty(&[leading, &[c1 + c2]].concat(), kind)?;
     // Vectors must divide both.
     let (suffix, lanes) = match (vectors(kind, c1), vectors(kind, c2)) {
         (single @ (_, 1), _) | (_, single) => single,

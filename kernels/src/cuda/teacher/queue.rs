@@ -10,13 +10,12 @@ use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, PinnedHostSlice, result, 
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::super::gpu::{Address, Gpu, Source, address, failed};
+use super::super::gpu::{Address, Gpu, Source, WORKSPACE, address, failed};
 use super::super::product::{Epilogue, Matrix, Operands, Product, Shape, Type};
 use super::super::tensor::{self, View};
+use super::super::weights::suffix;
 use crate::error::{Error, Result};
 
-/// What cuBLASLt may use; the size that its documentation recommends for Hopper.
-const WORKSPACE: usize = 32 << 20;
 /// Buffers for what is sent to the device: two batches' inputs.
 const SENDING: usize = 16;
 
@@ -98,19 +97,6 @@ impl Queue {
         }))
     }
 
-    /// The device of the tensors.
-    pub fn device(&self) -> &Device {
-        &self.device
-    }
-
-    /// Waits for everything that was started, and reports what failed on the way.
-    ///
-    /// # Errors
-    /// A failure of the device.
-    pub fn synchronize(&self) -> Result<()> {
-        self.stream.synchronize().map_err(failed("waiting for the device"))
-    }
-
     /// A tensor of these values, row-major, rounded to `dtype`.
     ///
     /// # Errors
@@ -131,13 +117,14 @@ impl Queue {
         tensor.map_err(|error| Error::of_candle("copying weights to the device", bytes, &error))
     }
 
-    /// Page-locked host memory for so many values, with whatever it held.
+    /// Page-locked host memory for so many values or more, with whatever it held.
     pub(super) fn buffer(&self, values: usize) -> Result<PinnedHostSlice<f16>> {
         let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(index) = buffers.iter().position(|buffer| buffer.len() == values) {
+        let large = buffers.iter().enumerate().filter(|(_, buffer)| buffer.len() >= values);
+        if let Some((index, _)) = large.min_by_key(|(_, buffer)| buffer.len()) {
             return Ok(buffers.swap_remove(index));
         }
-        // Those of another model.
+        // Those of another model, or of smaller batches.
         buffers.clear();
         // SAFETY: read only after a copy has filled it. Flags 0: for the processor to read, so not write-combined.
         let buffer = unsafe { self.gpu.context.alloc_pinned_with_flags::<f16>(values, 0) };
@@ -165,8 +152,7 @@ impl Queue {
             return Err(Error::Tensor { what: "tensor", found, expected });
         };
         let values = &values[start..end];
-        let sent = self.empty(tensor.dims(), kind)?;
-        let at = operand(&sent, "tensor")?.0.at;
+        let (sent, at) = self.empty(tensor.dims(), kind)?;
         let bytes = values.len() * kind.bytes();
 
         let mut sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
@@ -192,8 +178,11 @@ impl Queue {
         Ok(sent)
     }
 
-    pub(super) fn empty(&self, dims: &[usize], kind: Type) -> Result<Tensor> {
-        tensor::empty(dims, tensor::dtype(kind), &self.device)
+    /// A tensor with whatever its memory held, and where it lies.
+    pub(super) fn empty(&self, dims: &[usize], kind: Type) -> Result<(Tensor, Address)> {
+        let tensor = tensor::empty(dims, tensor::dtype(kind), &self.device)?;
+        let at = operand(&tensor, "result")?.0.at;
+        Ok((tensor, at))
     }
 
     /// Starts a kernel on blocks of `threads` (x, y).
@@ -209,15 +198,10 @@ impl Queue {
         arguments: &mut [*mut c_void],
     ) -> Result<()> {
         let function = self.gpu.function(source, name)?;
-        self.gpu.context.bind_to_thread().map_err(failed("using the device"))?;
         let blocks = (blocks.0 as u32, blocks.1 as u32, blocks.2 as u32);
-        let threads = (threads.0 as u32, threads.1 as u32, 1);
+        let threads = (threads.0 as u32, threads.1 as u32);
         // SAFETY: the caller's promise.
-        unsafe {
-            let stream = self.stream.cu_stream();
-            result::launch_kernel(function.cu_function(), blocks, threads, shared as u32, stream, arguments)
-        }
-        .map_err(failed("starting a kernel"))
+        unsafe { self.gpu.launch_on(&self.stream, &function, blocks, threads, shared as u32, arguments) }
     }
 
     /// Starts a product.
@@ -331,16 +315,12 @@ pub(super) fn blocks_over(values: usize) -> (usize, usize, usize) {
     (values.div_ceil(256).clamp(1, 1 << 16), 1, 1)
 }
 
-/// The ending of the kernels for a type, and the values of their vectors: single ones where `channels` are no multiple.
-pub(super) fn vectors(kind: Type, channels: usize) -> (&'static str, usize) {
+/// The ending of the kernels for a type over vectors, and the values of one: single ones where `channels` are no multiple.
+pub(super) fn vectors(kind: Type, channels: usize) -> (String, usize) {
     let lanes = 16 / kind.bytes();
-    match (kind, channels.is_multiple_of(lanes)) {
-        (Type::F32, true) => ("f32", lanes),
-        (Type::F32, false) => ("f32_single", 1),
-        (Type::Bf16, true) => ("bf16", lanes),
-        (Type::Bf16, false) => ("bf16_single", 1),
-        (Type::F16, true) => ("f16", lanes),
-        (Type::F16, false) => ("f16_single", 1),
+    match channels.is_multiple_of(lanes) {
+        true => (suffix(kind).to_owned(), lanes),
+        false => (format!("{}_single", suffix(kind)), 1),
     }
 }
 

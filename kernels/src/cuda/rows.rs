@@ -1,0 +1,239 @@
+//! Samples that lie anywhere a GPU can read: in its own memory or in page-locked memory of the host.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DriverError, PinnedHostSlice, result};
+use half::f16;
+
+use super::gpu::{self, Address, Gpu, Grid, Source, failed};
+use super::product::Type;
+use super::weights::suffix;
+use crate::error::{Error, Result};
+
+/// Values that a thread takes at once.
+const LANES: usize = 8;
+/// So many blocks of 256 threads keep 256 KiB on their way, which is more than a bus needs.
+const BLOCKS_FROM_HOST: usize = 64;
+
+/// Page-locked memory of the host, which the device reads at the host's addresses (CUDA's unified virtual addressing).
+#[derive(Debug)]
+pub struct HostMemory {
+    memory: PinnedHostSlice<f16>,
+    at: Address,
+    values: usize,
+}
+
+impl HostMemory {
+    /// For so many values, all zero.
+    ///
+    /// # Errors
+    /// More than the system lets be locked.
+    pub fn new(gpu: &Gpu, values: usize) -> Result<Self> {
+        let what = failed("allocating page-locked host memory");
+        // SAFETY: filled before anything reads it. Flags 0: for the processor to read, too, so not write-combined.
+        let mut memory = unsafe { gpu.context.alloc_pinned_with_flags::<f16>(values.max(1), 0) }.map_err(what)?;
+        let what = failed("allocating page-locked host memory");
+        let all = memory.as_mut_slice().map_err(what)?;
+        all.fill(f16::ZERO);
+        let at = all.as_ptr() as Address;
+        Ok(Self { memory, at, values })
+    }
+
+    /// The values.
+    pub fn as_slice(&self) -> &[f16] {
+        // No stream of cudarc's uses the memory, so there is nothing to wait for that could fail.
+        self.memory.as_slice().map_or(&[], |values| &values[..self.values])
+    }
+
+    /// The values.
+    pub fn as_mut_slice(&mut self) -> &mut [f16] {
+        self.memory.as_mut_slice().map_or(&mut [], |values| &mut values[..self.values])
+    }
+}
+
+/// Memory of the device.
+#[derive(Debug)]
+pub struct DeviceMemory {
+    memory: CudaSlice<f16>,
+    at: Address,
+}
+
+impl DeviceMemory {
+    /// A copy of the values. Waits for it.
+    ///
+    /// # Errors
+    /// Too little memory.
+    pub fn copied(gpu: &Gpu, values: &[f16]) -> Result<Self> {
+        // Beside the streams of a training, which goes on meanwhile.
+        let stream = &gpu.copies;
+        let copy = || -> std::result::Result<Self, DriverError> {
+            // SAFETY: the copy fills it.
+            let memory = unsafe { stream.alloc::<f16>(values.len().max(1)) }?;
+            let at = gpu::address(&memory, stream);
+            // SAFETY: the memory is as long as the values, which live until the copy has ended.
+            unsafe { result::memcpy_htod_async(at, values, stream.cu_stream()) }?;
+            stream.synchronize()?;
+            Ok(Self { memory, at })
+        };
+        copy().map_err(|error| gpu::memory(&gpu.context, size_of_val(values), error))
+    }
+}
+
+/// What a device can read.
+#[derive(Debug)]
+pub enum Memory {
+    /// Of the host.
+    Host(HostMemory),
+    /// Of the device.
+    Device(DeviceMemory),
+}
+
+impl Memory {
+    fn len(&self) -> usize {
+        match self {
+            Self::Host(memory) => memory.values,
+            Self::Device(memory) => memory.memory.len(),
+        }
+    }
+
+    fn at(&self) -> Address {
+        match self {
+            Self::Host(memory) => memory.at,
+            Self::Device(memory) => memory.at,
+        }
+    }
+}
+
+/// Values that lie side by side.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    /// Where they lie.
+    pub memory: Arc<Memory>,
+    /// The first one.
+    pub start: usize,
+    /// How many.
+    pub len: usize,
+}
+
+/// As `Piece` of `cuda/step.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    from: Address,
+    /// Where its values go, counted in values.
+    to: u64,
+}
+
+/// The table of pieces for the device, with an entry behind the last one, if they have so many values.
+fn table(pieces: &[Piece], values: usize, what: &'static str) -> Result<Vec<Entry>> {
+    let mut to = 0;
+    let mut entries = Vec::with_capacity(pieces.len() + 1);
+    for Piece { memory, start, len } in pieces {
+        if start.checked_add(*len).is_none_or(|end| end > memory.len()) {
+            let found = format!("{len} values from {start} of {}", memory.len());
+            return Err(Error::Tensor { what, found, expected: "pieces of the memory that they name".into() });
+        }
+        entries.push(Entry { from: memory.at() + 2 * *start as u64, to });
+        to += *len as u64;
+    }
+    entries.push(Entry { from: 0, to });
+    if to != values as u64 {
+        return Err(Error::Tensor { what, found: format!("{to} values"), expected: format!("{values}") });
+    }
+    Ok(entries)
+}
+
+/// A batch's inputs and targets, collected beside the steps that are still running.
+#[derive(Debug, Default)]
+pub(super) struct Slot {
+    buffers: Option<[CudaSlice<u8>; 2]>,
+    tables: Option<CudaSlice<u8>>,
+    /// Where inputs and targets lie, for a step to read.
+    pub(super) at: (Address, Address),
+    /// What they are collected from, which must stay until they are.
+    pieces: Vec<Arc<Memory>>,
+    collected: Option<CudaEvent>,
+    /// When the step ended that read them.
+    read: Option<CudaEvent>,
+}
+
+impl Slot {
+    /// Collects a batch of `values` inputs and targets on `feed`, as `kind`, and lets the device's main stream wait for it.
+    pub(super) fn collect(
+        &mut self,
+        gpu: &Gpu,
+        feed: &CudaStream,
+        kind: Type,
+        pieces: [&[Piece]; 2],
+        values: usize,
+    ) -> Result<()> {
+        let what = failed("collecting a batch");
+        let tables = [table(pieces[0], values, "x")?, table(pieces[1], values, "target")?];
+        if let Some(collected) = self.collected.take() {
+            // Its pieces and tables are nobody's any more; and the host stays at most two steps ahead.
+            collected.synchronize().map_err(&what)?;
+        }
+        if let Some(read) = self.read.take() {
+            feed.wait(&read).map_err(&what)?;
+        }
+        let [x, target] = match &mut self.buffers {
+            Some(buffers) => buffers,
+            none => none.insert([gpu.alloc(values * kind.bytes())?, gpu.alloc(values * kind.bytes())?]),
+        };
+        self.at = (gpu::address(x, &gpu.stream), gpu::address(target, &gpu.stream));
+        // Allocated in the main stream's order.
+        feed.join(&gpu.stream).map_err(&what)?;
+        let bytes = tables.iter().map(Vec::len).sum::<usize>() * size_of::<Entry>();
+        let on_device = match &mut self.tables {
+            Some(tables) if tables.len() >= bytes => tables,
+            other => other.insert(gpu.alloc(bytes)?),
+        };
+        let first = gpu::address(on_device, &gpu.stream);
+        feed.join(&gpu.stream).map_err(&what)?;
+        // What is read over the bus must not keep the steps from the multiprocessors.
+        let from_host =
+            pieces.iter().flat_map(|pieces| pieces.iter()).any(|piece| matches!(*piece.memory, Memory::Host(_)));
+        let vectors = values.div_ceil(LANES);
+        let blocks = if from_host { BLOCKS_FROM_HOST.min(vectors) as u32 } else { Grid::over(vectors).blocks.0 };
+        let function = gpu.function(Source::Step, &format!("collect_{}", suffix(kind)))?;
+        let mut at = first;
+        for (entries, to) in tables.iter().zip([self.at.0, self.at.1]) {
+            // SAFETY: the table has that much room, and pageable memory is copied before the call returns.
+            unsafe { result::memcpy_htod_async(at, entries, feed.cu_stream()) }.map_err(&what)?;
+            let (count, length) = (entries.len() as i32 - 1, values as i64);
+            let mut arguments = [
+                std::ptr::from_ref(&at).cast_mut().cast::<c_void>(),
+                std::ptr::from_ref(&count).cast_mut().cast(),
+                std::ptr::from_ref(&to).cast_mut().cast(),
+                std::ptr::from_ref(&length).cast_mut().cast(),
+            ];
+            // SAFETY: the pieces lie in memory that is kept until the kernel has ended, and the buffer has the values.
+            unsafe { gpu.launch_on(feed, &function, (blocks, 1, 1), (256, 1), 0, &mut arguments)? };
+            at += std::mem::size_of_val(entries.as_slice()) as u64;
+        }
+        let collected = feed.record_event(None).map_err(&what)?;
+        gpu.stream.wait(&collected).map_err(&what)?;
+        self.collected = Some(collected);
+        self.pieces = pieces.iter().flat_map(|pieces| pieces.iter()).map(|piece| piece.memory.clone()).collect();
+        Ok(())
+    }
+
+    /// Takes note of when the step that was started last has read the batch.
+    pub(super) fn is_read(&mut self, gpu: &Gpu) -> Result<()> {
+        self.read = Some(gpu.stream.record_event(None).map_err(failed("recording an event"))?);
+        Ok(())
+    }
+
+    /// Bytes of device memory that it takes.
+    pub(super) fn bytes(&self) -> usize {
+        self.buffers.iter().flatten().map(CudaSlice::len).sum()
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        // The pieces must outlive the copies. An error has nobody to go to.
+        let _ = self.collected.take().map(|collected| collected.synchronize());
+    }
+}

@@ -1,0 +1,326 @@
+//! The shard format: recorded activations of one layer for one range of samples, as one safetensors object.
+//!
+//! Of a job of one size: tensors `timestep` [n] i64, `input` and `output` [n, h, w, c] f16, channels last, rows in sample
+//! order. Of a job with buckets: these three of each bucket b that occurs in the range, as `timestep.b`, `input.b` and
+//! `output.b`, with the map of that bucket. The same activations give the same bytes.
+
+mod layout;
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
+use crate::buckets;
+use crate::safetensors::{self, Dtype, Header, LENGTH_BYTES, serialize_header};
+use crate::v1::LayerPlan;
+
+pub use layout::Layout;
+
+/// Why bytes aren't the shard that was expected.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No safetensors object.
+    #[error(transparent)]
+    Header(#[from] safetensors::Error),
+    /// A tensor is missing, of another shape or dtype, or one too many.
+    #[error("expected {expected}, found {found}")]
+    Tensors {
+        /// What a shard of this layer and range has.
+        expected: String,
+        /// What was there.
+        found: String,
+    },
+    /// Infinite, or not a number.
+    #[error("{tensor} of sample {sample} holds a value that is not finite")]
+    NotFinite {
+        /// The tensor.
+        tensor: &'static str,
+        /// The sample, counted from the shard's first.
+        sample: usize,
+    },
+    /// Numbers that can't be read where they lie.
+    #[error("a tensor of f16 begins at byte {start}, which is odd")]
+    Unaligned {
+        /// Where.
+        start: usize,
+    },
+    /// Two lists that belong together differ in length.
+    #[error("a shard of {expected} numbers a tensor was given {found}")]
+    Length {
+        /// From the shape.
+        expected: usize,
+        /// What was given.
+        found: usize,
+    },
+}
+
+/// Of the activations in bytes: a cache line of processors, and more than a GPU loads at once.
+const ALIGNMENT: usize = 64;
+
+/// What the activations of a shard's samples of one bucket are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Samples n; 0 for a bucket that does not occur.
+    pub samples: usize,
+    /// Map height h.
+    pub height: usize,
+    /// Map width w.
+    pub width: usize,
+    /// Channels c.
+    pub channels: usize,
+}
+
+impl Shape {
+    /// Numbers in one sample's input, or output.
+    pub fn sample_len(&self) -> usize {
+        self.height * self.width * self.channels
+    }
+
+    /// Numbers in all its inputs, or outputs.
+    pub fn len(&self) -> usize {
+        self.samples * self.sample_len()
+    }
+
+    /// Whether the bucket does not occur.
+    pub fn is_empty(&self) -> bool {
+        self.samples == 0
+    }
+}
+
+/// The shapes of a layer's shard with so many samples of each bucket.
+pub fn shapes(layer: &LayerPlan, samples: &[usize]) -> Vec<Shape> {
+    let channels = layer.channels as usize;
+    let shape =
+        |((height, width), samples): (buckets::Size, &usize)| Shape { samples: *samples, height, width, channels };
+    buckets::maps(layer).into_iter().zip(samples).map(shape).collect()
+}
+
+/// A shard's tensors in the order in which they stand.
+fn tensors(shapes: &[Shape]) -> Vec<(String, Dtype, Vec<usize>)> {
+    let named = |name: &'static str, dtype: Dtype, dims: fn(&Shape) -> Vec<usize>| {
+        let occurring = shapes.iter().enumerate().filter(|(_, shape)| !shape.is_empty());
+        occurring.map(move |(bucket, shape)| (buckets::tensor(name, bucket, shapes.len()), dtype, dims(shape)))
+    };
+    let dims = |shape: &Shape| vec![shape.samples, shape.height, shape.width, shape.channels];
+    // The i64 come first, so that every tensor is aligned.
+    named("timestep", Dtype::I64, |shape| vec![shape.samples])
+        .chain(named("input", Dtype::F16, dims))
+        .chain(named("output", Dtype::F16, dims))
+        .collect()
+}
+
+/// The bytes before the timesteps, so many that the inputs begin at a multiple of [`ALIGNMENT`].
+fn header(shapes: &[Shape]) -> Result<Vec<u8>, Error> {
+    let tensors = tensors(shapes);
+    let entries = tensors.iter().map(|(name, dtype, dims)| (name.as_str(), *dtype, dims.as_slice()));
+    let mut header = serialize_header(entries, &BTreeMap::new())?;
+    let timesteps = 8 * shapes.iter().map(|shape| shape.samples).sum::<usize>();
+    header.resize((header.len() + timesteps).next_multiple_of(ALIGNMENT) - timesteps, b' ');
+    let json = (header.len() - LENGTH_BYTES as usize) as u64;
+    header[..LENGTH_BYTES as usize].copy_from_slice(&json.to_le_bytes());
+    Ok(header)
+}
+
+/// The size in bytes of a shard of these shapes, one for each of the job's buckets.
+///
+/// # Errors
+/// Shapes that no object can have.
+pub fn object_len(shapes: &[Shape]) -> Result<u64, Error> {
+    let bytes = |shape: &Shape| 8 * shape.samples as u64 + 4 * shape.len() as u64;
+    Ok(header(shapes)?.len() as u64 + shapes.iter().map(bytes).sum::<u64>())
+}
+
+/// Recorded activations of one layer: bucket by bucket, and in each in sample order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shard {
+    /// What they are, by bucket.
+    pub shapes: Vec<Shape>,
+    /// [n].
+    pub timesteps: Vec<i64>,
+    /// What went into the layer, after norm1. [n, h, w, c], flat.
+    pub input: Vec<f16>,
+    /// What came out of it. [n, h, w, c], flat.
+    pub output: Vec<f16>,
+}
+
+impl Shard {
+    /// The object's bytes. Refuses activations that aren't finite: nothing could be learned from them.
+    pub fn encode(&self) -> Result<Bytes, Error> {
+        let expected = self.shapes.iter().map(Shape::len).sum();
+        for found in [self.input.len(), self.output.len()] {
+            if found != expected {
+                return Err(Error::Length { expected, found });
+            }
+        }
+        self.check_finite()?;
+        let mut bytes = header(&self.shapes)?;
+        bytes.reserve_exact(8 * self.timesteps.len() + 4 * expected);
+        bytes.extend(self.timesteps.iter().flat_map(|timestep| timestep.to_le_bytes()));
+        for values in [&self.input, &self.output] {
+            bytes.extend(values.reinterpret_cast().iter().flat_map(|bits| bits.to_le_bytes()));
+        }
+        Ok(bytes.into())
+    }
+
+    fn check_finite(&self) -> Result<(), Error> {
+        for (tensor, values) in [("input", &self.input), ("output", &self.output)] {
+            if let Some(at) = not_finite(values) {
+                return Err(Error::NotFinite { tensor, sample: self.sample_of(at) });
+            }
+        }
+        Ok(())
+    }
+
+    /// The sample that number `at` of the inputs, or outputs, is of.
+    fn sample_of(&self, mut at: usize) -> usize {
+        let mut before = 0;
+        for shape in &self.shapes {
+            if at < shape.len() {
+                return before + at / shape.sample_len().max(1);
+            }
+            (at, before) = (at - shape.len(), before + shape.samples);
+        }
+        before
+    }
+}
+
+/// Where the first number is that is infinite or none.
+pub fn not_finite(values: &[f16]) -> Option<usize> {
+    const EXPONENT: u16 = 0x7c00;
+    /// Looked at together, which is faster than to stop at the first one.
+    const TOGETHER: usize = 4096;
+    let not_finite = |bits: &u16| bits & EXPONENT == EXPONENT;
+    let bits = values.reinterpret_cast();
+    let together = |chunk: &&[u16]| chunk.iter().fold(false, |any, bits| any | not_finite(bits));
+    let chunk = bits.chunks(TOGETHER).position(|chunk| together(&chunk))?;
+    let start = chunk * TOGETHER;
+    bits[start..].iter().position(not_finite).map(|at| start + at)
+}
+
+/// Checks that `header` is that of a shard of `samples` samples of this layer, and returns its shapes: which buckets the
+/// samples are in is for the shard to say.
+///
+/// # Errors
+/// [`Error::Tensors`], with what was expected.
+pub fn check_header(header: &Header, layer: &LayerPlan, samples: usize) -> Result<Vec<Shape>, Error> {
+    let buckets = buckets::maps(layer).len();
+    let samples_of = |bucket: usize| {
+        let info = header.tensors.get(&buckets::tensor("timestep", bucket, buckets));
+        info.and_then(|info| info.shape.first().copied()).unwrap_or(0)
+    };
+    let found: Vec<usize> = match buckets {
+        1 => vec![samples],
+        _ => (0..buckets).map(samples_of).collect(),
+    };
+    let shapes = shapes(layer, &found);
+    let expected = tensors(&shapes);
+    let all = found.iter().fold(0, |sum: usize, samples| sum.saturating_add(*samples));
+    let as_expected = all == samples
+        && header.tensors.len() == expected.len()
+        && expected.iter().all(|(name, dtype, dims)| {
+            header.tensors.get(name).is_some_and(|info| info.dtype == *dtype && info.shape == *dims)
+        });
+    if as_expected {
+        return Ok(shapes);
+    }
+    let described = |(name, dtype, dims): &(String, Dtype, Vec<usize>)| format!("{name} {dtype} {dims:?}");
+    let in_buckets = if buckets > 1 { format!(" in {buckets} buckets") } else { String::new() };
+    let expected = expected.iter().take(MOST_NAMED).map(described).collect::<Vec<_>>().join(", ");
+    let found = header.tensors.iter().take(MOST_NAMED);
+    let found = found.map(|(name, info)| format!("{name} {} {:?}", info.dtype, info.shape)).collect::<Vec<_>>();
+    let expected = format!("{samples} samples{in_buckets}: {expected}");
+    Err(Error::Tensors { expected, found: found.join(", ") })
+}
+
+/// Tensors that an error names.
+const MOST_NAMED: usize = 6;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::v1::Map;
+
+    fn layer(maps: &[(u32, u32)]) -> LayerPlan {
+        let maps = maps.iter().map(|(height, width)| Map { height: *height, width: *width }).collect();
+        LayerPlan { height: 3, width: 2, channels: 4, maps, ..LayerPlan::default() }
+    }
+
+    fn shard(shapes: Vec<Shape>) -> Shard {
+        let numbers: usize = shapes.iter().map(Shape::len).sum();
+        let samples: usize = shapes.iter().map(|shape| shape.samples).sum();
+        let values = |from: f32| (0..numbers).map(|i| f16::from_f32(from + i as f32)).collect();
+        Shard { shapes, timesteps: (5..).take(samples).collect(), input: values(0.5), output: values(-7.0) }
+    }
+
+    /// The inputs and outputs of every sample, as they lie in `bytes`.
+    fn rows(bytes: &[u8], layer: &LayerPlan, samples: usize) -> Result<[Vec<f16>; 2], Error> {
+        let layout = Layout::read(bytes, bytes.len() as u64, layer, samples)?;
+        let numbers: Vec<f16> = bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect();
+        assert!((2 * layout.first).is_multiple_of(ALIGNMENT));
+        let mut found = [Vec::new(), Vec::new()];
+        let mut sample = 0;
+        for (bucket, shape) in layout.shapes.iter().enumerate() {
+            for row in 0..shape.samples {
+                let [input, output] = layout.row(bucket, row);
+                assert_eq!(
+                    [layout.place_of(input.start), layout.place_of(output.end - 1)],
+                    [("input", sample), ("output", sample)]
+                );
+                found[0].extend(&numbers[input]);
+                found[1].extend(&numbers[output]);
+                sample += 1;
+            }
+        }
+        Ok(found)
+    }
+
+    #[test]
+    fn what_is_encoded_is_found() {
+        let three = &[(3, 2), (2, 3), (1, 5)][..];
+        for (maps, samples) in [(&[][..], &[2][..]), (three, &[1, 0, 3]), (three, &[0, 2, 0])] {
+            let (layer, all) = (layer(maps), samples.iter().sum());
+            let shard = shard(shapes(&layer, samples));
+            let bytes = shard.encode().expect("encodes");
+            assert_eq!(bytes.len() as u64, object_len(&shard.shapes).expect("a length"));
+            let [input, output] = rows(&bytes, &layer, all).expect("a shard");
+            assert!(input == shard.input && output == shard.output);
+            assert!(rows(&bytes, &layer, all + 1).is_err());
+        }
+    }
+
+    #[test]
+    fn a_shard_of_one_size_has_three_tensors_and_one_of_buckets_three_for_each_that_occurs() {
+        let names = |maps: &[(u32, u32)], samples: &[usize]| {
+            let shard = shard(shapes(&layer(maps), samples)).encode().expect("encodes");
+            safetensors::parse(&shard).expect("a header").0.tensors.into_keys().collect::<Vec<_>>()
+        };
+        assert_eq!(names(&[], &[2]), ["input", "output", "timestep"]);
+        assert_eq!(names(&[(3, 2), (2, 3)], &[0, 2]), ["input.1", "output.1", "timestep.1"]);
+    }
+
+    #[test]
+    fn other_shapes_truncated_bytes_and_nan_are_refused() {
+        let (one_size, buckets) = (layer(&[]), layer(&[(3, 2), (2, 3)]));
+        let bytes = shard(shapes(&one_size, &[2])).encode().expect("encodes");
+        let wider = LayerPlan { channels: 8, ..one_size.clone() };
+        assert!(matches!(rows(&bytes, &wider, 2), Err(Error::Tensors { .. })));
+        assert!(matches!(rows(&bytes, &buckets, 2), Err(Error::Tensors { .. })));
+        let turned = shard(shapes(&layer(&[(2, 3), (3, 2)]), &[1, 1])).encode().expect("encodes");
+        let error = rows(&turned, &buckets, 2).expect_err("refused").to_string();
+        assert!(error.contains("2 samples in 2 buckets") && error.contains("input.0 F16 [1, 3, 2, 4]"), "{error}");
+        assert!(rows(&turned, &one_size, 2).is_err());
+        for end in 0..bytes.len() {
+            let cut = rows(&bytes[..end], &one_size, 2);
+            assert!(cut.is_err(), "{end} of {} bytes were taken", bytes.len());
+            // The first part of an object must hold its header.
+            let header = bytes.len() - 4 * 48 - 16;
+            let part = Layout::read(&bytes[..end], bytes.len() as u64, &one_size, 2);
+            assert_eq!(part.is_ok(), end >= header, "{end}");
+        }
+        let mut broken = shard(shapes(&buckets, &[1, 2]));
+        broken.output[24 + 30] = f16::NAN;
+        assert!(matches!(broken.encode(), Err(Error::NotFinite { tensor: "output", sample: 2 })));
+    }
+}
