@@ -89,17 +89,29 @@ impl Draw {
 
     /// Sample `i` of the capture: for training while `i < training_samples`, held out from there on.
     pub fn capture(&self, i: usize) -> Sample {
-        let held_out = self.is_held_out(i);
-        let (position, of) = match held_out {
-            true => (i - self.training_samples, self.held_out_samples),
-            false => (i, self.training_samples),
-        };
-        self.sample(Purpose::Capture, i, position, of, held_out)
+        let (position, of) = self.position_of_capture(i);
+        self.sample(Purpose::Capture, i, position, of, self.is_held_out(i))
     }
 
     /// The latent of [`Self::capture`], without its noise.
     pub fn latent_of_capture(&self, i: usize) -> usize {
         self.latent(&mut generator(self.seed, Purpose::Capture, i as u64), self.is_held_out(i))
+    }
+
+    /// The timestep of [`Self::capture`], without its noise.
+    pub fn timestep_of_capture(&self, i: usize) -> usize {
+        let (position, of) = self.position_of_capture(i);
+        let mut rng = generator(self.seed, Purpose::Capture, i as u64);
+        self.latent(&mut rng, self.is_held_out(i));
+        self.timestep(&mut rng, position, of)
+    }
+
+    /// Where sample `i` of the capture stands among those that share the timesteps, and how many those are.
+    fn position_of_capture(&self, i: usize) -> (usize, usize) {
+        match self.is_held_out(i) {
+            true => (i - self.training_samples, self.held_out_samples),
+            false => (i, self.training_samples),
+        }
     }
 
     /// Sample `i` of those on which the predicted noise is compared: always held out.
@@ -116,16 +128,21 @@ impl Draw {
         i >= self.training_samples
     }
 
-    /// Timesteps are stratified: each of `of` samples draws from its own slice of them, so that a small number of samples
-    /// covers all. Neighbours lie far apart, so that a batch of them covers all as well.
     fn sample(&self, purpose: Purpose, i: usize, position: usize, of: usize, held_out: bool) -> Sample {
         let mut rng = generator(self.seed, purpose, i as u64);
         let latent = self.latent(&mut rng, held_out);
-        let within: f64 = rng.random();
-        let timestep = ((slice(position, of) as f64 + within) / of as f64 * self.timesteps as f64) as usize;
+        let timestep = self.timestep(&mut rng, position, of);
         let empty_prompt = rng.random_bool(self.empty_prompt_fraction);
         let noise = normal(&mut rng, self.latents[latent]);
-        Sample { latent, empty_prompt, timestep: timestep.min(self.timesteps - 1), noise }
+        Sample { latent, empty_prompt, timestep, noise }
+    }
+
+    /// The second number: timesteps are stratified. Each of `of` samples draws from its own slice of them, so that a small
+    /// number of samples covers all. Neighbours lie far apart, so that a batch of them covers all as well.
+    fn timestep(&self, rng: &mut ChaCha12Rng, position: usize, of: usize) -> usize {
+        let within: f64 = rng.random();
+        let timestep = ((slice(position, of) as f64 + within) / of as f64 * self.timesteps as f64) as usize;
+        timestep.min(self.timesteps - 1)
     }
 
     /// The first number that is drawn for a sample.
@@ -290,6 +307,7 @@ mod tests {
         assert_ne!(draw.capture(33).noise, draw.capture(34).noise);
         assert_ne!(draw.capture(3).noise, draw.evaluation(3).noise);
         assert!((0..110).all(|i| draw.latent_of_capture(i) == draw.capture(i).latent));
+        assert!((0..110).all(|i| draw.timestep_of_capture(i) == draw.capture(i).timestep));
         assert!((0..8).all(|i| draw.latent_of_evaluation(i) == draw.evaluation(i).latent));
     }
 

@@ -56,6 +56,9 @@ struct Cache {
     /// Memory for what is on its way from the store
     #[arg(long, value_name = "SIZE", default_value = "256 MiB", value_parser = byte_size::parse)]
     read_memory: u64,
+    /// Memory for what is on its way to the store; beside it, up to 8 MiB of each layer wait until they are so many
+    #[arg(long, value_name = "SIZE", default_value = "256 MiB", value_parser = byte_size::parse)]
+    write_memory: u64,
 }
 
 impl Cache {
@@ -65,6 +68,7 @@ impl Cache {
             memory: self.memory_cache,
             folder: self.disk_cache.map(|folder| (folder, self.disk_cache_size)),
             reading: self.read_memory,
+            writing: self.write_memory,
         }
     }
 }

@@ -20,6 +20,8 @@ mod s3;
 mod test_server;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod tree;
+mod upload;
 #[cfg(feature = "http")]
 mod web;
 
@@ -32,7 +34,9 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use url::Url;
 
-pub use parts::{PART, Part, read_exact_at, read_parts};
+pub use parts::{Part, read_exact_at, read_parts};
+pub use tree::PART;
+pub use upload::{Outgoing, Upload};
 
 use crate::v1::ObjectRef;
 
@@ -148,9 +152,9 @@ pub enum Error {
         /// Digest of what was read, or what kept it from being read.
         found: String,
     },
-    /// A thread that read ended early.
-    #[error("reading was given up: {0}")]
-    Reading(tokio::task::JoinError),
+    /// A thread that read or wrote ended early.
+    #[error("reading or writing was given up: {0}")]
+    GivenUp(tokio::task::JoinError),
     /// The store failed.
     #[error("{url}/{key}: {source}")]
     Store {

@@ -4,17 +4,13 @@
 use std::io;
 use std::sync::Arc;
 
-use blake3::Hasher;
-use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use futures::{Stream, StreamExt, TryStreamExt};
 use object_store::{GetOptions, GetResult, GetResultPayload};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::tree::{PART, PartHasher, Value, root};
 use super::{Error, Objects};
 use crate::v1::ObjectRef;
-
-/// The largest part. A power of two of 1 KiB chunks, so that parts are subtrees of BLAKE3's tree and are hashed apart.
-pub const PART: usize = 8 << 20;
 
 /// Of a file, read and hashed while it is still in a processor's cache.
 const AT_ONCE: usize = 512 << 10;
@@ -66,7 +62,7 @@ where
     });
     let mut values = Vec::new();
     let in_flight = (memory / PART).max(1);
-    let reads = reads.buffered(in_flight).map(|joined| joined.unwrap_or_else(|error| Err(Error::Reading(error))));
+    let reads = reads.buffered(in_flight).map(|joined| joined.unwrap_or_else(|error| Err(Error::GivenUp(error))));
     reads.and_then(move |(part, value, source)| {
         values.push(value);
         let verified = if part.is_last { verify(&source.1, &std::mem::take(&mut values)) } else { Ok(()) };
@@ -126,7 +122,7 @@ where
             let read = tokio::task::spawn_blocking(move || {
                 for bytes in buffer.as_mut().chunks_mut(AT_ONCE) {
                     read_exact_at(&file, bytes, start)?;
-                    hasher.0.update(bytes);
+                    hasher.update(bytes);
                     start += bytes.len() as u64;
                 }
                 io::Result::Ok((buffer, hasher.finish()))
@@ -151,7 +147,7 @@ where
                 return Err(failed(format!("a body of {filled} bytes instead of {expected}").into()));
             }
             let hashed = tokio::task::spawn_blocking(move || {
-                hasher.0.update(buffer.as_mut());
+                hasher.update(buffer.as_mut());
                 (buffer, hasher.finish())
             });
             hashed.await.map_err(|e| failed(e.into()))
@@ -179,64 +175,13 @@ pub fn read_exact_at(mut file: &std::fs::File, buffer: &mut [u8], start: u64) ->
     file.read_exact(buffer)
 }
 
-/// What BLAKE3's tree has of a part ("BLAKE3: one function, fast everywhere", section 2.1).
-enum Value {
-    Whole(blake3::Hash),
-    Subtree(ChainingValue),
-}
-
-impl Value {
-    fn subtree(&self) -> Option<ChainingValue> {
-        if let Self::Subtree(value) = self { Some(*value) } else { None }
-    }
-}
-
-/// Hashes a part, which is a subtree or the whole object.
-struct PartHasher(Hasher, bool);
-
-impl PartHasher {
-    fn new(start: u64, whole: bool) -> Self {
-        let mut hasher = Hasher::new();
-        if !whole {
-            hasher.set_input_offset(start);
-        }
-        Self(hasher, whole)
-    }
-
-    fn finish(self) -> Value {
-        if self.1 { Value::Whole(self.0.finalize()) } else { Value::Subtree(self.0.finalize_non_root()) }
-    }
-}
-
 /// Checks an object's digest by the values of all its parts.
 fn verify(object: &ObjectRef, values: &[Value]) -> Result<(), Error> {
-    let subtrees: Vec<ChainingValue> = values.iter().filter_map(Value::subtree).collect();
-    let found = match values {
-        [Value::Whole(hash)] => *hash,
-        _ => {
-            let (left, right) = halves(&subtrees);
-            merge_subtrees_root(&merged(left), &merged(right), Mode::Hash)
-        }
-    };
-    let found = found.to_hex();
+    let found = root(values).to_hex();
     if found.as_str() == object.digest {
         return Ok(());
     }
     Err(object.broken(found.to_string()))
-}
-
-/// The value of the subtree above at least one.
-fn merged(values: &[ChainingValue]) -> ChainingValue {
-    if let [value] = values {
-        return *value;
-    }
-    let (left, right) = halves(values);
-    merge_subtrees_non_root(&merged(left), &merged(right), Mode::Hash)
-}
-
-/// Of at least two: the left half is the largest power of two that leaves something on the right.
-fn halves(values: &[ChainingValue]) -> (&[ChainingValue], &[ChainingValue]) {
-    values.split_at(values.len().next_power_of_two() / 2)
 }
 
 #[cfg(test)]

@@ -2,19 +2,20 @@
 
 use std::ops::Range;
 
-use super::{Error, Shape, check_header};
+use super::{Contents, Error, Shape, check_header};
 use crate::buckets;
 use crate::safetensors::{self, LENGTH_BYTES, parse_header, parse_length};
 use crate::v1::LayerPlan;
 
-/// The inputs and outputs of a shard's samples, bucket by bucket. Everything is counted in f16 numbers from the object's
-/// first byte.
+/// The maps of a shard's samples, bucket by bucket. Everything is counted in f16 numbers from the object's first byte.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layout {
     /// Of the samples in each bucket.
     pub shapes: Vec<Shape>,
-    /// Where the inputs and the outputs of each bucket begin.
-    starts: Vec<[usize; 2]>,
+    /// What there is of each sample.
+    pub contents: Contents,
+    /// Where the maps of each bucket begin.
+    starts: Vec<usize>,
     /// Where the first of them begins: before it there are the header and the timesteps.
     pub first: usize,
 }
@@ -23,42 +24,48 @@ impl Layout {
     /// From an object's first bytes, which must hold the header, of a shard of `samples` samples of the layer.
     ///
     /// # Errors
-    /// No shard of that layer and as many samples; a header that is cut off.
-    pub fn read(bytes: &[u8], size: u64, layer: &LayerPlan, samples: usize) -> Result<Self, Error> {
+    /// No shard of that layer, contents and as many samples; a header that is cut off.
+    pub fn read(bytes: &[u8], size: u64, layer: &LayerPlan, contents: Contents, samples: usize) -> Result<Self, Error> {
         let short = || safetensors::Error::TooShort { file_len: bytes.len() as u64 };
         let (length, rest) = bytes.split_first_chunk::<8>().ok_or_else(short)?;
         let json = rest.get(..parse_length(length, size)? as usize).ok_or_else(short)?;
         let header = parse_header(json, size)?;
-        let shapes = check_header(&header, layer, samples)?;
-        let start = |name: &'static str, bucket: usize| {
-            let info = header.tensors.get(&buckets::tensor(name, bucket, shapes.len()));
+        let shapes = check_header(&header, layer, contents, samples)?;
+        let start = |bucket: usize| {
+            let info = header.tensors.get(&buckets::tensor(contents.tensor(), bucket, shapes.len()));
             info.map_or(0, |info| (LENGTH_BYTES + header.header_len + info.start) as usize)
         };
-        let starts: Vec<[usize; 2]> =
-            (0..shapes.len()).map(|bucket| [start("input", bucket), start("output", bucket)]).collect();
-        let occurring = || starts.iter().flatten().filter(|start| **start > 0);
+        let starts: Vec<usize> = (0..shapes.len()).map(start).collect();
+        let occurring = || starts.iter().filter(|start| **start > 0);
         if let Some(odd) = occurring().find(|start| !start.is_multiple_of(2)) {
             return Err(Error::Unaligned { start: *odd });
         }
         let first = occurring().min().copied().unwrap_or(0) / 2;
-        let halves = |[input, output]: [usize; 2]| [input / 2, output / 2];
-        Ok(Self { first, starts: starts.into_iter().map(halves).collect(), shapes })
+        Ok(Self { first, contents, starts: starts.into_iter().map(|start| start / 2).collect(), shapes })
     }
 
-    /// The input and the output of row `row` of a bucket.
+    /// All that there is of row `row` of a bucket: its input, and behind it its output where the shard has outputs.
+    pub fn sample(&self, bucket: usize, row: usize) -> Range<usize> {
+        let len = self.contents.maps() * self.shapes[bucket].sample_len();
+        let start = self.starts[bucket] + row * len;
+        start..start + len
+    }
+
+    /// The input and the output of row `row` of a bucket; the output is empty where the shard has none.
     pub fn row(&self, bucket: usize, row: usize) -> [Range<usize>; 2] {
-        let len = self.shapes[bucket].sample_len();
-        self.starts[bucket].map(|start| start + row * len..start + (row + 1) * len)
+        let Range { start, end } = self.sample(bucket, row);
+        let middle = start + self.shapes[bucket].sample_len();
+        [start..middle, middle..end]
     }
 
     /// The tensor and the sample, counted from the shard's first, that number `at` is of.
     pub fn place_of(&self, at: usize) -> (&'static str, usize) {
         let mut before = 0;
-        for (shape, starts) in self.shapes.iter().zip(&self.starts) {
-            for (start, tensor) in starts.iter().zip(["input", "output"]) {
-                if (*start..*start + shape.len()).contains(&at) {
-                    return (tensor, before + (at - start) / shape.sample_len().max(1));
-                }
+        for (shape, start) in self.shapes.iter().zip(&self.starts) {
+            let (map, maps) = (shape.sample_len().max(1), self.contents.maps());
+            if (*start..*start + maps * shape.len()).contains(&at) {
+                let map = (at - start) / map;
+                return (["input", "output"][map % maps], before + map / maps);
             }
             before += shape.samples;
         }

@@ -1,8 +1,10 @@
 //! The shard format: recorded activations of one layer for one range of samples, as one safetensors object.
 //!
-//! Of a job of one size: tensors `timestep` [n] i64, `input` and `output` [n, h, w, c] f16, channels last, rows in sample
-//! order. Of a job with buckets: these three of each bucket b that occurs in the range, as `timestep.b`, `input.b` and
-//! `output.b`, with the map of that bucket. The same activations give the same bytes.
+//! Of a job of one size: tensors `timestep` [n] i64 and `activations` [n, 2, h, w, c] f16, the input and the output of each
+//! sample, channels last, in sample order; or `inputs` [n, h, w, c] f16 where the job keeps no outputs ([`Contents`]). Of a
+//! job with buckets: these of each bucket b that occurs in the range, as `timestep.b` and `activations.b`, with the map of
+//! that bucket. So a shard can be written while its samples are recorded, and a sample be read at once. The same activations
+//! give the same bytes.
 
 mod layout;
 
@@ -59,6 +61,40 @@ pub enum Error {
 /// Of the activations in bytes: a cache line of processors, and more than a GPU loads at once.
 const ALIGNMENT: usize = 64;
 
+/// What a job's shards have of each sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contents {
+    /// What went into the layer and what came out of it.
+    Activations,
+    /// What went into it: what came out is computed again from the teacher's weights.
+    Inputs,
+}
+
+impl Contents {
+    /// Maps of each sample.
+    pub fn maps(self) -> usize {
+        match self {
+            Self::Activations => 2,
+            Self::Inputs => 1,
+        }
+    }
+
+    fn tensor(self) -> &'static str {
+        match self {
+            Self::Activations => "activations",
+            Self::Inputs => "inputs",
+        }
+    }
+
+    fn dims(self, shape: &Shape) -> Vec<usize> {
+        let Shape { samples, height, width, channels } = *shape;
+        match self {
+            Self::Activations => vec![samples, 2, height, width, channels],
+            Self::Inputs => vec![samples, height, width, channels],
+        }
+    }
+}
+
 /// What the activations of a shard's samples of one bucket are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
@@ -98,22 +134,18 @@ pub fn shapes(layer: &LayerPlan, samples: &[usize]) -> Vec<Shape> {
 }
 
 /// A shard's tensors in the order in which they stand.
-fn tensors(shapes: &[Shape]) -> Vec<(String, Dtype, Vec<usize>)> {
-    let named = |name: &'static str, dtype: Dtype, dims: fn(&Shape) -> Vec<usize>| {
-        let occurring = shapes.iter().enumerate().filter(|(_, shape)| !shape.is_empty());
-        occurring.map(move |(bucket, shape)| (buckets::tensor(name, bucket, shapes.len()), dtype, dims(shape)))
-    };
-    let dims = |shape: &Shape| vec![shape.samples, shape.height, shape.width, shape.channels];
+fn tensors(shapes: &[Shape], contents: Contents) -> Vec<(String, Dtype, Vec<usize>)> {
+    let occurring = || shapes.iter().enumerate().filter(|(_, shape)| !shape.is_empty());
+    let name = |name: &'static str, bucket| buckets::tensor(name, bucket, shapes.len());
     // The i64 come first, so that every tensor is aligned.
-    named("timestep", Dtype::I64, |shape| vec![shape.samples])
-        .chain(named("input", Dtype::F16, dims))
-        .chain(named("output", Dtype::F16, dims))
-        .collect()
+    let timesteps = occurring().map(|(bucket, shape)| (name("timestep", bucket), Dtype::I64, vec![shape.samples]));
+    let maps = occurring().map(|(bucket, shape)| (name(contents.tensor(), bucket), Dtype::F16, contents.dims(shape)));
+    timesteps.chain(maps).collect()
 }
 
-/// The bytes before the timesteps, so many that the inputs begin at a multiple of [`ALIGNMENT`].
-fn header(shapes: &[Shape]) -> Result<Vec<u8>, Error> {
-    let tensors = tensors(shapes);
+/// The bytes before the timesteps, so many that the activations begin at a multiple of [`ALIGNMENT`].
+fn header(shapes: &[Shape], contents: Contents) -> Result<Vec<u8>, Error> {
+    let tensors = tensors(shapes, contents);
     let entries = tensors.iter().map(|(name, dtype, dims)| (name.as_str(), *dtype, dims.as_slice()));
     let mut header = serialize_header(entries, &BTreeMap::new())?;
     let timesteps = 8 * shapes.iter().map(|shape| shape.samples).sum::<usize>();
@@ -123,13 +155,28 @@ fn header(shapes: &[Shape]) -> Result<Vec<u8>, Error> {
     Ok(header)
 }
 
+/// What stands before the activations: the header and the timesteps, which are in the order of the samples. Behind it
+/// there is nothing but the maps, sample by sample.
+///
+/// # Errors
+/// Shapes that no object can have; not one timestep for each sample.
+pub fn head(shapes: &[Shape], contents: Contents, timesteps: &[i64]) -> Result<Vec<u8>, Error> {
+    let (expected, found) = (shapes.iter().map(|shape| shape.samples).sum(), timesteps.len());
+    if found != expected {
+        return Err(Error::Length { expected, found });
+    }
+    let mut bytes = header(shapes, contents)?;
+    bytes.extend(timesteps.iter().flat_map(|timestep| timestep.to_le_bytes()));
+    Ok(bytes)
+}
+
 /// The size in bytes of a shard of these shapes, one for each of the job's buckets.
 ///
 /// # Errors
 /// Shapes that no object can have.
-pub fn object_len(shapes: &[Shape]) -> Result<u64, Error> {
-    let bytes = |shape: &Shape| 8 * shape.samples as u64 + 4 * shape.len() as u64;
-    Ok(header(shapes)?.len() as u64 + shapes.iter().map(bytes).sum::<u64>())
+pub fn object_len(shapes: &[Shape], contents: Contents) -> Result<u64, Error> {
+    let bytes = |shape: &Shape| 8 * shape.samples as u64 + 2 * (contents.maps() * shape.len()) as u64;
+    Ok(header(shapes, contents)?.len() as u64 + shapes.iter().map(bytes).sum::<u64>())
 }
 
 /// Recorded activations of one layer: bucket by bucket, and in each in sample order.
@@ -154,35 +201,23 @@ impl Shard {
                 return Err(Error::Length { expected, found });
             }
         }
-        self.check_finite()?;
-        let mut bytes = header(&self.shapes)?;
-        bytes.reserve_exact(8 * self.timesteps.len() + 4 * expected);
-        bytes.extend(self.timesteps.iter().flat_map(|timestep| timestep.to_le_bytes()));
-        for values in [&self.input, &self.output] {
-            bytes.extend(values.reinterpret_cast().iter().flat_map(|bits| bits.to_le_bytes()));
+        let mut bytes = head(&self.shapes, Contents::Activations, &self.timesteps)?;
+        bytes.reserve_exact(4 * expected);
+        let (mut sample, mut start) = (0, 0);
+        for shape in &self.shapes {
+            for _ in 0..shape.samples {
+                let row = start..start + shape.sample_len();
+                start = row.end;
+                for (tensor, values) in [("input", &self.input[row.clone()]), ("output", &self.output[row])] {
+                    if not_finite(values).is_some() {
+                        return Err(Error::NotFinite { tensor, sample });
+                    }
+                    bytes.extend(values.reinterpret_cast().iter().flat_map(|bits| bits.to_le_bytes()));
+                }
+                sample += 1;
+            }
         }
         Ok(bytes.into())
-    }
-
-    fn check_finite(&self) -> Result<(), Error> {
-        for (tensor, values) in [("input", &self.input), ("output", &self.output)] {
-            if let Some(at) = not_finite(values) {
-                return Err(Error::NotFinite { tensor, sample: self.sample_of(at) });
-            }
-        }
-        Ok(())
-    }
-
-    /// The sample that number `at` of the inputs, or outputs, is of.
-    fn sample_of(&self, mut at: usize) -> usize {
-        let mut before = 0;
-        for shape in &self.shapes {
-            if at < shape.len() {
-                return before + at / shape.sample_len().max(1);
-            }
-            (at, before) = (at - shape.len(), before + shape.samples);
-        }
-        before
     }
 }
 
@@ -204,7 +239,12 @@ pub fn not_finite(values: &[f16]) -> Option<usize> {
 ///
 /// # Errors
 /// [`Error::Tensors`], with what was expected.
-pub fn check_header(header: &Header, layer: &LayerPlan, samples: usize) -> Result<Vec<Shape>, Error> {
+pub fn check_header(
+    header: &Header,
+    layer: &LayerPlan,
+    contents: Contents,
+    samples: usize,
+) -> Result<Vec<Shape>, Error> {
     let buckets = buckets::maps(layer).len();
     let samples_of = |bucket: usize| {
         let info = header.tensors.get(&buckets::tensor("timestep", bucket, buckets));
@@ -215,7 +255,7 @@ pub fn check_header(header: &Header, layer: &LayerPlan, samples: usize) -> Resul
         _ => (0..buckets).map(samples_of).collect(),
     };
     let shapes = shapes(layer, &found);
-    let expected = tensors(&shapes);
+    let expected = tensors(&shapes, contents);
     let all = found.iter().fold(0, |sum: usize, samples| sum.saturating_add(*samples));
     let as_expected = all == samples
         && header.tensors.len() == expected.len()
@@ -256,7 +296,7 @@ mod tests {
 
     /// The inputs and outputs of every sample, as they lie in `bytes`.
     fn rows(bytes: &[u8], layer: &LayerPlan, samples: usize) -> Result<[Vec<f16>; 2], Error> {
-        let layout = Layout::read(bytes, bytes.len() as u64, layer, samples)?;
+        let layout = Layout::read(bytes, bytes.len() as u64, layer, Contents::Activations, samples)?;
         let numbers: Vec<f16> = bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect();
         assert!((2 * layout.first).is_multiple_of(ALIGNMENT));
         let mut found = [Vec::new(), Vec::new()];
@@ -283,7 +323,8 @@ mod tests {
             let (layer, all) = (layer(maps), samples.iter().sum());
             let shard = shard(shapes(&layer, samples));
             let bytes = shard.encode().expect("encodes");
-            assert_eq!(bytes.len() as u64, object_len(&shard.shapes).expect("a length"));
+            let len = object_len(&shard.shapes, Contents::Activations).expect("a length");
+            assert_eq!(bytes.len() as u64, len);
             let [input, output] = rows(&bytes, &layer, all).expect("a shard");
             assert!(input == shard.input && output == shard.output);
             assert!(rows(&bytes, &layer, all + 1).is_err());
@@ -291,13 +332,13 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_of_one_size_has_three_tensors_and_one_of_buckets_three_for_each_that_occurs() {
+    fn a_shard_of_one_size_has_two_tensors_and_one_of_buckets_two_for_each_that_occurs() {
         let names = |maps: &[(u32, u32)], samples: &[usize]| {
             let shard = shard(shapes(&layer(maps), samples)).encode().expect("encodes");
             safetensors::parse(&shard).expect("a header").0.tensors.into_keys().collect::<Vec<_>>()
         };
-        assert_eq!(names(&[], &[2]), ["input", "output", "timestep"]);
-        assert_eq!(names(&[(3, 2), (2, 3)], &[0, 2]), ["input.1", "output.1", "timestep.1"]);
+        assert_eq!(names(&[], &[2]), ["activations", "timestep"]);
+        assert_eq!(names(&[(3, 2), (2, 3)], &[0, 2]), ["activations.1", "timestep.1"]);
     }
 
     #[test]
@@ -309,14 +350,17 @@ mod tests {
         assert!(matches!(rows(&bytes, &buckets, 2), Err(Error::Tensors { .. })));
         let turned = shard(shapes(&layer(&[(2, 3), (3, 2)]), &[1, 1])).encode().expect("encodes");
         let error = rows(&turned, &buckets, 2).expect_err("refused").to_string();
-        assert!(error.contains("2 samples in 2 buckets") && error.contains("input.0 F16 [1, 3, 2, 4]"), "{error}");
+        assert!(
+            error.contains("2 samples in 2 buckets") && error.contains("activations.0 F16 [1, 2, 3, 2, 4]"),
+            "{error}"
+        );
         assert!(rows(&turned, &one_size, 2).is_err());
         for end in 0..bytes.len() {
             let cut = rows(&bytes[..end], &one_size, 2);
             assert!(cut.is_err(), "{end} of {} bytes were taken", bytes.len());
             // The first part of an object must hold its header.
             let header = bytes.len() - 4 * 48 - 16;
-            let part = Layout::read(&bytes[..end], bytes.len() as u64, &one_size, 2);
+            let part = Layout::read(&bytes[..end], bytes.len() as u64, &one_size, Contents::Activations, 2);
             assert_eq!(part.is_ok(), end >= header, "{end}");
         }
         let mut broken = shard(shapes(&buckets, &[1, 2]));

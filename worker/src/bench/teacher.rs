@@ -7,9 +7,10 @@ use deltaconv_proto::draw::{self, Purpose};
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::teacher::Teacher as Configuration;
 use deltaconv_proto::weights::{self, Files};
+use half::f16;
 
 use super::{Device, Error};
-use crate::capture::Recorder;
+use crate::capture::{Recorder, Sink};
 use crate::models::{denoiser_folder, load_denoiser, read_config};
 use crate::task;
 use crate::teacher::{self, Call, Conditions, Denoiser, LoadOptions, Original, Place, SelfAttention};
@@ -69,19 +70,21 @@ pub fn time(options: &Options, capture: bool) -> Result<Measured, Error> {
     let model = Model::load(options, place)?;
     let inputs = model.inputs(options)?.at(place)?;
     if capture {
-        let mut recorder = Recorder::of_last_batch(model.lengths()?, options.batch);
+        let mut recorder = Recorder::new(model.layers()?.into_iter().map(|layer| (layer, Copied::default())).collect());
         let mut passes = |count| -> Result<(), task::Error> {
             for _ in 0..count {
                 model.pass(&inputs, &mut recorder)?;
                 recorder.end_batch()?;
             }
-            Ok(recorder.settle()?)
+            recorder.settle()
         };
         passes(WARM_UP)?;
         let began = Instant::now();
         passes(PASSES)?;
         let seconds = began.elapsed().as_secs_f64() / PASSES as f64;
-        return Ok(Measured { latent: model.latent, seconds, captured: Some(recorder.bytes()) });
+        let bytes = |copied: &Copied| size_of_val(&copied.input[..]) + size_of_val(&copied.output[..]);
+        let captured = Some(recorder.finish()?.iter().map(bytes).sum());
+        return Ok(Measured { latent: model.latent, seconds, captured });
     }
     let mut seconds = Vec::with_capacity(PASSES);
     for pass in 0..WARM_UP + PASSES {
@@ -131,6 +134,23 @@ pub fn compare(options: &Options) -> Result<Vec<(String, f64)>, Error> {
     Ok(errors)
 }
 
+/// The last batch of a layer, where a shard's bytes would be.
+#[derive(Default)]
+struct Copied {
+    input: Vec<f16>,
+    output: Vec<f16>,
+}
+
+impl Sink for Copied {
+    fn take(&mut self, input: &[f16], output: &[f16]) -> Result<(), task::Error> {
+        for (copy, values) in [(&mut self.input, input), (&mut self.output, output)] {
+            copy.clear();
+            copy.extend_from_slice(values);
+        }
+        Ok(())
+    }
+}
+
 /// What a model takes.
 struct Inputs {
     sample: Tensor,
@@ -172,10 +192,11 @@ impl Model {
     }
 
     /// The numbers in one sample of each layer.
-    fn lengths(&self) -> Result<Vec<(String, usize)>, Error> {
+    /// The layers' names.
+    fn layers(&self) -> Result<Vec<String>, Error> {
         let layers = self.config.layers(self.latent.0, self.latent.1);
         let layers = layers.map_err(|e| task::Error::from(teacher::Error::from(e)))?;
-        Ok(layers.into_iter().map(|layer| (layer.name, layer.height * layer.width * layer.channels)).collect())
+        Ok(layers.into_iter().map(|layer| layer.name).collect())
     }
 
     fn inputs(&self, options: &Options) -> Result<Inputs, Error> {

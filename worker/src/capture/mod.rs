@@ -1,12 +1,14 @@
-//! Records what goes into and out of the teacher's layers, for one range of samples.
+//! Records what goes into and out of the teacher's layers, for one range of samples. The next batch goes through the teacher
+//! while one is copied to the host, and the one before that is on its way to the store.
 
 mod recorder;
+mod shard_sink;
 
 use std::collections::BTreeSet;
 
 use candle_core::{Device, Tensor};
 use deltaconv_proto::draw::{Draw, Sample};
-use deltaconv_proto::shard::{self, Shape, Shard};
+use deltaconv_proto::shard::{self, Contents, Shape};
 use deltaconv_proto::{buckets, keys, v1};
 
 use crate::data::Data;
@@ -14,7 +16,8 @@ use crate::models::Teacher;
 use crate::task::{Context, Error};
 use crate::teacher::{Conditions, SelfAttention};
 
-pub(crate) use recorder::{Recorded, Recorder};
+pub(crate) use recorder::{Recorder, Sink};
+use shard_sink::ShardSink;
 
 /// Samples that go through the teacher at a time: on the processor, where their activations have the same bits in any
 /// batch, and at most on a GPU.
@@ -32,29 +35,56 @@ pub(crate) fn run(context: &Context, task: &v1::CaptureTask) -> Result<v1::Done,
     let data = context.models.data(context)?;
     let draw = Draw::new(&context.job, data.latent_lens(), teacher.sampler.alphas_cumprod().len());
 
-    let mut recorder = Recorder::new(lengths(context, &task.layers)?, samples);
-    let mut timesteps = Vec::with_capacity(samples);
-    let began = std::time::Instant::now();
     let by_bucket = data.by_bucket(range.start as usize..range.end as usize, |i| draw.latent_of_capture(i));
+    let samples_of: Vec<usize> = by_bucket.iter().map(Vec::len).collect();
+    let timesteps: Vec<i64> = by_bucket.iter().flatten().map(|i| draw.timestep_of_capture(*i) as i64).collect();
+    let mut recorder = Recorder::new(sinks(context, task, range, &samples_of, &timesteps)?);
+    let mut recorded = 0;
+    let began = std::time::Instant::now();
     let batch_size = batch_size(context, &teacher);
     for batch in by_bucket.iter().flat_map(|numbers| numbers.chunks(batch_size)) {
         context.check_stop()?;
         let batch: Vec<Sample> = batch.iter().map(|i| draw.capture(*i)).collect();
-        timesteps.extend(batch.iter().map(|sample| sample.timestep as i64));
         predict(&teacher, &data, &batch, &mut recorder)?;
         recorder.end_batch()?;
+        recorded += batch.len();
         context.report(|progress| {
-            progress.step = timesteps.len() as u64;
-            progress.samples_per_second = timesteps.len() as f64 / began.elapsed().as_secs_f64();
+            progress.step = recorded as u64;
+            progress.samples_per_second = recorded as f64 / began.elapsed().as_secs_f64();
         });
     }
-    let samples_of: Vec<usize> = by_bucket.iter().map(Vec::len).collect();
-    let shards = write(recorder.finish()?, context, task.round, &range, &samples_of, &timesteps)?;
+    let finished = recorder.finish()?.into_iter().map(ShardSink::finish);
+    let finished = context.wait(futures::future::try_join_all(finished))?;
+    let shards = finished.into_iter().map(|(layer, object)| v1::ShardRef { layer, object: Some(object) }).collect();
     Ok(v1::Done {
         busy_seconds: 0.0,
         samples: samples as u64,
         output: Some(v1::done::Output::Capture(v1::CaptureOutput { shards })),
     })
+}
+
+/// A shard of each wanted layer, with `samples_of` samples of each bucket.
+fn sinks(
+    context: &Context,
+    task: &v1::CaptureTask,
+    range: v1::SampleRange,
+    samples_of: &[usize],
+    timesteps: &[i64],
+) -> Result<Vec<(String, ShardSink)>, Error> {
+    let wanted: BTreeSet<&str> = task.layers.iter().map(String::as_str).collect();
+    let planned = context.plan.layers.iter().filter(|layer| wanted.contains(layer.name.as_str()));
+    let sink = |layer: &v1::LayerPlan| {
+        let key = keys::shard(task.round, &layer.name, &range, &context.attempt);
+        let upload = context.objects.upload(&key, &context.cache.outgoing)?;
+        let of = (&shard::shapes(layer, samples_of)[..], Contents::Activations);
+        let sink = ShardSink::new((layer.name.clone(), range), of, timesteps, upload, context.runtime.clone())?;
+        Ok((layer.name.clone(), sink))
+    };
+    let sinks: Vec<_> = planned.map(sink).collect::<Result<_, Error>>()?;
+    if sinks.len() != wanted.len() {
+        return Err(Error::Incomplete("layers"));
+    }
+    Ok(sinks)
 }
 
 /// Samples that go through the teacher at a time. Follows from the plan and the kind of device alone, since on a GPU bits
@@ -106,44 +136,6 @@ impl Inputs {
         let conditions = data.conditions(bucket, &prompts)?;
         Ok(Self { noised, timesteps: Tensor::new(timesteps, &Device::Cpu)?, conditions })
     }
-}
-
-/// The most numbers in one sample of each wanted layer.
-fn lengths(context: &Context, wanted: &[String]) -> Result<Vec<(String, usize)>, Error> {
-    let wanted: BTreeSet<&str> = wanted.iter().map(String::as_str).collect();
-    let planned = context.plan.layers.iter().filter(|layer| wanted.contains(layer.name.as_str()));
-    let lengths: Vec<_> = planned.map(|layer| (layer.name.clone(), sample_len(layer))).collect();
-    if lengths.len() != wanted.len() {
-        return Err(Error::Incomplete("layers"));
-    }
-    Ok(lengths)
-}
-
-/// `samples_of`: how many of the range's samples are in each bucket, in the order in which they were recorded.
-fn write(
-    recorded: Vec<Recorded>,
-    context: &Context,
-    round: u32,
-    range: &v1::SampleRange,
-    samples_of: &[usize],
-    timesteps: &[i64],
-) -> Result<Vec<v1::ShardRef>, Error> {
-    let mut written = Vec::new();
-    for Recorded { layer, input, output } in recorded {
-        context.check_stop()?;
-        let planned = context.plan.layers.iter().find(|planned| planned.name == layer);
-        let shapes = shard::shapes(planned.ok_or(Error::Incomplete("layers"))?, samples_of);
-        let shard = Shard { shapes, timesteps: timesteps.to_vec(), input, output };
-        let bytes = shard.encode().map_err(|source| Error::Activations {
-            layer: layer.clone(),
-            start: range.start,
-            end: range.end,
-            source: Box::new(source),
-        })?;
-        let object = context.wait(context.objects.put(&keys::shard(round, &layer, range, &context.attempt), bytes))?;
-        written.push(v1::ShardRef { layer, object: Some(object) });
-    }
-    Ok(written)
 }
 
 /// Numbers in one sample of a layer, in the bucket where they are most.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use deltaconv_proto::objects::{self, Part, read_parts};
-use deltaconv_proto::shard::{self, Layout, not_finite};
+use deltaconv_proto::shard::{self, Contents, Layout, not_finite};
 use deltaconv_proto::v1::{LayerPlan, ObjectRef};
 use futures::TryStreamExt;
 
@@ -203,7 +203,8 @@ impl Receiver {
             (0, _) => {
                 let size = incoming.object.size;
                 let samples = incoming.shapes.iter().map(|shape| shape.samples).sum();
-                let layout = Layout::read(buffer.bytes(), size, &self.layer, samples).map_err(broken)?;
+                let layout =
+                    Layout::read(buffer.bytes(), size, &self.layer, Contents::Activations, samples).map_err(broken)?;
                 if layout.shapes != incoming.shapes {
                     // Its header was another one when it was looked at.
                     let (expected, found) = (format!("{:?}", incoming.shapes), format!("{:?}", layout.shapes));

@@ -12,7 +12,7 @@ use deltaconv_proto::shard::{Layout, Shape};
 use deltaconv_proto::v1::ObjectRef;
 use half::f16;
 
-use super::memory::{Buffer, Memory, Piece};
+use super::memory::{Buffer, Memory};
 use crate::task::Error;
 
 /// A verified shard that is elsewhere.
@@ -22,7 +22,7 @@ pub(super) struct Away {
     /// In the node's folder, until it fails.
     file: Option<Arc<File>>,
     file_failed: AtomicBool,
-    /// Of inputs and outputs, by where they begin.
+    /// Of samples, by where they begin.
     digests: HashMap<usize, blake3::Hash>,
 }
 
@@ -31,8 +31,8 @@ impl Away {
         Self { object, file: file.map(Arc::new), file_failed: AtomicBool::new(false), digests }
     }
 
-    /// Numbers `range` of the object, which must be an input or an output.
-    pub(super) async fn read(&self, store: &Objects, range: Range<usize>) -> Result<Piece, Error> {
+    /// Numbers `range` of the object, which must be all of a sample.
+    pub(super) async fn read(&self, store: &Objects, range: Range<usize>) -> Result<Memory, Error> {
         let (start, end) = (2 * range.start as u64, 2 * range.end as u64);
         let mut buffer = Buffer::plain((end - start) as usize);
         if let Some(file) = self.file.as_ref().filter(|_| !self.file_failed.load(Ordering::Relaxed)) {
@@ -42,10 +42,10 @@ impl Away {
                 (buffer, result)
             };
             let result;
-            (buffer, result) = tokio::task::spawn_blocking(read).await.map_err(objects::Error::Reading)?;
+            (buffer, result) = tokio::task::spawn_blocking(read).await.map_err(objects::Error::GivenUp)?;
             let reason = match result {
                 Ok(()) if self.is_right(buffer.bytes(), range.start) => {
-                    return Ok(Piece::whole(buffer.keep(), range.len()));
+                    return Ok(buffer.keep());
                 }
                 Ok(()) => "a sample was altered since it was written".to_owned(),
                 Err(error) => error.to_string(),
@@ -65,7 +65,7 @@ impl Away {
             let found = format!("other bytes from {start} to {end} than when it was verified");
             return Err(objects::Error::Broken { key, expected: digest, found }.into());
         }
-        Ok(Piece::whole(buffer.keep(), range.len()))
+        Ok(buffer.keep())
     }
 
     fn is_right(&self, bytes: &[u8], start: usize) -> bool {
@@ -76,8 +76,8 @@ impl Away {
 /// Digests of a shard's samples, from its parts in their order.
 #[derive(Debug)]
 pub(super) struct Digests {
-    /// Inputs and outputs in the order in which they stand.
-    rows: Vec<Range<usize>>,
+    /// In the order in which they stand.
+    samples: Vec<Range<usize>>,
     next: usize,
     hasher: blake3::Hasher,
     found: HashMap<usize, blake3::Hash>,
@@ -86,23 +86,23 @@ pub(super) struct Digests {
 impl Digests {
     pub(super) fn new(layout: &Layout) -> Self {
         let of_bucket =
-            |(bucket, shape): (usize, &Shape)| (0..shape.samples).flat_map(move |row| layout.row(bucket, row));
-        let mut rows: Vec<Range<usize>> = layout.shapes.iter().enumerate().flat_map(of_bucket).collect();
-        rows.sort_by_key(|row| row.start);
-        Self { rows, next: 0, hasher: blake3::Hasher::new(), found: HashMap::new() }
+            |(bucket, shape): (usize, &Shape)| (0..shape.samples).map(move |row| layout.sample(bucket, row));
+        let mut samples: Vec<Range<usize>> = layout.shapes.iter().enumerate().flat_map(of_bucket).collect();
+        samples.sort_by_key(|sample| sample.start);
+        Self { samples, next: 0, hasher: blake3::Hasher::new(), found: HashMap::new() }
     }
 
     /// Takes the part that begins with number `first`.
     pub(super) fn take(&mut self, numbers: &[f16], first: usize) {
         let end = first + numbers.len();
-        while let Some(row) = self.rows.get(self.next).filter(|row| row.start < end) {
-            let overlap = row.start.max(first)..row.end.min(end);
+        while let Some(sample) = self.samples.get(self.next).filter(|sample| sample.start < end) {
+            let overlap = sample.start.max(first)..sample.end.min(end);
             let bytes = bytemuck::cast_slice::<f16, u8>(&numbers[overlap.start - first..overlap.end - first]);
             self.hasher.update(bytes);
-            if row.end > end {
+            if sample.end > end {
                 break;
             }
-            self.found.insert(row.start, self.hasher.finalize());
+            self.found.insert(sample.start, self.hasher.finalize());
             self.hasher.reset();
             self.next += 1;
         }
@@ -110,11 +110,5 @@ impl Digests {
 
     pub(super) fn finish(self) -> HashMap<usize, blake3::Hash> {
         self.found
-    }
-}
-
-impl Piece {
-    fn whole(memory: Memory, numbers: usize) -> Self {
-        Self { memory, at: 0..numbers }
     }
 }

@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
+use deltaconv_proto::objects::Outgoing;
+
 use super::{Budget, Folder};
 
 /// Without a better figure: what every machine that runs a worker has.
@@ -20,11 +22,13 @@ pub struct Options {
     pub folder: Option<(PathBuf, u64)>,
     /// On their way from the store at the same time.
     pub reading: u64,
+    /// On their way to the store at the same time. Beside them, up to 8 MiB of each layer wait until they are so many.
+    pub writing: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { device: None, memory: None, folder: None, reading: 256 << 20 }
+        Self { device: None, memory: None, folder: None, reading: 256 << 20, writing: 256 << 20 }
     }
 }
 
@@ -35,6 +39,7 @@ pub(crate) struct Cache {
     pub(crate) memory: Budget,
     pub(crate) folder: Option<Folder>,
     pub(crate) reading: usize,
+    pub(crate) outgoing: Outgoing,
 }
 
 impl Cache {
@@ -42,8 +47,10 @@ impl Cache {
     pub(crate) fn open(options: &Options) -> io::Result<Self> {
         let memory = options.memory.unwrap_or_else(|| free_memory().unwrap_or(LEAST_MEMORY) / 2);
         let folder = options.folder.as_ref().map(|(path, limit)| Folder::open(path, *limit)).transpose()?;
-        let reading = usize::try_from(options.reading).unwrap_or(usize::MAX);
-        Ok(Self { device: options.device, memory: Budget::new(memory), folder, reading })
+        let [reading, writing] =
+            [options.reading, options.writing].map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        let outgoing = Outgoing::new(writing);
+        Ok(Self { device: options.device, memory: Budget::new(memory), folder, reading, outgoing })
     }
 }
 

@@ -18,7 +18,7 @@ use std::time::SystemTime;
 
 use deltaconv_proto::draw::Batches;
 use deltaconv_proto::objects::Objects;
-use deltaconv_proto::shard::{self, Shape};
+use deltaconv_proto::shard::{self, Contents, Shape};
 use deltaconv_proto::v1::{LayerPlan, ObjectRef};
 use deltaconv_proto::{buckets, header, v1};
 use futures::{StreamExt, TryStreamExt};
@@ -277,14 +277,12 @@ impl Placed {
     }
 
     async fn read(&self, sample: Sample, store: &Objects) -> Result<[Vec<Piece>; 2], Error> {
-        let [input, output] = self.layout.row(sample.bucket, sample.row);
-        match (&self.place, self.near(sample)) {
-            (Place::Away(away), _) => {
-                let (input, output) = tokio::try_join!(away.read(store, input), away.read(store, output))?;
-                Ok([vec![input], vec![output]])
-            }
-            (_, near) => near.ok_or(Error::Incomplete("samples")),
-        }
+        let Place::Away(away) = &self.place else { return self.near(sample).ok_or(Error::Incomplete("samples")) };
+        let whole = self.layout.sample(sample.bucket, sample.row);
+        let memory = away.read(store, whole.clone()).await?;
+        let of_sample = |row: Range<usize>| row.start - whole.start..row.end - whole.start;
+        let piece = |row| vec![Piece { memory: memory.clone(), at: of_sample(row) }];
+        Ok(self.layout.row(sample.bucket, sample.row).map(piece))
     }
 }
 
@@ -328,7 +326,8 @@ async fn incoming(
                 header::Error::Objects(error) if !error.is_missing() => Error::from(error),
                 other => broken(other.to_string()),
             })?;
-            shard::check_header(&header.header, layer, samples).map_err(|error| broken(error.to_string()))?
+            shard::check_header(&header.header, layer, Contents::Activations, samples)
+                .map_err(|error| broken(error.to_string()))?
         }
     };
     let is_held_out = range.start as usize >= training_samples;
@@ -356,7 +355,9 @@ pub(crate) mod tests {
                 .collect();
             let place = |shard: &Shard| {
                 let bytes = shard.encode().expect("finite");
-                let layout = Layout::read(&bytes, bytes.len() as u64, layer, shard.timesteps.len()).expect("a shard");
+                let layout =
+                    Layout::read(&bytes, bytes.len() as u64, layer, Contents::Activations, shard.timesteps.len());
+                let layout = layout.expect("a shard");
                 let mut buffer = memory::Buffer::plain(bytes.len());
                 buffer.as_mut().copy_from_slice(&bytes);
                 Some(Placed { layout, place: Place::Near(vec![buffer.keep()], None) })

@@ -1,8 +1,9 @@
 //! The shards of a capture task, by their sizes and headers. They may be gigabytes, and every reader checks the digest.
 
 use deltaconv_proto::objects::Objects;
+use deltaconv_proto::shard::{self, Contents};
 use deltaconv_proto::v1::{CaptureOutput, CaptureTask, LayerPlan, ObjectRef, SampleRange};
-use deltaconv_proto::{buckets, header, keys, shard};
+use deltaconv_proto::{buckets, header, keys};
 use futures::{StreamExt, TryStreamExt};
 
 use super::{Error, Expectation, check_ref};
@@ -67,7 +68,7 @@ async fn check_shard(
     let buckets = buckets::maps(layer).len();
     let alone = |bucket: usize| -> Result<u64, Error> {
         let all: Vec<usize> = (0..buckets).map(|other| if other == bucket { samples } else { 0 }).collect();
-        shard::object_len(&shard::shapes(layer, &all)).map_err(at)
+        shard::object_len(&shard::shapes(layer, &all), Contents::Activations).map_err(at)
     };
     let sizes = (0..buckets).map(alone).collect::<Result<Vec<u64>, Error>>()?;
     let (least, most) = (sizes.iter().min().copied().unwrap_or(0), sizes.iter().max().copied().unwrap_or(0));
@@ -77,6 +78,6 @@ async fn check_shard(
     if file.file_len != object.size {
         return Err(Error::OtherSize { key, expected: object.size, found: file.file_len });
     }
-    let shapes = shard::check_header(&file.header, layer, samples).map_err(at)?;
+    let shapes = shard::check_header(&file.header, layer, Contents::Activations, samples).map_err(at)?;
     Ok(shapes.iter().map(|shape| shape.samples).collect())
 }

@@ -113,9 +113,10 @@ async fn shards_are_checked_by_size_and_header() {
     let case = Case::new(capture).await;
     let shard = async |layer: usize, map: [usize; 4], dtype: Dtype| {
         let layer = &case.plan.layers[layer];
-        let activations = |name: &str| (name.to_owned(), dtype, map.to_vec());
-        let timesteps = ("timestep".to_owned(), Dtype::I64, vec![map[0]]);
-        let bytes = zeros(&[timesteps, activations("input"), activations("output")]);
+        let [samples, height, width, channels] = map;
+        let timesteps = ("timestep".to_owned(), Dtype::I64, vec![samples]);
+        let activations = ("activations".to_owned(), dtype, vec![samples, 2, height, width, channels]);
+        let bytes = zeros(&[timesteps, activations]);
         let key = keys::shard(0, &layer.name, &range, &case.attempt);
         ShardRef { layer: layer.name.clone(), object: Some(case.objects.put(&key, bytes).await.expect("writes")) }
     };
@@ -134,7 +135,7 @@ async fn shards_are_checked_by_size_and_header() {
     let fewer = shard(2, [3, 8, 8, 128], Dtype::F16).await;
     case.refused(output(&[&good[0], &fewer]), &["bytes", "expected"]).await;
     let turned = shard(2, [4, 8, 128, 8], Dtype::F16).await;
-    case.refused(output(&[&good[0], &turned]), &["[4, 8, 128, 8]", "[4, 8, 8, 128]"]).await;
+    case.refused(output(&[&good[0], &turned]), &["[4, 2, 8, 128, 8]", "[4, 2, 8, 8, 128]"]).await;
     let other = shard(2, [4, 8, 8, 128], Dtype::I16).await;
     case.refused(output(&[&good[0], &other]), &["I16", "F16"]).await;
 }
@@ -181,11 +182,10 @@ async fn a_shard_holds_each_sample_in_one_bucket() {
     // Samples by bucket, with the map that their tensors have.
     let shard = async |layer: usize, parts: &[(usize, usize, [usize; 2])]| {
         let tensors = parts.iter().flat_map(|(bucket, samples, [height, width])| {
-            let activations = vec![*samples, *height, *width, 2];
+            let activations = vec![*samples, 2, *height, *width, 2];
             [
                 (format!("timestep.{bucket}"), Dtype::I64, vec![*samples]),
-                (format!("input.{bucket}"), Dtype::F16, activations.clone()),
-                (format!("output.{bucket}"), Dtype::F16, activations),
+                (format!("activations.{bucket}"), Dtype::F16, activations),
             ]
         });
         let name = &case.plan.layers[layer].name;
@@ -204,7 +204,10 @@ async fn a_shard_holds_each_sample_in_one_bucket() {
     shard(1, &both).await;
     for (parts, expected) in [
         (&[(0, 2, [8, 8]), (1, 2, [4, 16])][..], &["[3, 1]", "[2, 2]", "the same in all layers"][..]),
-        (&[(0, 3, [8, 8]), (1, 1, [16, 4])], &["input.1 F16 [1, 16, 4, 2]", "input.1 F16 [1, 4, 16, 2]"]),
+        (
+            &[(0, 3, [8, 8]), (1, 1, [16, 4])],
+            &["activations.1 F16 [1, 2, 16, 4, 2]", "activations.1 F16 [1, 2, 4, 16, 2]"],
+        ),
         (&[(0, 3, [8, 8])], &["bytes", "expected"]),
         (&[(0, 3, [8, 8]), (2, 1, [4, 16])], &["4 samples in 2 buckets", "timestep.2"]),
         (&[(0, 3, [8, 8]), (1, 2, [4, 16])], &["4 samples in 2 buckets"]),
