@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
+use deltaconv_worker::bench::writing::{self, Writing};
 use deltaconv_worker::bench::{self, Device, Measured, data, teacher};
 use serde::Serialize;
 
@@ -38,9 +39,12 @@ struct Data {
     /// Bytes of a shard
     #[arg(long, value_name = "SIZE", default_value = "64 MiB", value_parser = byte_size::parse)]
     shard: u64,
-    /// Bytes on their way at the same time
+    /// Bytes on their way from the store at the same time
     #[arg(long, value_name = "SIZE", default_value = "256 MiB", value_parser = byte_size::parse)]
     read_memory: u64,
+    /// Bytes on their way to the store at the same time
+    #[arg(long, value_name = "SIZE", default_value = "256 MiB", value_parser = byte_size::parse)]
+    write_memory: u64,
     #[command(flatten)]
     output: Output,
 }
@@ -53,7 +57,19 @@ struct Flow {
     ratio: f64,
     peak_bytes: Option<u64>,
     read_memory: u64,
+    writing: WritingRow,
     steps: Vec<StepRow>,
+}
+
+/// How activations go to a store.
+#[derive(Serialize)]
+struct WritingRow {
+    bare_bytes_per_second: f64,
+    hashed_bytes_per_second: f64,
+    ratio: f64,
+    peak_bytes: Option<u64>,
+    /// Parts on their way, and one part of each shard that is being written.
+    limit_bytes: u64,
 }
 
 /// Times are in µs, ratios of step rates to that on a tensor.
@@ -275,6 +291,9 @@ fn time_data(arguments: Data) -> Result<ExitCode, Error> {
         memory: usize::try_from(arguments.read_memory).unwrap_or(usize::MAX),
     };
     let reading = data::reading(&options).map_err(failed)?;
+    let to_write =
+        data::Options { memory: usize::try_from(arguments.write_memory).unwrap_or(usize::MAX), ..options.clone() };
+    let Writing { bare, hashed, ratio, peak, limit } = writing::writing(&to_write).map_err(failed)?;
     let mut steps = Vec::new();
     if Device::default_here() == Device::Cuda {
         data::steps(|measured| {
@@ -292,6 +311,13 @@ fn time_data(arguments: Data) -> Result<ExitCode, Error> {
         ratio: reading.ratio,
         peak_bytes: reading.peak,
         read_memory: arguments.read_memory,
+        writing: WritingRow {
+            bare_bytes_per_second: bare,
+            hashed_bytes_per_second: hashed,
+            ratio,
+            peak_bytes: peak,
+            limit_bytes: limit,
+        },
         steps,
     };
     match arguments.output.format {
@@ -313,6 +339,17 @@ fn describe_flow(flow: &Flow, options: &data::Options) -> String {
     );
     if let Some(peak) = flow.peak_bytes {
         text += &format!("\nmemory grew by {}, of {} for reading", table::bytes(peak), table::bytes(flow.read_memory));
+    }
+    let writing = &flow.writing;
+    text += &format!(
+        "\nwritten: {} hashed, {} bare multipart puts, ratio {:.2}",
+        rate(writing.hashed_bytes_per_second),
+        rate(writing.bare_bytes_per_second),
+        writing.ratio,
+    );
+    if let Some(peak) = writing.peak_bytes {
+        text +=
+            &format!("\nmemory grew by {}, of {} for writing", table::bytes(peak), table::bytes(writing.limit_bytes));
     }
     if flow.steps.is_empty() {
         return text;

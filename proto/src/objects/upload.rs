@@ -3,9 +3,9 @@
 
 use std::collections::VecDeque;
 use std::mem;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use object_store::path::Path;
 use object_store::{MultipartUpload, ObjectStoreExt};
 use tokio::runtime::Handle;
@@ -18,12 +18,46 @@ use crate::v1::ObjectRef;
 
 /// Room for parts that are on their way, which several uploads share. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Outgoing(Arc<Semaphore>);
+pub struct Outgoing {
+    parts: usize,
+    /// As long as there are uploads.
+    room: Arc<Mutex<Weak<Room>>>,
+}
+
+#[derive(Debug)]
+struct Room {
+    parts: Arc<Semaphore>,
+    /// Buffers that can be used again: the system takes longer to give new pages than a part takes to fill.
+    free: Mutex<Vec<BytesMut>>,
+}
 
 impl Outgoing {
     /// For so many bytes, and one part at least.
     pub fn new(memory: usize) -> Self {
-        Self(Arc::new(Semaphore::new((memory / PART).max(1))))
+        Self { parts: (memory / PART).max(1), room: Arc::default() }
+    }
+
+    fn room(&self) -> Arc<Room> {
+        let mut held = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        held.upgrade().unwrap_or_else(|| {
+            let room = Room { parts: Arc::new(Semaphore::new(self.parts)), free: Mutex::default() };
+            let room = Arc::new(room);
+            *held = Arc::downgrade(&room);
+            room
+        })
+    }
+}
+
+impl Room {
+    /// An empty buffer for a part.
+    fn buffer(&self) -> BytesMut {
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        free.unwrap_or_else(|| BytesMut::with_capacity(PART))
+    }
+
+    fn give_back(&self, mut buffer: BytesMut) {
+        buffer.clear();
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
     }
 }
 
@@ -36,15 +70,16 @@ pub struct Upload {
     objects: Objects,
     key: String,
     path: Path,
-    room: Outgoing,
-    filling: Vec<u8>,
+    room: Arc<Room>,
+    /// Without memory before the first byte.
+    filling: BytesMut,
     /// Bytes that were sent.
     sent: u64,
     /// Begun when there is more than one part, by this runtime.
     multipart: Option<(Box<dyn MultipartUpload>, Handle)>,
     /// On their way, in their order.
-    parts: VecDeque<AbortOnDropHandle<Result<Value, Error>>>,
-    /// Of the parts before those.
+    parts: VecDeque<AbortOnDropHandle<Result<(), Error>>>,
+    /// Of all parts that were sent.
     values: Vec<Value>,
 }
 
@@ -58,8 +93,8 @@ impl Objects {
             objects: self.clone(),
             key: key.to_owned(),
             path: self.path(key)?,
-            room: room.clone(),
-            filling: Vec::new(),
+            room: room.room(),
+            filling: BytesMut::new(),
             sent: 0,
             multipart: None,
             parts: VecDeque::new(),
@@ -80,7 +115,7 @@ impl Upload {
                 self.send().await?;
             }
             if self.filling.capacity() == 0 {
-                self.filling.reserve_exact(PART);
+                self.filling = self.room.buffer();
             }
             let (now, later) = bytes.split_at(bytes.len().min(PART - self.filling.len()));
             self.filling.extend_from_slice(now);
@@ -95,11 +130,11 @@ impl Upload {
     /// What the store said; then there is no object.
     pub async fn finish(mut self) -> Result<ObjectRef, Error> {
         if self.multipart.is_none() {
-            return self.objects.put(&self.key, mem::take(&mut self.filling)).await;
+            return self.objects.put(&self.key, mem::take(&mut self.filling).freeze()).await;
         }
         self.send().await?;
         while let Some(part) = self.parts.pop_front() {
-            self.values.push(joined(part).await?);
+            joined(part).await?;
         }
         if let Some((multipart, _)) = &mut self.multipart {
             multipart.complete().await.map_err(|error| self.objects.error(&self.key, error))?;
@@ -114,10 +149,13 @@ impl Upload {
         while self.parts.front().is_some_and(AbortOnDropHandle::is_finished)
             && let Some(part) = self.parts.pop_front()
         {
-            self.values.push(joined(part).await?);
+            joined(part).await?;
         }
+        let mut hasher = PartHasher::new(self.sent, false);
+        hasher.update(&self.filling);
+        self.values.push(hasher.finish());
         // The semaphore is never closed.
-        let room = self.room.0.clone().acquire_owned().await.ok();
+        let permit = self.room.parts.clone().acquire_owned().await.ok();
         let (multipart, _) = match &mut self.multipart {
             Some(begun) => begun,
             none => {
@@ -125,28 +163,25 @@ impl Upload {
                 none.insert((begun.map_err(|error| self.objects.error(&self.key, error))?, Handle::current()))
             }
         };
-        let bytes = Bytes::from(mem::take(&mut self.filling));
-        let start = self.sent;
+        let bytes = mem::take(&mut self.filling).freeze();
         self.sent += bytes.len() as u64;
         let sending = multipart.put_part(bytes.clone().into());
-        let (objects, key) = (self.objects.clone(), self.key.clone());
+        let (objects, key, room) = (self.objects.clone(), self.key.clone(), self.room.clone());
         let part = async move {
-            let hashing = tokio::task::spawn_blocking(move || {
-                let mut hasher = PartHasher::new(start, false);
-                hasher.update(&bytes);
-                hasher.finish()
-            });
             sending.await.map_err(|error| objects.error(&key, error))?;
-            let value = hashing.await.map_err(Error::GivenUp)?;
-            drop(room);
-            Ok(value)
+            // A store that still holds on to the bytes keeps the buffer.
+            if let Ok(buffer) = bytes.try_into_mut() {
+                room.give_back(buffer);
+            }
+            drop(permit);
+            Ok(())
         };
         self.parts.push_back(AbortOnDropHandle::new(tokio::spawn(part)));
         Ok(())
     }
 }
 
-async fn joined(part: AbortOnDropHandle<Result<Value, Error>>) -> Result<Value, Error> {
+async fn joined(part: AbortOnDropHandle<Result<(), Error>>) -> Result<(), Error> {
     part.await.unwrap_or_else(|error| Err(Error::GivenUp(error)))
 }
 

@@ -14,7 +14,7 @@ use crate::shards::Pool;
 use crate::shards::cache::bytes_of;
 
 /// Runs of each kind, by turns, of which the median counts.
-const RUNS: usize = 5;
+pub(super) const RUNS: usize = 5;
 
 /// What is read.
 #[derive(Clone, Debug)]
@@ -63,22 +63,27 @@ pub fn reading(options: &Options) -> Result<Reading, Error> {
 async fn write(store: &Objects, options: &Options) -> Result<Vec<ObjectRef>, objects::Error> {
     let mut shards = Vec::new();
     let mut left = options.bytes;
-    let mut state = 1_u64;
     while left > 0 {
         let len = left.min(options.shard.max(1)) as usize;
-        // Marsaglia, "Xorshift RNGs", 2003: no store can make it shorter.
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state.to_le_bytes()
-        };
-        let mut bytes: Vec<u8> = (0..len.div_ceil(8)).flat_map(|_| next()).collect();
-        bytes.truncate(len);
+        let bytes = random(shards.len() as u64 + 1, len);
         shards.push(store.put(&shards.len().to_string(), bytes).await?);
         left -= len as u64;
     }
     Ok(shards)
+}
+
+/// Bytes that no store can make shorter: Marsaglia, "Xorshift RNGs", 2003. `seed` is not 0.
+pub(super) fn random(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    let mut bytes: Vec<u8> = (0..len.div_ceil(8)).flat_map(|_| next()).collect();
+    bytes.truncate(len);
+    bytes
 }
 
 async fn measure(store: &Objects, shards: &[ObjectRef], reading: usize) -> Result<Reading, Error> {
@@ -126,13 +131,13 @@ async fn read_verified(store: &Objects, shards: &[ObjectRef], memory: usize) -> 
     Ok(taken.await?)
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
 
 /// A figure of this process' memory, in bytes.
-fn memory(name: &str) -> Option<u64> {
+pub(super) fn memory(name: &str) -> Option<u64> {
     bytes_of(&fs::read_to_string("/proc/self/status").ok()?, name)
 }
 

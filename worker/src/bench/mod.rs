@@ -2,6 +2,7 @@
 
 pub mod data;
 pub mod teacher;
+pub mod writing;
 
 use deltaconv_kernels::bench;
 
