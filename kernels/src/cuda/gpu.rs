@@ -338,6 +338,16 @@ macro_rules! launch {
 }
 pub(super) use launch;
 
+/// As [`launch`] on any stream of the device.
+macro_rules! launch_on {
+    ($gpu:expr, $stream:expr, $function:expr, $grid:expr, [$($argument:expr),* $(,)?]) => {{
+        let Grid { blocks, threads, shared } = $grid;
+        let mut arguments = [$(std::ptr::from_ref(&$argument).cast_mut().cast::<std::ffi::c_void>()),*];
+        $gpu.launch_on($stream, &$function, blocks, (threads, 1), shared, &mut arguments)
+    }};
+}
+pub(super) use launch_on;
+
 /// Where a slice lies. Not to be asked while a stream is captured: cudarc may wait for the slice's events.
 pub(super) fn address<T>(slice: &impl DevicePtr<T>, stream: &CudaStream) -> Address {
     slice.device_ptr(stream).0
