@@ -2,7 +2,7 @@
 //! their URLs, with options from the environment as ever.
 
 use deltaconv_proto::objects::testing::{Fault, Faulty, S3Server};
-use deltaconv_proto::objects::{Error, Objects};
+use deltaconv_proto::objects::{Error, Objects, Outgoing};
 use object_store::{ObjectStoreExt, WriteMultipart};
 use url::Url;
 
@@ -65,16 +65,32 @@ async fn an_upload_in_parts_is_seen_when_it_is_whole(objects: &Objects) {
     assert_eq!(objects.get_range(key, start, end).await.expect("a part"), bytes[PART - 10..PART + 10]);
     assert_eq!(objects.get(key, u64::MAX).await.expect("whole"), bytes);
 
+    let mut streamed = objects.upload("streamed", &Outgoing::new(0)).expect("a key");
+    streamed.write(&bytes).await.expect("taken");
+    assert!(matches!(objects.size("streamed").await, Err(Error::NotFound { .. })));
+    let streamed = streamed.finish().await.expect("ends");
+    assert_eq!(objects.get_verified(&streamed).await.expect("verified"), bytes);
+
     let mut upload = objects.store().put_multipart(&objects.path("never").expect("a key")).await.expect("begins");
     upload.put_part(bytes[..PART].to_vec().into()).await.expect("a part");
     upload.abort().await.expect("ends");
     assert!(matches!(objects.size("never").await, Err(Error::NotFound { .. })));
 }
 
+async fn an_upload_that_nobody_ends_is_found_and_given_up(objects: &Objects) {
+    let mut upload = objects.store().put_multipart(&objects.path("a/cut off").expect("a key")).await.expect("begins");
+    upload.put_part(bytes(PART).into()).await.expect("a part");
+    let open = objects.open_uploads().await.expect("a listing");
+    assert_eq!(open.iter().map(|upload| &upload.key[..]).collect::<Vec<_>>(), ["a/cut off"]);
+    assert!(objects.below("b").expect("a key").open_uploads().await.expect("a listing").is_empty());
+    objects.give_up(&open[0]).await.expect("ends");
+    assert!(objects.open_uploads().await.expect("a listing").is_empty());
+}
+
 async fn everything_is_listed(objects: &Objects) {
     let mut keys = objects.list(100).await.expect("a listing");
     keys.sort();
-    assert_eq!(keys, ["a/ä b+c.bin", "large.bin", "once"]);
+    assert_eq!(keys, ["a/ä b+c.bin", "large.bin", "once", "streamed"]);
     assert_eq!(objects.below("a").expect("a key").list(100).await.expect("a listing"), ["ä b+c.bin"]);
     assert_eq!(objects.list(2).await.expect("a listing").len(), 2);
 }
@@ -116,6 +132,9 @@ async fn what_the_environment_names() {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock");
         let objects = Objects::open(&format!("{url}/test-{}", now.as_nanos())).expect("opens");
         check(&objects).await;
+        if url.starts_with("s3://") {
+            an_upload_that_nobody_ends_is_found_and_given_up(&objects).await;
+        }
         println!("{url} does all that a store must");
     }
 }

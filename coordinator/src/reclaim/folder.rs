@@ -3,18 +3,35 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use deltaconv_proto::objects::OpenUpload;
+
 use crate::assemble::abandoned;
 
 /// Folders that attempts write to.
 const OF_ATTEMPTS: [&str; 3] = ["rounds", "checkpoints", "evaluate"];
 
-/// A file that an upload wrote to and didn't rename.
+/// What an upload that ended before it was whole has left.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Interrupted {
-    pub(super) path: PathBuf,
     /// What it would have become.
     pub(super) key: String,
+    /// Bytes; 0 where the store doesn't say.
     pub(super) size: u64,
+    pub(super) left: Left,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// A file that was not renamed.
+    File(PathBuf),
+    /// Parts that a bucket keeps.
+    Parts(OpenUpload),
+}
+
+impl From<OpenUpload> for Interrupted {
+    fn from(upload: OpenUpload) -> Self {
+        Self { key: upload.key.clone(), size: 0, left: Left::Parts(upload) }
+    }
 }
 
 /// The files of uploads below `root`, of those too that are still going on. Folders that can't be read are passed over: what
@@ -51,7 +68,8 @@ fn collect(folder: &Path, prefix: &str, found: &mut Vec<Interrupted>) -> io::Res
         {
             // One that was just renamed is gone.
             let Ok(metadata) = entry.metadata() else { continue };
-            found.push(Interrupted { path: entry.path(), key: format!("{prefix}{destination}"), size: metadata.len() });
+            let (key, size) = (format!("{prefix}{destination}"), metadata.len());
+            found.push(Interrupted { key, size, left: Left::File(entry.path()) });
         }
     }
     Ok(())

@@ -23,7 +23,7 @@ use crate::schedule::{self, Fate, Job};
 
 pub(crate) use tally::Tally;
 
-use folder::Interrupted;
+use folder::{Interrupted, Left};
 use tally::Kind;
 
 /// Objects that are looked up and removed at a time: as many as a request to S3 may name.
@@ -114,11 +114,13 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    /// Removes what interrupted uploads to a folder left, and the folders that are empty then. Other stores keep the parts of
-    /// uploads out of sight.
+    /// Removes what interrupted uploads left, and in a folder the folders that are empty then.
     async fn interrupted(&self, tally: &mut Tally) -> Result<(), Error> {
-        let Some(folder) = abandoned::folder(self.objects) else { return Ok(()) };
-        let found = folder::interrupted(folder.clone()).await;
+        let folder = abandoned::folder(self.objects);
+        let found = match &folder {
+            Some(folder) => folder::interrupted(folder.clone()).await,
+            None => self.objects.open_uploads().await?.into_iter().map(Interrupted::from).collect(),
+        };
         let written: Vec<Option<Written>> = found.iter().map(|upload| Written::parse(&upload.key)).collect();
         let (fates, running) = self.fates(written.iter().flatten().cloned().collect()).await?;
         tally.running = running;
@@ -133,17 +135,32 @@ impl Sweep<'_> {
                 _ => abandoned.push(upload),
             }
         }
-        for Interrupted { path, size, .. } in abandoned {
-            match if self.dry_run { Ok(()) } else { tokio::fs::remove_file(&path).await } {
-                Ok(()) => tally.add(Kind::InterruptedUploads, size),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => tally.fail(&format!("{}: {error}", path.display())),
+        for Interrupted { size, left, .. } in abandoned {
+            match if self.dry_run { Ok(true) } else { self.drop_left(&left).await } {
+                Ok(true) => tally.add(Kind::InterruptedUploads, size),
+                // It ended meanwhile.
+                Ok(false) => {}
+                Err(reason) => tally.fail(&reason),
             }
         }
-        if !self.dry_run && !running {
+        if let Some(folder) = folder.filter(|_| !self.dry_run && !running) {
             folder::remove_empty(folder).await;
         }
         Ok(())
+    }
+
+    /// Whether it was still there.
+    async fn drop_left(&self, left: &Left) -> Result<bool, String> {
+        match left {
+            Left::File(path) => match tokio::fs::remove_file(path).await {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+                removed => removed.map(|()| true).map_err(|error| format!("{}: {error}", path.display())),
+            },
+            Left::Parts(upload) => match self.objects.give_up(upload).await {
+                Err(error) if error.is_missing() => Ok(false),
+                given_up => given_up.map(|()| true).map_err(|error| error.to_string()),
+            },
+        }
     }
 
     /// Whether assembly writes an object of this key.

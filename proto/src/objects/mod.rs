@@ -7,6 +7,8 @@ mod environment;
 mod hub;
 #[cfg(feature = "s3")]
 mod instance;
+#[cfg(feature = "s3")]
+mod open_uploads;
 #[cfg(any(feature = "s3", feature = "gs", feature = "az"))]
 mod options;
 mod parts;
@@ -180,6 +182,15 @@ pub struct Objects {
     url: String,
     store: Arc<dyn ObjectStore>,
     prefix: Path,
+}
+
+/// An upload in parts that has not ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenUpload {
+    /// What it would become.
+    pub key: String,
+    /// The store's name for it.
+    id: String,
 }
 
 /// Refuses a URL that no store of this build serves, or that carries what must not be kept.
@@ -358,6 +369,39 @@ impl Objects {
             async { removed }
         });
         removed.boxed()
+    }
+
+    /// Uploads in parts to keys below these that were begun and have not ended, those included that are still going on, where
+    /// a store lists them: S3. Azure forgets them after a week; a folder has them as files, which `object_store` names.
+    pub async fn open_uploads(&self) -> Result<Vec<OpenUpload>, Error> {
+        #[cfg(feature = "s3")]
+        if let Some(url) = self.s3_url() {
+            return open_uploads::OpenUploads::of(&url)?.below(&self.prefix).await;
+        }
+        Ok(Vec::new())
+    }
+
+    /// Drops the parts of an upload that nobody goes on with.
+    pub async fn give_up(&self, upload: &OpenUpload) -> Result<(), Error> {
+        #[cfg(feature = "s3")]
+        if let Some(url) = self.s3_url() {
+            let given_up = open_uploads::OpenUploads::of(&url)?.give_up(&self.path(&upload.key)?, &upload.id).await;
+            return given_up.map_err(|e| self.error(&upload.key, e));
+        }
+        let (url, key) = (self.url.clone(), upload.key.clone());
+        Err(Error::Store {
+            url,
+            key,
+            source: object_store::Error::NotImplemented {
+                operation: "giving up an upload".to_owned(),
+                implementer: self.store.to_string(),
+            },
+        })
+    }
+
+    #[cfg(feature = "s3")]
+    fn s3_url(&self) -> Option<Url> {
+        Url::parse(&self.url).ok().filter(|url| url.scheme() == "s3")
     }
 
     /// The key of what lies at `path` in [`Self::store`], if that is below the prefix.

@@ -34,7 +34,7 @@ fn answer(mut stream: &TcpStream, answers: &HashMap<String, (u16, String, Vec<u8
     let [method, path, ..] = request.split(' ').collect::<Vec<_>>()[..] else { return None };
     seen.lock().ok()?.push((format!("{method} {path}"), headers.get("authorization").cloned()));
     let missing = (404, String::new(), Vec::new());
-    let (mut status, mut more, mut body) = answers.get(path).unwrap_or(&missing).clone();
+    let (mut status, mut more, mut body) = answers.get(&unsigned(path)).unwrap_or(&missing).clone();
     let range = headers.get("range").and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
     if let (200, Some((start, end))) = (status, range) {
         let (start, end): (usize, usize) = (start.parse().ok()?, end.parse().ok()?);
@@ -46,6 +46,13 @@ fn answer(mut stream: &TcpStream, answers: &HashMap<String, (u16, String, Vec<u8
         stream.write_all(&body).ok()?;
     }
     Some(())
+}
+
+/// A path without what a signature has put into its query.
+fn unsigned(path: &str) -> String {
+    let Some((path, query)) = path.split_once('?') else { return path.to_owned() };
+    let query: Vec<&str> = query.split('&').filter(|pair| !pair.starts_with("X-Amz-")).collect();
+    format!("{path}?{}", query.join("&"))
 }
 
 /// What happens to one request of an object.
