@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
+use deltaconv_proto::v1::NodeCache;
+
 use super::{Budget, Folder};
 
 /// Without a better figure: what every machine that runs a worker has.
@@ -44,6 +46,15 @@ impl Cache {
         let folder = options.folder.as_ref().map(|(path, limit)| Folder::open(path, *limit)).transpose()?;
         let reading = usize::try_from(options.reading).unwrap_or(usize::MAX);
         Ok(Self { device: options.device, memory: Budget::new(memory), folder, reading })
+    }
+
+    /// What the folder holds. Lists it, which takes milliseconds for thousands of files.
+    pub(crate) fn statement(&self) -> NodeCache {
+        let Some(folder) = &self.folder else { return NodeCache::default() };
+        folder.statement().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the cache's folder can't be listed; the coordinator doesn't know what it holds");
+            NodeCache::default()
+        })
     }
 }
 
