@@ -9,3 +9,25 @@ pub fn of(bytes: &[u8]) -> String {
 pub fn is_valid(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
+
+/// As many shards a worker states at most that its node holds, and the coordinator keeps: 32 KiB of prefixes.
+pub const MAX_STATED: usize = 4096;
+
+/// The first 8 bytes of a digest, enough to tell shards apart where being wrong costs time alone. `None` if it isn't one.
+pub fn prefix(digest: &str) -> Option<u64> {
+    is_valid(digest).then(|| u64::from_str_radix(&digest[..16], 16).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digests_prefix_is_its_first_bytes() {
+        let bytes = blake3::hash(b"abc").as_bytes()[..8].try_into().expect("8 bytes");
+        assert_eq!(prefix(&of(b"abc")), Some(u64::from_be_bytes(bytes)));
+        for bad in ["", "é", &"+".repeat(64), &"é".repeat(32)] {
+            assert_eq!(prefix(bad), None);
+        }
+    }
+}

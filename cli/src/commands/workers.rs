@@ -32,7 +32,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
 }
 
 fn describe(workers: &[v1::WorkerStatus]) -> String {
-    let mut listing = table::table(["worker", "name", "state", "device", "memory", "threads", "heard", "tasks"]);
+    let mut listing =
+        table::table(["worker", "name", "state", "device", "memory", "threads", "cached shards", "heard", "tasks"]);
     for worker in workers {
         let device = worker.device.clone().unwrap_or_default();
         listing.add_row([
@@ -42,10 +43,11 @@ fn describe(workers: &[v1::WorkerStatus]) -> String {
             format!("{} {}", device.kind, device.name),
             table::bytes(device.memory_bytes),
             device.threads.to_string(),
+            worker.cached_shards.to_string(),
             format!("{} ago", duration::spell(worker.silent_ms as f64 / 1000.0)),
             worker.tasks.join(", "),
         ]);
     }
-    table::numbers(&mut listing, &[4, 5]);
+    table::numbers(&mut listing, &[4, 5, 6]);
     table::text(&listing)
 }

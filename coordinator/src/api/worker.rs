@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::{Wakers, invalid};
 use crate::core::Handle;
+use crate::schedule::State;
 
 /// The longest that a Sync is held.
 const MAX_HOLD: Duration = Duration::from_secs(20);
@@ -31,13 +32,28 @@ impl WorkerApi {
 
     async fn sync_once(&self, request: v1::SyncRequest) -> Result<v1::SyncResponse, Status> {
         let rejoin = v1::SyncResponse { rejoin: true, ..v1::SyncResponse::default() };
-        let response = self.core.call(move |state, now, effects| state.sync(&request, now, effects)).await?;
-        Ok(response.unwrap_or(rejoin))
+        let response = self.core.call(move |state, now, effects| {
+            state.sync(&request, now, effects).inspect(|response| {
+                response.start.iter().for_each(|start| log_start(state, &request.worker_id, start));
+            })
+        });
+        Ok(response.await?.unwrap_or(rejoin))
     }
 }
 
-fn says_something(response: &v1::SyncResponse) -> bool {
-    response.rejoin || !(response.start.is_empty() && response.cancel.is_empty() && response.acknowledged.is_empty())
+/// Says which task a worker is given, and why this one.
+fn log_start(state: &State, worker: &str, start: &v1::Start) {
+    let Some(lease) = &start.lease else { return };
+    let v1::Lease { task_id: task, attempt_id: attempt, epoch } = lease;
+    let because = state.held(lease).filter(|held| *held > 0.0);
+    let because = because.map(|held| format!("its node holds {:.0} % of the shards", 100.0 * held));
+    tracing::info!(task, attempt, epoch, worker, because, "task leased");
+}
+
+fn says_something(request: &v1::SyncRequest, response: &v1::SyncResponse) -> bool {
+    let has_more_to_say = request.cache.as_ref().map_or(0, |cache| cache.version) != response.cache_version;
+    let answers = response.start.len() + response.cancel.len() + response.acknowledged.len();
+    response.rejoin || has_more_to_say || answers > 0
 }
 
 #[tonic::async_trait]
@@ -64,7 +80,7 @@ impl WorkerService for WorkerApi {
         let worker = WorkerId::new(request.worker_id.clone()).map_err(invalid)?;
         let hold = Duration::from_millis(request.hold_ms).min(MAX_HOLD);
         let response = self.sync_once(request.clone()).await?;
-        if says_something(&response) || hold.is_zero() {
+        if says_something(&request, &response) || hold.is_zero() {
             return Ok(Response::new(response));
         }
         let bell = self.wakers.bell(&worker);

@@ -118,6 +118,8 @@ pub struct Job {
     pub reclaimed: bool,
     /// Its tasks, in order of stage.
     pub tasks: Vec<TaskId>,
+    /// How many of them record activations: so many shards each layer has.
+    pub captures: usize,
 }
 
 impl Job {
@@ -142,8 +144,11 @@ impl Job {
             figures: None,
             reclaimed: false,
             tasks: Vec::new(),
+            captures: 0,
         };
-        job.tasks = job.new_tasks()?.into_iter().map(|task| task.id).collect();
+        let tasks = job.new_tasks()?;
+        job.captures = tasks.iter().filter(|task| matches!(task.kind, Kind::Capture { .. })).count();
+        job.tasks = tasks.into_iter().map(|task| task.id).collect();
         Ok(job)
     }
 
@@ -277,6 +282,7 @@ impl State {
                 effects.writes.push(Write::Task(Box::new(task.record())));
             }
         }
+        self.placement.end(&self.jobs[id].tasks);
         self.write_job(id, effects);
         self.reclaim(&self.jobs[id], effects);
     }

@@ -13,12 +13,20 @@ impl State {
         let worker = self.workers.get_mut(&id)?;
         worker.last_seen = now.monotonic;
         worker.draining = request.draining;
-        let mut response = v1::SyncResponse::default();
+        let nothing = v1::NodeCache::default();
+        let cache = request.cache.as_ref().unwrap_or(&nothing);
+        self.placement.state(&id, cache);
+        let cache_version = self.placement.version(&id);
+        let mut response = v1::SyncResponse { cache_version, ..v1::SyncResponse::default() };
         for report in &request.attempts {
             self.report(&id, report, now, effects, &mut response);
         }
         let stated: Vec<&v1::Lease> = request.attempts.iter().filter_map(|report| report.lease.as_ref()).collect();
-        self.offer(&id, &stated, now, effects, &mut response);
+        self.remind(&id, &stated, &mut response);
+        let has_more_to_say = cache.version != cache_version;
+        if stated.is_empty() && !has_more_to_say {
+            self.offer(&id, now, effects, &mut response);
+        }
         Some(response)
     }
 
@@ -124,6 +132,7 @@ impl State {
     }
 
     fn commit(&mut self, id: &TaskId, done: v1::Done, now: Now, effects: &mut Effects) {
+        self.displace(id);
         let Some(task) = self.tasks.get_mut(id) else { return };
         debug_assert!(!task.is_committed(), "an output is accepted once");
         if let Some(leased) = task.leased() {
@@ -143,6 +152,7 @@ impl State {
             None => debug_assert!(false, "verification refuses a report without output"),
         }
         let job = task.job.clone();
+        self.place(id);
         self.write_task(id, effects);
         self.advance(&job, now, effects);
     }
@@ -187,6 +197,7 @@ impl State {
                 }),
             };
         };
+        self.displace(&id);
         let Some(task) = self.tasks.get_mut(&id) else { return false };
         match &layer {
             Some(layer) => drop(task.shards.remove(layer)),
@@ -197,6 +208,7 @@ impl State {
         task.last_failure =
             format!("{} was broken: expected digest {}, found {}", broken.key, broken.expected_digest, broken.found);
         let (recaptures, story) = (task.recaptures, task.last_failure.clone());
+        self.place(&id);
         self.write_task(&id, effects);
         if recaptures >= self.settings.max_recaptures {
             let reason = format!("shards of {id} were found broken {recaptures} times, the last time: {story}");

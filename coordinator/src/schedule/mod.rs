@@ -8,6 +8,7 @@ mod event;
 mod job;
 mod lease;
 mod offer;
+mod placement;
 mod record;
 mod retention;
 mod status;
@@ -30,6 +31,7 @@ pub use task::{Kind, Leased, Phase, Task};
 pub use worker::Worker;
 
 use crate::store::{Records, Write};
+use placement::Placement;
 
 /// What an operator's or a worker's request is refused for.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +86,7 @@ pub struct State {
     jobs: BTreeMap<JobId, Job>,
     tasks: BTreeMap<TaskId, Task>,
     workers: BTreeMap<WorkerId, Worker>,
+    placement: Placement,
 }
 
 impl State {
@@ -96,6 +99,7 @@ impl State {
             jobs: BTreeMap::new(),
             tasks: BTreeMap::new(),
             workers: BTreeMap::new(),
+            placement: Placement::default(),
         };
         for record in records.workers {
             let worker = Worker::from_record(record, now)?;
@@ -117,6 +121,7 @@ impl State {
         let mut effects = Effects::default();
         let running: Vec<JobId> = state.jobs.values().filter(|j| j.is_running()).map(|j| j.id.clone()).collect();
         for job in running {
+            state.place_job(&job);
             state.advance(&job, now, &mut effects);
             state.resume_stage(&job, &mut effects);
         }

@@ -1,36 +1,41 @@
 //! What a worker should be doing: which task it is leased next, and what it is told about it.
 
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+
 use deltaconv_proto::ids::{AttemptId, TaskId, WorkerId};
 use deltaconv_proto::v1;
 
-use super::{Command, Effects, Job, Kind, Leased, Now, Phase, Stage, State, Task};
+use super::status::fraction;
+use super::{Command, Effects, Job, Kind, Leased, Now, Phase, Stage, State, Task, Worker};
 use crate::store::Write;
 
+/// A worker whose task is done to this part asks for another one soon.
+const SOON: f64 = 0.9;
+
 impl State {
-    /// What is to be said to the worker beside what its reports were answered with: attempts that it doesn't know of,
-    /// and a new one if it is free.
+    /// Says again what the worker is leased and doesn't know of.
+    pub(super) fn remind(&self, worker: &WorkerId, stated: &[&v1::Lease], response: &mut v1::SyncResponse) {
+        // The answer that told the worker of such a lease was lost on the way.
+        let unknown = |task: &&Task| !stated.iter().any(|lease| task.holds(lease));
+        response.start.extend(self.leases_of(worker).filter(unknown).filter_map(|task| self.start(task)));
+    }
+
+    /// Leases the worker, which has nothing to do, its next task, if there is one.
     pub(super) fn offer(
         &mut self,
         worker: &WorkerId,
-        stated: &[&v1::Lease],
         now: Now,
         effects: &mut Effects,
         response: &mut v1::SyncResponse,
     ) {
-        let held: Vec<TaskId> = self.leases_of(worker).map(|task| task.id.clone()).collect();
-        for id in &held {
-            let task = &self.tasks[id];
-            // The answer that told the worker of this lease was lost on the way.
-            if !stated.iter().any(|lease| task.holds(lease)) {
-                response.start.extend(self.start(task));
-            }
-        }
         let draining = self.workers.get(worker).is_none_or(|worker| worker.draining);
-        let busy = !held.is_empty() || !stated.is_empty();
+        let busy = self.leases_of(worker).next().is_some();
         if busy || draining {
             return;
         }
-        let Some(id) = self.next_task() else { return };
+        let Some(id) = self.next_task(worker, now) else { return };
+        let held = self.placement.share(&id, worker);
         self.meta.epoch += 1;
         let epoch = self.meta.epoch;
         let identity = &self.settings.identity;
@@ -39,7 +44,8 @@ impl State {
         // Letters, digits and '-' alone, by construction.
         let Ok(attempt) = AttemptId::new(format!("a{}-{epoch}-{identity}", task.attempts)) else { return };
         let deadline = now.monotonic + self.settings.lease_ttl;
-        let leased = Leased { attempt, epoch, worker: worker.clone(), deadline, progress: None, verifying: false };
+        let leased =
+            Leased { attempt, epoch, worker: worker.clone(), deadline, held, progress: None, verifying: false };
         task.phase = Phase::Leased(leased);
         effects.writes.push(Write::Meta(self.meta));
         self.write_task(&id, effects);
@@ -50,14 +56,38 @@ impl State {
         self.tasks.values().filter(move |task| task.leased().is_some_and(|leased| &leased.worker == worker))
     }
 
-    /// The ready task of the earliest job; in it, of the earliest stage; in it, the longest.
-    fn next_task(&self) -> Option<TaskId> {
+    /// The ready task of the earliest job; in it, of the earliest stage; in it, one whose shards the worker's node holds,
+    /// most bytes first; then the longest; and last what another worker that asks soon has nearer. So a worker that asks
+    /// gets a task whenever one is ready: where shards lie decides which, never whether.
+    fn next_task(&self, worker: &WorkerId, now: Now) -> Option<TaskId> {
         let mut jobs: Vec<&Job> = self.jobs.values().filter(|job| job.is_running()).collect();
         jobs.sort_by_key(|job| job.sequence);
-        jobs.into_iter().find_map(|job| {
-            let ready = self.tasks_of(job).filter(|task| self.is_ready(job, task));
-            ready.min_by_key(|task| (Stage::of(&task.kind), std::cmp::Reverse(cost(job, task)))).map(|t| t.id.clone())
-        })
+        let (job, ready) = jobs.into_iter().find_map(|job| {
+            let ready: Vec<&Task> = self.tasks_of(job).filter(|task| self.is_ready(job, task)).collect();
+            (!ready.is_empty()).then_some((job, ready))
+        })?;
+        let busy = self.busy(SOON);
+        let is_asking = |id: &WorkerId| self.workers.get(id).is_some_and(|w| self.is_open(w, &busy, now));
+        let rank = |task: &&&Task| {
+            let fit = self.placement.fit(&task.id, worker, is_asking);
+            (Stage::of(&task.kind), fit, Reverse(cost(job, task)))
+        };
+        ready.iter().min_by_key(rank).map(|task| task.id.clone())
+    }
+
+    /// The workers at a task that is not done to this part yet, as far as they reported.
+    fn busy(&self, part: f64) -> BTreeSet<&WorkerId> {
+        let at_work = self.tasks.values().filter_map(|task| {
+            let leased = task.leased()?;
+            let done = if leased.verifying { 1.0 } else { fraction(task) };
+            (done < part).then_some(&leased.worker)
+        });
+        at_work.collect()
+    }
+
+    /// Whether the worker may take a task, where these are busy.
+    fn is_open(&self, worker: &Worker, busy: &BTreeSet<&WorkerId>, now: Now) -> bool {
+        self.is_alive(worker, now) && !worker.draining && !busy.contains(&worker.id)
     }
 
     /// Whether all that the task reads is there, and nobody works on it.
@@ -68,7 +98,11 @@ impl State {
         match &task.kind {
             Kind::Synthesise { .. } => true,
             Kind::Capture { .. } => self.latents(job).is_some(),
-            Kind::Distill { layer, .. } => self.shards_of_layer(job, *layer).is_some(),
+            Kind::Distill { layer, .. } => {
+                let stand = self.placement.standing(&task.id) == job.captures;
+                debug_assert_eq!(stand, self.shards_of_layer(job, *layer).is_some());
+                stand
+            }
             Kind::Evaluate(_) => !job.output.is_empty() && self.latents(job).is_some(),
         }
     }
@@ -133,18 +167,21 @@ impl State {
         Some(v1::Start { lease: task.lease(), task: Some(spec) })
     }
 
-    /// Has idle workers ask again, as many as there are ready tasks.
+    /// Has idle workers ask again, as many as there are ready tasks: first those whose nodes hold most of one.
     pub(super) fn wake_idle(&self, now: Now, effects: &mut Effects) {
-        let ready = self
-            .jobs
-            .values()
-            .filter(|job| job.is_running())
-            .map(|job| self.tasks_of(job).filter(|task| self.is_ready(job, task)).count())
-            .sum();
-        let idle = self.workers.values().filter(|worker| {
-            self.is_alive(worker, now) && !worker.draining && self.leases_of(&worker.id).next().is_none()
-        });
-        effects.commands.extend(idle.take(ready).map(|worker| Command::Wake(worker.id.clone())));
+        let jobs = self.jobs.values().filter(|job| job.is_running());
+        let ready = jobs.flat_map(|job| self.tasks_of(job).filter(|task| self.is_ready(job, task)));
+        let ready: Vec<TaskId> = ready.map(|task| task.id.clone()).collect();
+        if ready.is_empty() {
+            return;
+        }
+        let busy = self.busy(f64::INFINITY);
+        let idle = self.workers.values().filter(|worker| self.is_open(worker, &busy, now));
+        let mut idle: Vec<&WorkerId> = idle.map(|worker| &worker.id).collect();
+        if ready.len() < idle.len() {
+            idle.sort_by_cached_key(|worker| Reverse(self.placement.most(&ready, worker)));
+        }
+        effects.commands.extend(idle.into_iter().take(ready.len()).map(|worker| Command::Wake(worker.clone())));
     }
 }
 

@@ -40,6 +40,7 @@ impl Task {
                 epoch: lease.epoch,
                 worker: WorkerId::new(record.worker_id)?,
                 deadline,
+                held: None,
                 progress: None,
                 verifying: false,
             }),

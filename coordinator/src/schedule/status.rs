@@ -44,6 +44,7 @@ impl State {
                 tasks,
                 silent_ms: now.monotonic.saturating_sub(worker.last_seen).as_millis() as u64,
                 version: worker.version.clone(),
+                cached_shards: self.placement.stated(&worker.id) as u32,
             }
         });
         workers.collect()
@@ -147,6 +148,7 @@ impl State {
             attempts: task.attempts,
             failures: task.failures,
             last_failure: task.last_failure.clone(),
+            held: task.leased().and_then(|leased| leased.held),
         }
     }
 
@@ -168,7 +170,8 @@ impl State {
     }
 }
 
-fn fraction(task: &Task) -> f64 {
+/// How much of the task is done, as far as that was reported.
+pub(super) fn fraction(task: &Task) -> f64 {
     match &task.phase {
         Phase::Committed => 1.0,
         Phase::Leased(Leased { progress: Some(progress), .. }) if progress.steps > 0 => {

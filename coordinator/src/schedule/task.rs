@@ -43,6 +43,9 @@ pub struct Leased {
     pub worker: WorkerId,
     /// When the lease ends unless it is renewed, as [`super::Now::monotonic`].
     pub deadline: Duration,
+    /// The share of its shards' bytes that the worker's node held when it was leased. Unknown of other tasks than distill
+    /// ones, and after a restart.
+    pub held: Option<f64>,
     /// The last report.
     pub progress: Option<v1::Progress>,
     /// Whether the reported output is being checked.

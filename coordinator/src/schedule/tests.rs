@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use deltaconv_proto::ids::{AttemptId, JobId, TaskId, WorkerId};
-use deltaconv_proto::keys;
 use deltaconv_proto::v1::{self, attempt_report::State as Report};
+use deltaconv_proto::{digest, keys};
 use proptest::prelude::*;
 
 use super::*;
 use crate::store::{MemoryStore, Store};
 
+mod placement;
 mod retention;
 
 const TTL: Duration = Duration::from_secs(10);
@@ -62,6 +63,8 @@ struct Coordinator {
     commands: Vec<Command>,
     /// How often each task's output was accepted.
     commits: BTreeMap<TaskId, u32>,
+    /// What the workers' nodes hold.
+    caches: BTreeMap<WorkerId, v1::NodeCache>,
 }
 
 impl Coordinator {
@@ -70,7 +73,8 @@ impl Coordinator {
         let now = Now { monotonic: Duration::ZERO, unix_ms: 1_000 };
         let records = store.load().expect("memory");
         let (state, _) = State::restore(settings(), records, now).expect("empty");
-        Self { state, store, now, commands: Vec::new(), commits: BTreeMap::new() }
+        let (commands, commits, caches) = Default::default();
+        Self { state, store, now, commands, commits, caches }
     }
 
     fn run<R>(&mut self, transition: impl FnOnce(&mut State, Now, &mut Effects) -> R) -> R {
@@ -79,6 +83,7 @@ impl Coordinator {
         let result = transition(&mut self.state, self.now, &mut effects);
         self.store.apply(&effects.writes).expect("memory");
         self.commands.extend(effects.commands);
+        placement::assert_is_current(&self.state);
         for (id, committed) in self.committed() {
             if committed && !before.get(&id).copied().unwrap_or(false) {
                 *self.commits.entry(id).or_default() += 1;
@@ -115,8 +120,14 @@ impl Coordinator {
     }
 
     fn sync(&mut self, worker: &WorkerId, attempts: Vec<v1::AttemptReport>) -> v1::SyncResponse {
-        let request = v1::SyncRequest { worker_id: worker.to_string(), attempts, ..v1::SyncRequest::default() };
-        self.run(|state, now, effects| state.sync(&request, now, effects)).expect("known")
+        let (worker_id, cache, is_free) = (worker.to_string(), self.caches.get(worker).cloned(), attempts.is_empty());
+        let request = v1::SyncRequest { worker_id, attempts, cache, ..v1::SyncRequest::default() };
+        let response = self.run(|state, now, effects| state.sync(&request, now, effects)).expect("known");
+        let waits = |job: &Job| self.state.tasks_of(job).any(|task| self.state.is_ready(job, task));
+        let waiting = self.state.jobs.values().any(|job| job.is_running() && waits(job));
+        let idles = is_free && self.state.leases_of(worker).next().is_none();
+        assert!(!(idles && waiting), "a worker that asks is given a task that is ready");
+        response
     }
 
     fn wait(&mut self, time: Duration) {
@@ -156,6 +167,12 @@ fn object(key: &str) -> v1::ObjectRef {
     v1::ObjectRef { key: key.into(), size: 1, digest: "0".repeat(64) }
 }
 
+/// A shard, whose bytes are the same whoever writes it.
+fn shard(layer: &str, range: &v1::SampleRange, attempt: &AttemptId) -> v1::ObjectRef {
+    let digest = digest::of(format!("{layer}/{}", keys::range(range)).as_bytes());
+    v1::ObjectRef { key: keys::shard(0, layer, range, attempt), size: 100, digest }
+}
+
 /// What a worker would report for the task that it was given.
 fn done(start: &v1::Start) -> v1::Done {
     let (task, lease) = (start.task.clone().expect("a task"), start.lease.clone().expect("a lease"));
@@ -169,7 +186,7 @@ fn done(start: &v1::Start) -> v1::Done {
         v1::task_spec::Kind::Capture(capture) => {
             let shard = |layer: &String| v1::ShardRef {
                 layer: layer.clone(),
-                object: Some(object(&keys::shard(capture.round, layer, &capture.range.expect("a range"), &attempt))),
+                object: Some(shard(layer, &capture.range.expect("a range"), &attempt)),
             };
             v1::done::Output::Capture(v1::CaptureOutput { shards: capture.layers.iter().map(shard).collect() })
         }
@@ -435,6 +452,11 @@ enum Fault {
     BreakShard {
         worker: usize,
     },
+    /// What the worker's node holds is another part of the shards from now on.
+    Cache {
+        worker: usize,
+        version: u64,
+    },
 }
 
 fn fault() -> impl Strategy<Value = Fault> {
@@ -446,7 +468,8 @@ fn fault() -> impl Strategy<Value = Fault> {
         1 => Just(Fault::CoordinatorCrash),
         1 => worker.clone().prop_map(|worker| Fault::WorkerCrash { worker }),
         4 => (0..12_u32).prop_map(|n| Fault::CarryOut { fails: n == 0 }),
-        1 => worker.prop_map(|worker| Fault::BreakShard { worker }),
+        1 => worker.clone().prop_map(|worker| Fault::BreakShard { worker }),
+        2 => (worker, 0..64_u64).prop_map(|(worker, version)| Fault::Cache { worker, version }),
     ]
 }
 
@@ -510,6 +533,9 @@ proptest! {
                             other => c.commands.push(other),
                         }
                     }
+                }
+                Fault::Cache { worker, version } => {
+                    c.caches.insert(workers[worker].id.clone(), placement::part(version));
                 }
                 Fault::BreakShard { worker } => {
                     let worker = &mut workers[worker];

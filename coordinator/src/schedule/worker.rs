@@ -25,6 +25,12 @@ pub struct Worker {
     pub draining: bool,
 }
 
+impl Worker {
+    fn is_alive(&self, lease_ttl: Duration, now: Now) -> bool {
+        now.monotonic < self.last_seen + lease_ttl
+    }
+}
+
 impl State {
     /// A worker joins; it is given an id of its own, also when it was here before under another.
     pub fn join(&mut self, request: v1::JoinRequest, now: Now, effects: &mut Effects) -> Result<WorkerId, Error> {
@@ -47,11 +53,13 @@ impl State {
 
     /// Whether the worker was heard of within the time of a lease.
     pub(super) fn is_alive(&self, worker: &Worker, now: Now) -> bool {
-        now.monotonic < worker.last_seen + self.settings.lease_ttl
+        worker.is_alive(self.settings.lease_ttl, now)
     }
 
-    /// Forgets workers that have long been lost.
+    /// Forgets workers that have long been lost, and at once what lost ones said of their nodes.
     pub(super) fn forget_lost_workers(&mut self, now: Now, effects: &mut Effects) {
+        let lease_ttl = self.settings.lease_ttl;
+        self.placement.retain(|id| self.workers.get(id).is_some_and(|worker| worker.is_alive(lease_ttl, now)));
         let forget_before = now.monotonic.saturating_sub(self.settings.forget_workers);
         let has_lease = |id: &WorkerId| self.tasks.values().any(|t| t.leased().is_some_and(|l| &l.worker == id));
         let gone: Vec<WorkerId> = self

@@ -39,6 +39,10 @@ pub(super) struct Agent {
     shared: Shared,
     ended: mpsc::UnboundedReceiver<(v1::Lease, Outcome)>,
     leave_by: Option<Instant>,
+    /// What the cache's folder held when this worker last had nothing to do.
+    cache: v1::NodeCache,
+    /// The version of it that the coordinator knows.
+    known_cache: u64,
 }
 
 enum Event {
@@ -57,7 +61,16 @@ impl Agent {
             checkpoint_interval: connection.checkpoint_interval,
             ended: sender,
         };
-        Self { options, connection, attempts: HashMap::new(), shared, ended, leave_by: None }
+        Self {
+            options,
+            connection,
+            attempts: HashMap::new(),
+            shared,
+            ended,
+            leave_by: None,
+            cache: v1::NodeCache::default(),
+            known_cache: 0,
+        }
     }
 
     /// Works until `shutdown`, then hands back what it holds.
@@ -105,8 +118,11 @@ impl Agent {
 
     /// Whatever happens first. A call that waits is given up when there is something new to say: the next one says all.
     async fn next_event(&mut self, shutdown: &CancellationToken) -> Event {
-        let request = self.request();
         let leaving = self.leave_by.is_some();
+        if self.attempts.is_empty() && !leaving {
+            self.look_at_cache().await;
+        }
+        let request = self.request();
         tokio::select! {
             biased;
             Some((lease, outcome)) = self.ended.recv() => Event::Ended(lease, outcome),
@@ -125,6 +141,21 @@ impl Agent {
             attempts: self.attempts.values().map(Attempt::report).collect(),
             hold_ms: hold.as_millis() as u64,
             draining: self.leave_by.is_some(),
+            cache: Some(self.statement()),
+        }
+    }
+
+    /// Before it asks for work, since what it is given follows from it.
+    async fn look_at_cache(&mut self) {
+        let cache = self.shared.cache.clone();
+        // A fault in there says nothing, which costs time alone.
+        self.cache = tokio::task::spawn_blocking(move || cache.statement()).await.unwrap_or_default();
+    }
+
+    fn statement(&self) -> v1::NodeCache {
+        match self.cache.version == self.known_cache {
+            true => v1::NodeCache { version: self.cache.version, shards: Vec::new() },
+            false => self.cache.clone(),
         }
     }
 
@@ -146,6 +177,7 @@ impl Agent {
 
     /// Does what the coordinator says. False if the worker ends instead.
     async fn take(&mut self, response: v1::SyncResponse, shutdown: &CancellationToken) -> Result<bool, Error> {
+        self.known_cache = response.cache_version;
         if response.rejoin {
             tracing::warn!("the coordinator has forgotten this worker; joining again");
             self.stop_all(Stop::Fenced);

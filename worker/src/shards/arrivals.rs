@@ -1,6 +1,7 @@
 //! The thread that brings a layer's shards: reads them in the order in which training takes them, checks them, and puts
 //! each where there is room, nearest first: the GPU's memory, the host's, the node's folder.
 
+use std::fs::File;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -132,7 +133,7 @@ struct Current {
 
 enum Goal {
     Memory { parts: Vec<Memory>, share: Option<Share>, on_device: bool },
-    Away { digests: Box<Digests>, writing: Option<Writing>, is_held: bool },
+    Away { digests: Box<Digests>, writing: Option<Writing>, held: Option<File> },
 }
 
 impl Receiver {
@@ -149,11 +150,12 @@ impl Receiver {
         let mut distrusted: Option<usize> = None;
         while next < shards.len() && self.is_wanted() {
             let result = self.receive_from(shards, &mut next, distrusted);
-            let cached = shards.get(next).and_then(|shard| self.cache.folder.as_ref()?.find(&shard.object));
-            match (result, cached, &self.cache.folder) {
-                (Err(error), Some(_), Some(folder)) if distrusted != Some(next) => {
+            match (result, &self.cache.folder, shards.get(next)) {
+                (Err(error), Some(folder), Some(Incoming { object, .. }))
+                    if distrusted != Some(next) && folder.open_file(object).is_some() =>
+                {
                     tracing::warn!(%error, "a file of the cache is broken; reading from the store");
-                    folder.remove(&shards[next].object);
+                    folder.remove(object);
                     distrusted = Some(next);
                 }
                 (result, ..) => result?,
@@ -235,9 +237,8 @@ impl Receiver {
         {
             let place = match goal {
                 Goal::Memory { parts, share, .. } => Place::Near(parts, share),
-                Goal::Away { digests, writing, is_held } => {
+                Goal::Away { digests, writing, held } => {
                     let written = writing.and_then(|writing| writing.finish().ok());
-                    let held = is_held.then(|| self.cache.folder.as_ref()?.file_of(&incoming.object)).flatten();
                     Place::Away(Away::new(incoming.object.clone(), written.or(held), digests.finish()))
                 }
             };
@@ -262,17 +263,17 @@ impl Receiver {
             let share = Some(self.cache.memory.force(size));
             return Goal::Memory { parts: Vec::new(), share, on_device: false };
         }
-        let (mut writing, mut is_held) = (None, false);
+        let (mut writing, mut held) = (None, None);
         if let Some(folder) = &self.cache.folder {
-            is_held = folder.find(&incoming.object).is_some();
-            if !is_held {
+            held = folder.open_file(&incoming.object);
+            if held.is_none() {
                 writing = folder.begin(&incoming.object, self.began).unwrap_or_else(|error| {
                     tracing::warn!(%error, "the cache's folder can't be written; samples are read from the store");
                     None
                 });
             }
         }
-        Goal::Away { digests: Box::new(Digests::new(layout)), writing, is_held }
+        Goal::Away { digests: Box::new(Digests::new(layout)), writing, held }
     }
 
     /// In the GPU's memory if it has any left, which its budget only guesses.

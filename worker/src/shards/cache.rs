@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use deltaconv_proto::objects::Outgoing;
+use deltaconv_proto::v1::NodeCache;
 
 use super::{Budget, Folder};
 
@@ -51,6 +52,15 @@ impl Cache {
             [options.reading, options.writing].map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
         let outgoing = Outgoing::new(writing);
         Ok(Self { device: options.device, memory: Budget::new(memory), folder, reading, outgoing })
+    }
+
+    /// What the folder holds. Lists it, which takes milliseconds for thousands of files.
+    pub(crate) fn statement(&self) -> NodeCache {
+        let Some(folder) = &self.folder else { return NodeCache::default() };
+        folder.statement().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the cache's folder can't be listed; the coordinator doesn't know what it holds");
+            NodeCache::default()
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Shards kept in a folder of the node, which all its workers share: each in a file that is named by its digest, and
 //! verified whenever it is read.
 
+use std::cmp::Reverse;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use deltaconv_proto::digest;
 use deltaconv_proto::objects::Objects;
-use deltaconv_proto::v1::ObjectRef;
+use deltaconv_proto::v1::{NodeCache, ObjectRef};
 use url::Url;
 
 /// Files that are being written end like this.
@@ -22,6 +23,14 @@ pub(crate) struct Folder {
     path: PathBuf,
     objects: Objects,
     limit: u64,
+}
+
+/// A file of the folder, whatever it is.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Listed {
+    used: SystemTime,
+    bytes: u64,
+    name: String,
 }
 
 /// A file that is being written. Removed when it is dropped unfinished.
@@ -42,18 +51,32 @@ impl Folder {
         Ok(Self { path, objects, limit })
     }
 
-    /// What the folder has of an object, if it has it. It counts as used now.
-    pub(super) fn find(&self, object: &ObjectRef) -> Option<(Objects, ObjectRef)> {
+    /// Opens what the folder has of an object, if it has it. It counts as used now.
+    pub(super) fn open_file(&self, object: &ObjectRef) -> Option<File> {
         let file = File::open(self.file(object)?).ok()?;
         (file.metadata().ok()?.len() == object.size).then_some(())?;
         // A file that can't be marked as used is only removed earlier.
         let _ = file.set_modified(SystemTime::now());
+        Some(file)
+    }
+
+    /// Where to read an object in the folder, if it has it. It counts as used now.
+    pub(super) fn find(&self, object: &ObjectRef) -> Option<(Objects, ObjectRef)> {
+        self.open_file(object)?;
         Some((self.objects.clone(), ObjectRef { key: object.digest.clone(), ..object.clone() }))
     }
 
-    /// Opens what the folder has of an object.
-    pub(super) fn file_of(&self, object: &ObjectRef) -> Option<File> {
-        File::open(self.file(object)?).ok()
+    /// What the folder holds, as the coordinator is told: of what was used last, as much as a statement takes.
+    pub(super) fn statement(&self) -> io::Result<NodeCache> {
+        let mut files = self.files()?;
+        files.sort_by_key(|file| Reverse(file.used));
+        let prefixes = files.iter().filter_map(|file| digest::prefix(&file.name));
+        let mut shards: Vec<u64> = prefixes.take(digest::MAX_STATED).collect();
+        // The same for the same shards, in whatever order they were used.
+        shards.sort_unstable();
+        let bytes: Vec<u8> = shards.iter().flat_map(|shard| shard.to_le_bytes()).collect();
+        let version = digest::prefix(&digest::of(&bytes)).filter(|_| !shards.is_empty()).map_or(0, |it| it.max(1));
+        Ok(NodeCache { version, shards })
     }
 
     /// Removes an object that turned out to be broken.
@@ -83,28 +106,37 @@ impl Folder {
     }
 
     fn make_room(&self, bytes: u64, began: SystemTime) -> io::Result<bool> {
-        let mut files = Vec::new();
-        for entry in fs::read_dir(&self.path)? {
-            let path = entry?.path();
-            // Another worker may have removed it since.
-            let Ok(metadata) = fs::metadata(&path) else { continue };
-            let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            let is_abandoned = name.ends_with(UNFINISHED) && used.elapsed().is_ok_and(|age| age > ABANDONED);
-            let is_removable = is_abandoned || (digest::is_valid(&name) && used < began);
-            files.push((used, metadata.len(), is_removable, path));
-        }
+        let mut files = self.files()?;
         files.sort();
-        let mut held: u64 = files.iter().map(|(_, bytes, ..)| bytes).sum();
-        for (_, size, is_removable, path) in files {
+        let mut held: u64 = files.iter().map(|file| file.bytes).sum();
+        for file in files {
             if held.saturating_add(bytes) <= self.limit {
                 break;
             }
-            if is_removable && fs::remove_file(&path).is_ok() {
-                held -= size;
+            if file.is_removable(began) && fs::remove_file(self.path.join(&file.name)).is_ok() {
+                held -= file.bytes;
             }
         }
         Ok(held.saturating_add(bytes) <= self.limit)
+    }
+
+    fn files(&self) -> io::Result<Vec<Listed>> {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            // Another worker may have removed it since.
+            let Ok(metadata) = fs::metadata(entry.path()) else { continue };
+            let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+            files.push(Listed { used, bytes: metadata.len(), name: entry.file_name().to_string_lossy().into_owned() });
+        }
+        Ok(files)
+    }
+}
+
+impl Listed {
+    fn is_removable(&self, began: SystemTime) -> bool {
+        let is_abandoned = self.name.ends_with(UNFINISHED) && self.used.elapsed().is_ok_and(|age| age > ABANDONED);
+        is_abandoned || (digest::is_valid(&self.name) && self.used < began)
     }
 }
 
@@ -151,7 +183,7 @@ mod tests {
         let old = SystemTime::now() - Duration::from_secs(60);
         assert!(put(&folder, a, old) && put(&folder, b, old));
         let used = |bytes, seconds| {
-            let file = folder.file_of(&object(bytes)).expect("there");
+            let file = folder.open_file(&object(bytes)).expect("there");
             file.set_modified(old + Duration::from_secs(seconds)).expect("set");
         };
         used(a, 2);
@@ -163,6 +195,36 @@ mod tests {
         // What was found counts as used.
         assert!(!put(&folder, b, old + Duration::from_secs(50)));
         assert!(!put(&folder, &[0; 11], SystemTime::now() + Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn what_is_stated_is_what_is_held_and_was_used_last() {
+        let path = tempfile::tempdir().expect("a folder");
+        let folder = Folder::open(path.path(), 1 << 20).expect("opens");
+        let statement = || folder.statement().expect("listed");
+        assert_eq!(statement(), NodeCache::default());
+        let (a, b) = (&b"aaaa"[..], &b"bbbb"[..]);
+        let prefix = |bytes| digest::prefix(&digest::of(bytes)).expect("a digest");
+        assert!(put(&folder, a, SystemTime::now()));
+        let of_one = statement();
+        assert_eq!((of_one.version != 0, of_one.shards), (true, vec![prefix(a)]));
+        fs::write(path.path().join("foreign"), b"").expect("writes");
+        let writing = folder.begin(&object(b), SystemTime::now()).expect("begins").expect("fits");
+        assert_eq!(statement().version, of_one.version);
+        drop(writing);
+        assert!(put(&folder, b, SystemTime::now()));
+        let of_both = statement();
+        assert_ne!(of_both.version, of_one.version);
+        let later = SystemTime::now() + Duration::from_secs(60);
+        folder.open_file(&object(a)).expect("there").set_modified(later).expect("set");
+        assert_eq!(statement(), of_both);
+
+        for other in 0..digest::MAX_STATED {
+            File::create(path.path().join(digest::of(&other.to_le_bytes()))).expect("made");
+        }
+        let as_many = statement().shards;
+        assert_eq!(as_many.len(), digest::MAX_STATED);
+        assert!(as_many.contains(&prefix(a)) && !as_many.contains(&prefix(b)));
     }
 
     #[test]

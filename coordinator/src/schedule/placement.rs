@@ -1,0 +1,260 @@
+//! What the nodes' cache folders hold of the shards that distill tasks read, as workers state it: kept by task, so that a
+//! worker that asks for work costs no look at shards.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use deltaconv_proto::digest;
+use deltaconv_proto::ids::{JobId, TaskId, WorkerId};
+use deltaconv_proto::v1::{self, NodeCache, ObjectRef};
+
+use super::{Kind, State};
+
+/// A node's cache counts from this part of a task's bytes on. Below it the longest task first saves more time.
+const WORTH: u64 = 4;
+
+/// The shards of distill tasks, and who holds them. What it says is never needed, and is lost with the process: workers
+/// state it again.
+#[derive(Debug, Default)]
+pub(super) struct Placement {
+    /// By their digests' prefixes: each task that reads the shard, and its bytes.
+    shards: BTreeMap<u64, Vec<(TaskId, u64)>>,
+    tasks: BTreeMap<TaskId, Reads>,
+    stated: BTreeMap<WorkerId, Stated>,
+}
+
+/// What a task reads.
+#[derive(Debug, Default)]
+struct Reads {
+    shards: usize,
+    bytes: u64,
+    /// How many of its bytes the worker's node holds. None of them is 0.
+    held: BTreeMap<WorkerId, u64>,
+}
+
+/// What a worker said of its node.
+#[derive(Clone, Debug)]
+struct Stated {
+    version: u64,
+    /// In order, each once.
+    shards: Box<[u64]>,
+}
+
+/// How well a task suits the worker that asks, the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Fit {
+    /// So many of its bytes are on the worker's node.
+    Held(Reverse<u64>),
+    /// It is as well done elsewhere.
+    Anywhere,
+    /// Another worker that is about to ask has more of it near. Whoever asks gets it nevertheless where nothing else of
+    /// its job's stage is ready: no task waits for a worker.
+    Awaited,
+}
+
+impl Placement {
+    /// Takes what a worker states, if it says what was not known.
+    pub(super) fn state(&mut self, worker: &WorkerId, cache: &NodeCache) {
+        let is_new = self.version(worker) != cache.version;
+        // Without them it only asks whether they are known.
+        if !is_new || cache.shards.is_empty() && cache.version != 0 {
+            return;
+        }
+        self.forget(worker);
+        if cache.version == 0 {
+            return;
+        }
+        let mut shards: Vec<u64> = cache.shards.iter().copied().take(digest::MAX_STATED).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        for (task, bytes) in shards.iter().filter_map(|shard| self.shards.get(shard)).flatten() {
+            if let Some(reads) = self.tasks.get_mut(task) {
+                reads.hold(worker, *bytes);
+            }
+        }
+        self.stated.insert(worker.clone(), Stated { version: cache.version, shards: shards.into() });
+    }
+
+    /// The version of what the worker stated; 0 if nothing is known.
+    pub(super) fn version(&self, worker: &WorkerId) -> u64 {
+        self.stated.get(worker).map_or(0, |stated| stated.version)
+    }
+
+    /// How many shards the worker stated.
+    pub(super) fn stated(&self, worker: &WorkerId) -> usize {
+        self.stated.get(worker).map_or(0, |stated| stated.shards.len())
+    }
+
+    /// Forgets what the worker stated.
+    pub(super) fn forget(&mut self, worker: &WorkerId) {
+        if self.stated.remove(worker).is_some() {
+            for reads in self.tasks.values_mut() {
+                reads.held.remove(worker);
+            }
+        }
+    }
+
+    /// Forgets what those stated that `is_here` isn't true of.
+    pub(super) fn retain(&mut self, is_here: impl Fn(&WorkerId) -> bool) {
+        let gone: Vec<WorkerId> = self.stated.keys().filter(|worker| !is_here(worker)).cloned().collect();
+        gone.iter().for_each(|worker| self.forget(worker));
+    }
+
+    /// The task reads this shard, too, from now on.
+    pub(super) fn add(&mut self, task: &TaskId, shard: &ObjectRef) {
+        let reads = self.tasks.entry(task.clone()).or_default();
+        reads.shards += 1;
+        reads.bytes = reads.bytes.saturating_add(shard.size);
+        let Some(prefix) = digest::prefix(&shard.digest) else { return };
+        self.shards.entry(prefix).or_default().push((task.clone(), shard.size));
+        for (worker, _) in self.stated.iter().filter(|(_, stated)| stated.holds(prefix)) {
+            reads.hold(worker, shard.size);
+        }
+    }
+
+    /// The task doesn't read this shard any more.
+    pub(super) fn remove(&mut self, task: &TaskId, shard: &ObjectRef) {
+        let Some(reads) = self.tasks.get_mut(task) else { return };
+        reads.shards = reads.shards.saturating_sub(1);
+        reads.bytes = reads.bytes.saturating_sub(shard.size);
+        let Some(prefix) = digest::prefix(&shard.digest) else { return };
+        let Some(readers) = self.shards.get_mut(&prefix) else { return };
+        let Some(position) = readers.iter().position(|reader| reader.0 == *task) else { return };
+        readers.swap_remove(position);
+        if readers.is_empty() {
+            self.shards.remove(&prefix);
+        }
+        for (worker, _) in self.stated.iter().filter(|(_, stated)| stated.holds(prefix)) {
+            reads.lose(worker, shard.size);
+        }
+    }
+
+    /// Nobody will work on these tasks any more.
+    pub(super) fn end(&mut self, tasks: &[TaskId]) {
+        let known = tasks.iter().filter(|task| self.tasks.remove(task).is_some()).count();
+        if known > 0 {
+            let tasks = &self.tasks;
+            self.shards.retain(|_, readers| {
+                readers.retain(|(task, _)| tasks.contains_key(task));
+                !readers.is_empty()
+            });
+        }
+    }
+
+    /// How many shards of the task stand.
+    pub(super) fn standing(&self, task: &TaskId) -> usize {
+        self.tasks.get(task).map_or(0, |reads| reads.shards)
+    }
+
+    /// The share of the task's bytes that the worker's node holds. `None` of a task that reads no shards.
+    pub(super) fn share(&self, task: &TaskId, worker: &WorkerId) -> Option<f64> {
+        let reads = self.tasks.get(task).filter(|reads| reads.bytes > 0)?;
+        Some(reads.of(worker) as f64 / reads.bytes as f64)
+    }
+
+    /// How well the task suits the worker, where those that `is_asking` is true of may ask soon, too.
+    pub(super) fn fit(&self, task: &TaskId, worker: &WorkerId, is_asking: impl Fn(&WorkerId) -> bool) -> Fit {
+        let Some(reads) = self.tasks.get(task) else { return Fit::Anywhere };
+        let (own, worth) = (reads.of(worker), reads.worth());
+        let others = reads.held.iter().filter(|(other, _)| *other != worker && is_asking(other));
+        let most = others.map(|(_, bytes)| *bytes).max().unwrap_or(0);
+        match () {
+            () if most >= own.saturating_add(worth) => Fit::Awaited,
+            () if own >= worth => Fit::Held(Reverse(own)),
+            () => Fit::Anywhere,
+        }
+    }
+
+    /// The most that the worker's node holds of one of these tasks, in bytes.
+    pub(super) fn most(&self, tasks: &[TaskId], worker: &WorkerId) -> u64 {
+        let reads = tasks.iter().filter_map(|task| self.tasks.get(task));
+        reads.map(|reads| reads.of(worker)).max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+impl Placement {
+    /// What workers stated, and nothing else.
+    pub(super) fn without_tasks(&self) -> Self {
+        Self { stated: self.stated.clone(), ..Self::default() }
+    }
+}
+
+impl Reads {
+    fn of(&self, worker: &WorkerId) -> u64 {
+        self.held.get(worker).copied().unwrap_or(0)
+    }
+
+    fn worth(&self) -> u64 {
+        (self.bytes / WORTH).max(1)
+    }
+
+    fn hold(&mut self, worker: &WorkerId, bytes: u64) {
+        if bytes > 0 {
+            let held = self.held.entry(worker.clone()).or_default();
+            *held = held.saturating_add(bytes);
+        }
+    }
+
+    fn lose(&mut self, worker: &WorkerId, bytes: u64) {
+        let Some(held) = self.held.get_mut(worker) else { return };
+        *held = held.saturating_sub(bytes);
+        if *held == 0 {
+            self.held.remove(worker);
+        }
+    }
+}
+
+impl Stated {
+    fn holds(&self, prefix: u64) -> bool {
+        self.shards.binary_search(&prefix).is_ok()
+    }
+}
+
+impl State {
+    /// The share of its shards' bytes that the worker's node held when this lease was given, as far as that is known.
+    pub fn held(&self, lease: &v1::Lease) -> Option<f64> {
+        let task = self.tasks.get(&TaskId::new(lease.task_id.clone()).ok()?)?;
+        task.leased().filter(|_| task.holds(lease))?.held
+    }
+
+    /// Counts all shards that stand of a job.
+    pub(super) fn place_job(&mut self, id: &JobId) {
+        let Some(job) = self.jobs.get(id) else { return };
+        for task in job.tasks.clone() {
+            self.place(&task);
+        }
+    }
+
+    /// Counts the shards that a capture task wrote.
+    pub(super) fn place(&mut self, capture: &TaskId) {
+        for (reader, shard) in self.readers(capture) {
+            self.placement.add(&reader, &shard);
+        }
+    }
+
+    /// Counts the shards that a capture task wrote no more, before they change.
+    pub(super) fn displace(&mut self, capture: &TaskId) {
+        for (reader, shard) in self.readers(capture) {
+            self.placement.remove(&reader, &shard);
+        }
+    }
+
+    /// The shards of a capture task, each with the distill task that reads it.
+    pub(super) fn readers(&self, capture: &TaskId) -> Vec<(TaskId, ObjectRef)> {
+        let Some((task, job)) = self.tasks.get(capture).and_then(|task| Some((task, self.jobs.get(&task.job)?))) else {
+            return Vec::new();
+        };
+        if task.shards.is_empty() {
+            return Vec::new();
+        }
+        let readers = self.tasks_of(job).filter_map(|reader| match reader.kind {
+            Kind::Distill { layer, .. } => {
+                let shard = task.shards.get(&job.plan.layers.get(layer)?.name)?;
+                Some((reader.id.clone(), shard.clone()))
+            }
+            Kind::Synthesise { .. } | Kind::Capture { .. } | Kind::Evaluate(_) => None,
+        });
+        readers.collect()
+    }
+}
