@@ -212,6 +212,7 @@ pub(crate) struct RecipeTable {
     pub(crate) scales: Vec<f64>,
     pub(crate) kernel_sizes: BTreeMap<String, u32>,
     pub(crate) keep: Vec<String>,
+    pub(crate) store: Option<String>,
 }
 
 impl Default for RecipeTable {
@@ -232,6 +233,7 @@ impl Default for RecipeTable {
             scales: vec![1.0, 0.5],
             kernel_sizes: BTreeMap::new(),
             keep: Vec::new(),
+            store: None,
         }
     }
 }
@@ -308,6 +310,7 @@ pub(crate) fn spec(
             scales: recipe.scales,
             kernel_sizes: recipe.kernel_sizes,
             keep: recipe.keep,
+            store: recipe.store,
         }),
         evaluation: Some(v1::Evaluation {
             samples: evaluation.samples,

@@ -2,6 +2,7 @@
 
 use deltaconv_proto::ids::{JobId, TaskId};
 use deltaconv_proto::objects::Objects;
+use deltaconv_proto::shard::Contents;
 use deltaconv_proto::v1;
 use futures::TryStreamExt;
 use tokio::runtime::Handle;
@@ -77,7 +78,7 @@ async fn check(
     let (Some(job), Some(plan), Some(kind)) = (&spec.job, &spec.plan, &spec.kind) else { return Err(None) };
     let Some(output) = &done.output else { return Err(Some("the report names no output".into())) };
     let objects = Objects::open(&job.output_url).map_err(|_| None)?;
-    let expectation = Expectation { plan, task, attempt, kind };
+    let expectation = Expectation { plan, contents: Contents::of(job), task, attempt, kind };
     verify::verify(&objects, output, &expectation).await.map_err(|error| {
         let of_output = error.is_of_output();
         if !of_output {

@@ -5,6 +5,7 @@
 //! and the report of a few megabytes, are left out.
 
 use deltaconv_proto::block;
+use deltaconv_proto::shard::Contents;
 use deltaconv_proto::v1::{Evaluation, JobPlan, JobSpec, LayerPlan, StagePlan};
 use deltaconv_proto::weights::Files;
 
@@ -17,11 +18,13 @@ const CHECKPOINT_COPIES: u64 = 4;
 /// Models of which pictures are drawn: teacher, student, and the teacher without attention.
 const DRAWN: u64 = 3;
 
-/// Bytes of all shards: input and output of every layer and sample.
+/// Bytes of all shards: input and output of every layer and sample, or inputs alone.
 pub(super) fn capture(spec: &JobSpec, layers: &[LayerPlan]) -> u64 {
     let ranges = capture_ranges(spec);
     let samples: u64 = ranges.iter().map(|range| u64::from(range.end - range.start)).sum();
-    let of_layer = |layer| samples.saturating_mul(layers::sample_bytes(layer)) + ranges.len() as u64 * HEADER_BYTES;
+    let of_layer = |layer| {
+        samples.saturating_mul(layers::sample_bytes(layer, Contents::of(spec))) + ranges.len() as u64 * HEADER_BYTES
+    };
     layers.iter().map(of_layer).fold(0, u64::saturating_add)
 }
 
@@ -42,11 +45,16 @@ pub(super) fn weights(files: &Files) -> u64 {
 
 /// The converted model's denoiser: the teacher's without what is replaced, and the blocks.
 fn student(teacher: &Files, layers: &[LayerPlan]) -> u64 {
-    let replaced: Vec<String> = layers.iter().map(|layer| block::replaced_prefix(&layer.name)).collect();
-    let frozen = teacher.tensors().filter(|(name, _)| !replaced.iter().any(|prefix| name.starts_with(prefix)));
-    let frozen: u64 = frozen.map(|(_, tensor)| tensor.end - tensor.start).sum();
+    let all: u64 = teacher.tensors().map(|(_, tensor)| tensor.end - tensor.start).sum();
     let headers: u64 = teacher.files.iter().map(|file| file.header.header_len).sum();
-    headers + frozen + blocks(layers)
+    headers + all - replaced(teacher, layers) + blocks(layers)
+}
+
+/// The teacher's attention that blocks take the place of.
+fn replaced(teacher: &Files, layers: &[LayerPlan]) -> u64 {
+    let prefixes: Vec<String> = layers.iter().map(|layer| block::replaced_prefix(&layer.name)).collect();
+    let replaced = teacher.tensors().filter(|(name, _)| prefixes.iter().any(|prefix| name.starts_with(prefix)));
+    replaced.map(|(_, tensor)| tensor.end - tensor.start).sum()
 }
 
 fn blocks(layers: &[LayerPlan]) -> u64 {
@@ -76,6 +84,11 @@ pub(super) struct Read<'a> {
 /// The stages that a job has, in order.
 pub(super) fn stages(spec: &JobSpec, plan: &JobPlan, read: &Read<'_>) -> Vec<StagePlan> {
     let Read { denoiser, data, copied, .. } = *read;
+    // What outputs are computed from again.
+    let attention = match Contents::of(spec) {
+        Contents::Activations => 0,
+        Contents::Inputs => replaced(denoiser, &plan.layers),
+    };
     let (blocks, parts) = (blocks(&plan.layers), evaluation(spec, plan));
     // A worker loads the two together.
     let models = weights(denoiser) + read.vae.map_or(0, weights);
@@ -86,7 +99,7 @@ pub(super) fn stages(spec: &JobSpec, plan: &JobPlan, read: &Read<'_>) -> Vec<Sta
     let mut stages = vec![
         stage("capture", plan.capture_tasks, &[plan.capture_bytes], &[models, data.bytes]),
         // A layer's shards are read once and kept, however often training comes back to a sample.
-        stage("distill", plan.distill_tasks, &[plan.checkpoint_bytes, blocks], &[plan.capture_bytes]),
+        stage("distill", plan.distill_tasks, &[plan.checkpoint_bytes, blocks], &[plan.capture_bytes, attention]),
         // The blocks go into the model and into a file of their own.
         stage("assemble", 0, &[plan.output_bytes, copied], &[weights(denoiser), 2 * blocks, copied]),
         // The report reads the parts again.

@@ -38,6 +38,7 @@ impl Job {
                 scales: vec![1.0, 0.5],
                 kernel_sizes: [("mid_block.attentions.0.transformer_blocks.0".to_owned(), 5)].into(),
                 keep: vec![],
+                store: None,
             }),
             evaluation: Some(Evaluation { samples: 64, prompts: 8, ddim_steps: 20, guidance: 2.0 }),
             max_storage: None,

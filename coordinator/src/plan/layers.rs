@@ -1,5 +1,6 @@
 //! Which blocks a job trains: the teacher's layers with what the recipe makes of them.
 
+use deltaconv_proto::shard::Contents;
 use deltaconv_proto::teacher::{Layer, Teacher};
 use deltaconv_proto::v1::{LayerPlan, Map, Recipe};
 use deltaconv_proto::{block, buckets};
@@ -98,12 +99,13 @@ fn plan_layer(teacher: &Teacher, layer: &Layer, maps: Vec<Map>, recipe: &Recipe)
             return Err(invalid("recipe.scales", format!("{:?}", recipe.scales), expected));
         }
     }
-    let shard_bytes = sample_bytes(&plan).saturating_mul(u64::from(recipe.shard_samples));
+    let whole = sample_bytes(&plan, Contents::Activations);
+    let shard_bytes = whole.saturating_mul(u64::from(recipe.shard_samples));
     if shard_bytes > MAX_SHARD_BYTES {
         let expected = format!(
             "it makes a shard of {} {shard_bytes} bytes; at most {} samples stay below {MAX_SHARD_BYTES}",
             layer.name,
-            MAX_SHARD_BYTES / sample_bytes(&plan).max(1)
+            MAX_SHARD_BYTES / whole.max(1)
         );
         return Err(invalid("recipe.shard_samples", recipe.shard_samples, expected));
     }
@@ -123,9 +125,9 @@ fn gate(teacher: &Teacher) -> &'static str {
     }
 }
 
-/// Bytes that one sample takes in a shard, at most: input and output in f16, and the timestep.
-pub(crate) fn sample_bytes(layer: &LayerPlan) -> u64 {
+/// Bytes that one sample takes in a shard, at most: its maps in f16, and the timestep.
+pub(crate) fn sample_bytes(layer: &LayerPlan, contents: Contents) -> u64 {
     let area = |(height, width): buckets::Size| (height as u64).saturating_mul(width as u64);
     let largest = buckets::maps(layer).into_iter().map(area).max().unwrap_or(0);
-    largest.saturating_mul(u64::from(layer.channels)).saturating_mul(2 * 2).saturating_add(8)
+    largest.saturating_mul(u64::from(layer.channels)).saturating_mul(2 * contents.maps() as u64).saturating_add(8)
 }

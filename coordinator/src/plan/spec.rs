@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 
 use deltaconv_proto::ids::JobId;
 use deltaconv_proto::objects::{self, Objects};
+use deltaconv_proto::shard::Contents;
 use deltaconv_proto::teacher::SOLVERS;
 use deltaconv_proto::v1::{Data, Evaluation, Images, JobSpec, Recipe, Synthesis};
 
@@ -161,6 +162,10 @@ fn check_recipe(recipe: &Recipe) -> Result<(), Error> {
     number("recipe.empty_prompt_fraction", recipe.empty_prompt_fraction, 0.0..=1.0)?;
     number("recipe.inter_ratio", recipe.inter_ratio, 1e-3..=2.0)?;
     scales(&recipe.scales)?;
+    let stores = Contents::NAMED.map(|(name, _)| name);
+    if let Some(store) = recipe.store.as_deref().filter(|store| !stores.contains(store)) {
+        return Err(invalid("recipe.store", format!("{store:?}"), format!("one of {}", stores.join(", "))));
+    }
     for (layer, &size) in &recipe.kernel_sizes {
         if !(1..=31).contains(&size) || size.is_multiple_of(2) {
             return Err(invalid(format!("recipe.kernel_sizes.{layer:.200}"), size, "an odd number from 1 to 31"));

@@ -16,7 +16,7 @@ use half::slice::HalfFloatSliceExt;
 
 use crate::buckets;
 use crate::safetensors::{self, Dtype, Header, LENGTH_BYTES, serialize_header};
-use crate::v1::LayerPlan;
+use crate::v1::{JobSpec, LayerPlan};
 
 pub use layout::Layout;
 
@@ -71,6 +71,15 @@ pub enum Contents {
 }
 
 impl Contents {
+    /// Each of them, by the name that a recipe has for it.
+    pub const NAMED: [(&str, Self); 2] = [("activations", Self::Activations), ("inputs", Self::Inputs)];
+
+    /// As a job's recipe has it, whose spec was checked.
+    pub fn of(spec: &JobSpec) -> Self {
+        let name = spec.recipe.as_ref().and_then(|recipe| recipe.store.as_deref());
+        Self::NAMED.iter().find(|(named, _)| Some(*named) == name).map_or(Self::Activations, |(_, contents)| *contents)
+    }
+
     /// Maps of each sample.
     pub fn maps(self) -> usize {
         match self {

@@ -204,6 +204,14 @@ impl Teacher {
         }
     }
 
+    /// Whether the layers' projections to queries, keys and values have biases.
+    pub fn attention_bias(&self) -> bool {
+        match self {
+            Self::UNet(_) => false,
+            Self::PixArt(config) => config.attention_bias,
+        }
+    }
+
     /// Channels of the latents that go in.
     pub fn latent_channels(&self) -> usize {
         match self {

@@ -5,6 +5,7 @@ use std::time::Instant;
 use candle_core::{DType, Device as TensorDevice, Tensor};
 use deltaconv_proto::draw::{self, Purpose};
 use deltaconv_proto::objects::Objects;
+use deltaconv_proto::shard::Contents;
 use deltaconv_proto::teacher::Teacher as Configuration;
 use deltaconv_proto::weights::{self, Files};
 use half::f16;
@@ -70,7 +71,8 @@ pub fn time(options: &Options, capture: bool) -> Result<Measured, Error> {
     let model = Model::load(options, place)?;
     let inputs = model.inputs(options)?.at(place)?;
     if capture {
-        let mut recorder = Recorder::new(model.layers()?.into_iter().map(|layer| (layer, Copied::default())).collect());
+        let layers = model.layers()?.into_iter().map(|layer| (layer, Copied::default())).collect();
+        let mut recorder = Recorder::new(layers, Contents::Activations);
         let mut passes = |count| -> Result<(), task::Error> {
             for _ in 0..count {
                 model.pass(&inputs, &mut recorder)?;
@@ -142,10 +144,10 @@ struct Copied {
 }
 
 impl Sink for Copied {
-    fn take(&mut self, input: &[f16], output: &[f16]) -> Result<(), task::Error> {
-        for (copy, values) in [(&mut self.input, input), (&mut self.output, output)] {
+    fn take(&mut self, input: &[f16], output: Option<&[f16]>) -> Result<(), task::Error> {
+        for (copy, values) in [(&mut self.input, Some(input)), (&mut self.output, output)] {
             copy.clear();
-            copy.extend_from_slice(values);
+            copy.extend_from_slice(values.unwrap_or_default());
         }
         Ok(())
     }

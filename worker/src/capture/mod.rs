@@ -38,7 +38,7 @@ pub(crate) fn run(context: &Context, task: &v1::CaptureTask) -> Result<v1::Done,
     let by_bucket = data.by_bucket(range.start as usize..range.end as usize, |i| draw.latent_of_capture(i));
     let samples_of: Vec<usize> = by_bucket.iter().map(Vec::len).collect();
     let timesteps: Vec<i64> = by_bucket.iter().flatten().map(|i| draw.timestep_of_capture(*i) as i64).collect();
-    let mut recorder = Recorder::new(sinks(context, task, range, &samples_of, &timesteps)?);
+    let mut recorder = Recorder::new(sinks(context, task, range, &samples_of, &timesteps)?, Contents::of(&context.job));
     let mut recorded = 0;
     let began = std::time::Instant::now();
     let batch_size = batch_size(context, &teacher);
@@ -76,7 +76,7 @@ fn sinks(
     let sink = |layer: &v1::LayerPlan| {
         let key = keys::shard(task.round, &layer.name, &range, &context.attempt);
         let upload = context.objects.upload(&key, &context.cache.outgoing)?;
-        let of = (&shard::shapes(layer, samples_of)[..], Contents::Activations);
+        let of = (&shard::shapes(layer, samples_of)[..], Contents::of(&context.job));
         let sink = ShardSink::new((layer.name.clone(), range), of, timesteps, upload, context.runtime.clone())?;
         Ok((layer.name.clone(), sink))
     };

@@ -4,6 +4,7 @@ use std::thread::JoinHandle;
 use candle_core::Tensor;
 #[cfg(feature = "cuda")]
 use deltaconv_kernels::cuda::teacher::{Download, Queue};
+use deltaconv_proto::shard::Contents;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
@@ -16,13 +17,14 @@ const BATCHES: usize = 3;
 
 /// Takes what is recorded of one layer. Works on a thread beside the model's.
 pub(crate) trait Sink: Send + 'static {
-    /// What went into and out of the layer in the next batch, [B, H, W, C] each, flat.
-    fn take(&mut self, input: &[f16], output: &[f16]) -> Result<(), Error>;
+    /// What went into the layer in the next batch, and what came out of it where that is recorded. [B, H, W, C] each, flat.
+    fn take(&mut self, input: &[f16], output: Option<&[f16]>) -> Result<(), Error>;
 }
 
 /// Gives what goes into and out of layers to a sink for each, as it will be stored, while the model goes on.
 pub(crate) struct Recorder<S> {
     names: Vec<String>,
+    contents: Contents,
     current: Batch,
     on_their_way: usize,
     /// To the thread of the sinks, which ends when there is nobody to fill batches.
@@ -36,8 +38,8 @@ pub(crate) struct Recorder<S> {
 struct Batch {
     /// The layers, in the order in which they came.
     layers: Vec<usize>,
-    /// Their inputs and outputs, where they were computed on the processor.
-    host: Vec<[Vec<f16>; 2]>,
+    /// Their inputs and outputs, or inputs alone, where they were computed on the processor.
+    host: Vec<Vec<f16>>,
     /// The same on their way from a GPU.
     #[cfg(feature = "cuda")]
     download: Option<Download>,
@@ -45,20 +47,20 @@ struct Batch {
 
 impl<S: Sink> Recorder<S> {
     /// Records these layers.
-    pub(crate) fn new(layers: Vec<(String, S)>) -> Self {
+    pub(crate) fn new(layers: Vec<(String, S)>, contents: Contents) -> Self {
         let (names, mut sinks): (Vec<String>, Vec<S>) = layers.into_iter().unzip();
         let (filled, batches) = channel::<Batch>();
         let (done, taken) = channel();
         let thread = std::thread::spawn(move || {
             for mut batch in batches {
-                let result = batch.give_to(&mut sinks);
+                let result = batch.give_to(&mut sinks, contents);
                 if done.send(result.map(|()| batch)).is_err() {
                     break;
                 }
             }
             sinks
         });
-        Self { names, current: Batch::default(), on_their_way: 0, filled, taken, thread }
+        Self { names, contents, current: Batch::default(), on_their_way: 0, filled, taken, thread }
     }
 
     /// Says that a batch has gone through the model. Waits where too many are still on their way.
@@ -107,42 +109,42 @@ impl<S: Sink> SelfAttention for Recorder<S> {
     fn apply(&mut self, call: &Call<'_>) -> Result<Tensor, teacher::Error> {
         let output = call.attention()?;
         let Some(index) = self.names.iter().position(|name| *name == call.layer.name) else { return Ok(output) };
-        self.current.push(index, call.input, &output)?;
+        self.current.push(index, &[call.input, &output][..self.contents.maps()])?;
         Ok(output)
     }
 }
 
 impl Batch {
-    fn push(&mut self, layer: usize, input: &Tensor, output: &Tensor) -> Result<(), teacher::Error> {
+    fn push(&mut self, layer: usize, maps: &[&Tensor]) -> Result<(), teacher::Error> {
         self.layers.push(layer);
-        #[cfg(feature = "cuda")]
-        if output.device().is_cuda() {
-            let download = match &mut self.download {
-                Some(download) => download,
-                none => none.insert(Download::new(&Queue::of(input.device())?)?),
-            };
-            download.push(input)?;
-            download.push(output)?;
-            return Ok(());
+        for map in maps {
+            #[cfg(feature = "cuda")]
+            if map.device().is_cuda() {
+                let download = match &mut self.download {
+                    Some(download) => download,
+                    none => none.insert(Download::new(&Queue::of(map.device())?)?),
+                };
+                download.push(map)?;
+                continue;
+            }
+            self.host.push(halves(map)?);
         }
-        self.host.push([halves(input)?, halves(output)?]);
         Ok(())
     }
 
     /// Gives every layer's activations to its sink, and is empty then.
-    fn give_to<S: Sink>(&mut self, sinks: &mut [S]) -> Result<(), Error> {
-        let on_host = self.host.iter().map(|[input, output]| [&input[..], &output[..]]);
+    fn give_to<S: Sink>(&mut self, sinks: &mut [S], contents: Contents) -> Result<(), Error> {
         #[cfg(feature = "cuda")]
         let downloaded = self.download.as_mut().map(Download::wait).transpose()?.unwrap_or_default();
         #[cfg(not(feature = "cuda"))]
         let downloaded: Vec<&[f16]> = Vec::new();
-        let pairs = on_host.chain(downloaded.as_chunks::<2>().0.iter().copied());
-        let mut of_layer: Vec<Vec<[&[f16]; 2]>> = vec![Vec::new(); sinks.len()];
-        for (layer, pair) in self.layers.iter().zip(pairs) {
-            of_layer[*layer].push(pair);
+        let maps: Vec<&[f16]> = self.host.iter().map(|map| &map[..]).chain(downloaded).collect();
+        let mut of_layer: Vec<Vec<&[&[f16]]>> = vec![Vec::new(); sinks.len()];
+        for (layer, maps) in self.layers.iter().zip(maps.chunks(contents.maps())) {
+            of_layer[*layer].push(maps);
         }
-        let give = |(sink, pairs): (&mut S, Vec<[&[f16]; 2]>)| {
-            pairs.into_iter().try_for_each(|[input, output]| sink.take(input, output))
+        let give = |(sink, calls): (&mut S, Vec<&[&[f16]]>)| {
+            calls.into_iter().try_for_each(|maps| sink.take(maps[0], maps.get(1).copied()))
         };
         sinks.par_iter_mut().zip(of_layer).try_for_each(give)?;
         self.layers.clear();
@@ -172,16 +174,16 @@ mod tests {
     /// Keeps everything, up to so many batches.
     #[derive(Default)]
     struct Kept {
-        batches: Vec<[Vec<f16>; 2]>,
+        batches: Vec<(Vec<f16>, Option<Vec<f16>>)>,
         most: usize,
     }
 
     impl Sink for Kept {
-        fn take(&mut self, input: &[f16], output: &[f16]) -> Result<(), Error> {
+        fn take(&mut self, input: &[f16], output: Option<&[f16]>) -> Result<(), Error> {
             if self.batches.len() == self.most {
                 return Err(Error::Incomplete("room"));
             }
-            self.batches.push([input.to_vec(), output.to_vec()]);
+            self.batches.push((input.to_vec(), output.map(<[f16]>::to_vec)));
             Ok(())
         }
     }
@@ -194,11 +196,11 @@ mod tests {
         let model = Denoiser::load(&config, &mut weights, &LoadOptions::default()).unwrap();
         let layers = config.layers(32, 32).unwrap();
         let text = Tensor::ones((1, 4, 64), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let record = |timesteps: &[i64], most| -> Result<Vec<Kept>, Error> {
+        let record = |timesteps: &[i64], contents, most| -> Result<Vec<Kept>, Error> {
             // The last layer first, and not all of them.
             let wanted = [&layers[layers.len() - 1], &layers[0]];
             let kept = || Kept { most, ..Kept::default() };
-            let mut recorder = Recorder::new(wanted.map(|layer| (layer.name.clone(), kept())).into());
+            let mut recorder = Recorder::new(wanted.map(|layer| (layer.name.clone(), kept())).into(), contents);
             for timestep in timesteps {
                 let sample = Tensor::ones((1, 3, 32, 32), candle_core::DType::F32, &Device::Cpu).unwrap();
                 let timestep = Tensor::new(&[*timestep], &Device::Cpu).unwrap();
@@ -208,15 +210,18 @@ mod tests {
             recorder.finish()
         };
         let timesteps = [17, 801, 3, 500];
-        let [last, first] = &record(&timesteps, 4).unwrap()[..] else { panic!("two sinks") };
+        let [last, first] = &record(&timesteps, Contents::Activations, 4).unwrap()[..] else { panic!("two sinks") };
         for (kept, layer) in [(last, &layers[layers.len() - 1]), (first, &layers[0])] {
             let length = layer.height * layer.width * layer.channels;
-            assert!(kept.batches.iter().flatten().all(|values| values.len() == length));
+            let lengths = kept.batches.iter().map(|(input, output)| (input.len(), output.as_ref().map(Vec::len)));
+            assert!(lengths.eq(vec![(length, Some(length)); 4]));
         }
         for (index, timestep) in timesteps.iter().enumerate() {
-            let alone = record(&[*timestep], 1).unwrap();
+            let alone = record(&[*timestep], Contents::Activations, 1).unwrap();
             assert!(alone[0].batches[0] == last.batches[index] && alone[1].batches[0] == first.batches[index]);
+            let inputs = record(&[*timestep], Contents::Inputs, 1).unwrap();
+            assert!(inputs[1].batches[0] == (first.batches[index].0.clone(), None));
         }
-        assert!(matches!(record(&timesteps, 2), Err(Error::Incomplete("room"))));
+        assert!(matches!(record(&timesteps, Contents::Activations, 2), Err(Error::Incomplete("room"))));
     }
 }

@@ -60,20 +60,19 @@ impl ShardSink {
 }
 
 impl Sink for ShardSink {
-    fn take(&mut self, mut input: &[f16], mut output: &[f16]) -> Result<(), Error> {
-        while !input.is_empty() || !output.is_empty() {
-            let length = self.lengths.get(self.written).copied().filter(|len| *len <= input.len().min(output.len()));
-            let Some(length) = length else {
-                let (expected, found) = (self.lengths.iter().skip(self.written).sum(), input.len().max(output.len()));
-                return Err(self.refused(shard::Error::Length { expected, found }));
-            };
-            let (of_sample, later_input) = input.split_at(length);
-            self.write("input", of_sample)?;
-            let (of_sample, later_output) = output.split_at(length);
-            if self.contents == Contents::Activations {
-                self.write("output", of_sample)?;
+    fn take(&mut self, input: &[f16], output: Option<&[f16]>) -> Result<(), Error> {
+        let mut start = 0;
+        while start < input.len() {
+            let of_sample = start..start + self.lengths.get(self.written).copied().unwrap_or(usize::MAX - start);
+            let maps = [("input", Some(input)), ("output", output)];
+            for (tensor, values) in maps.into_iter().take(self.contents.maps()) {
+                let Some(values) = values.and_then(|values| values.get(of_sample.clone())) else {
+                    let (expected, found) = (self.lengths.iter().skip(self.written).sum(), input.len() - start);
+                    return Err(self.refused(shard::Error::Length { expected, found }));
+                };
+                self.write(tensor, values)?;
             }
-            (input, output) = (later_input, later_output);
+            start = of_sample.end;
             self.written += 1;
         }
         Ok(())
@@ -115,7 +114,7 @@ mod tests {
             let of = (&shapes[..], Contents::Activations);
             let mut sink = ShardSink::new(name, of, &shard.timesteps, upload, runtime.handle().clone())?;
             for bounds in bounds.windows(2) {
-                sink.take(&shard.input[bounds[0]..bounds[1]], &shard.output[bounds[0]..bounds[1]])?;
+                sink.take(&shard.input[bounds[0]..bounds[1]], Some(&shard.output[bounds[0]..bounds[1]]))?;
             }
             Ok(runtime.block_on(sink.finish())?.1)
         };

@@ -11,6 +11,7 @@ mod shards;
 mod tests;
 
 use deltaconv_proto::ids::{AttemptId, TaskId};
+use deltaconv_proto::shard::Contents;
 use deltaconv_proto::v1::{JobPlan, ObjectRef, done::Output, task_spec::Kind};
 use deltaconv_proto::{digest, header, objects, objects::Objects, shard};
 
@@ -22,6 +23,8 @@ use crate::observe::report::PartError;
 pub struct Expectation<'a> {
     /// The job's plan.
     pub plan: &'a JobPlan,
+    /// What its shards hold.
+    pub contents: Contents,
     /// The task that was leased.
     pub task: &'a TaskId,
     /// The attempt that reports.

@@ -25,7 +25,7 @@ pub(super) async fn check(
         let planned = expectation.plan.layers.iter().find(|planned| planned.name == layer);
         let planned = planned.ok_or(Error::Task("layer of that name in its plan"))?;
         let key = keys::shard(task.round, layer, range, expectation.attempt);
-        checks.push(check_shard(objects, object, planned, key, range));
+        checks.push(check_shard(objects, object, (planned, expectation.contents), key, range));
     }
     let found: Vec<Vec<usize>> = futures::stream::iter(checks).buffered(IN_FLIGHT).try_collect().await?;
     match found.iter().find(|samples| **samples != found[0]) {
@@ -58,7 +58,7 @@ fn each_layer_once<'a>(output: &'a CaptureOutput, wanted: &[String]) -> Result<V
 async fn check_shard(
     objects: &Objects,
     object: &ObjectRef,
-    layer: &LayerPlan,
+    (layer, contents): (&LayerPlan, Contents),
     key: String,
     range: &SampleRange,
 ) -> Result<Vec<usize>, Error> {
@@ -68,7 +68,7 @@ async fn check_shard(
     let buckets = buckets::maps(layer).len();
     let alone = |bucket: usize| -> Result<u64, Error> {
         let all: Vec<usize> = (0..buckets).map(|other| if other == bucket { samples } else { 0 }).collect();
-        shard::object_len(&shard::shapes(layer, &all), Contents::Activations).map_err(at)
+        shard::object_len(&shard::shapes(layer, &all), contents).map_err(at)
     };
     let sizes = (0..buckets).map(alone).collect::<Result<Vec<u64>, Error>>()?;
     let (least, most) = (sizes.iter().min().copied().unwrap_or(0), sizes.iter().max().copied().unwrap_or(0));
@@ -78,6 +78,6 @@ async fn check_shard(
     if file.file_len != object.size {
         return Err(Error::OtherSize { key, expected: object.size, found: file.file_len });
     }
-    let shapes = shard::check_header(&file.header, layer, Contents::Activations, samples).map_err(at)?;
+    let shapes = shard::check_header(&file.header, layer, contents, samples).map_err(at)?;
     Ok(shapes.iter().map(|shape| shape.samples).collect())
 }

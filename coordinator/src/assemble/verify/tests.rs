@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use deltaconv_proto::ids::{AttemptId, JobId, TaskId};
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::safetensors::{Dtype, serialize_header};
+use deltaconv_proto::shard::Contents;
 use deltaconv_proto::v1::done::Output;
 use deltaconv_proto::v1::task_spec::Kind;
 use deltaconv_proto::v1::{
@@ -22,6 +23,7 @@ struct Case {
     task: TaskId,
     attempt: AttemptId,
     kind: Kind,
+    contents: Contents,
 }
 
 impl Case {
@@ -32,12 +34,12 @@ impl Case {
         let task = TaskId::of(&JobId::new("tiny-1").expect("valid"), "r0/evaluate/noise-0").expect("valid");
         let attempt = AttemptId::new("e3-1").expect("valid");
         let kind = kind(&plan);
-        Self { job, objects, plan, task, attempt, kind }
+        Self { job, objects, plan, task, attempt, kind, contents: Contents::Activations }
     }
 
     async fn verify(&self, output: Output) -> Result<(), Error> {
         let Self { plan, task, attempt, kind, .. } = self;
-        verify(&self.objects, &output, &Expectation { plan, task, attempt, kind }).await
+        verify(&self.objects, &output, &Expectation { plan, contents: self.contents, task, attempt, kind }).await
     }
 
     async fn refused(&self, output: Output, parts: &[&str]) {
@@ -138,6 +140,9 @@ async fn shards_are_checked_by_size_and_header() {
     case.refused(output(&[&good[0], &turned]), &["[4, 2, 8, 128, 8]", "[4, 2, 8, 8, 128]"]).await;
     let other = shard(2, [4, 8, 8, 128], Dtype::I16).await;
     case.refused(output(&[&good[0], &other]), &["I16", "F16"]).await;
+    // Half of it is all that a job of inputs stores.
+    let case = Case { contents: Contents::Inputs, ..case };
+    case.refused(output(&[&good[0], &good[1]]), &["bytes", "expected"]).await;
 }
 
 /// A job of two buckets: the first layers' maps are 8×8 in one and 4×16 in the other, latents 32×32 and 16×64.
