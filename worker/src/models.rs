@@ -1,5 +1,6 @@
 //! The models and data of the job at hand, loaded once for all its tasks.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,8 +10,8 @@ use deltaconv_proto::images::Index;
 use deltaconv_proto::objects::{self, Objects};
 use deltaconv_proto::pipeline::{self, Text};
 use deltaconv_proto::teacher::{Scheduler, Teacher as Configuration};
-use deltaconv_proto::v1;
 use deltaconv_proto::weights::{self, Files};
+use deltaconv_proto::{block, safetensors, v1};
 use futures::{StreamExt, TryStreamExt};
 
 use crate::accelerator::Accelerator;
@@ -18,7 +19,7 @@ use crate::data::Data;
 use crate::student::Student;
 use crate::task::{Context, Error};
 use crate::teacher::text::TextEncoder;
-use crate::teacher::{Denoiser, LoadOptions, Place, Sampler, Vae, Weights};
+use crate::teacher::{Denoiser, LoadOptions, OwnAttention, Place, Sampler, Vae, Weights};
 
 /// The noise schedule's configuration.
 pub(crate) const SCHEDULER: &str = "scheduler/scheduler_config.json";
@@ -158,17 +159,42 @@ impl Places {
     }
 }
 
-async fn load_teacher(url: &str, plan: &v1::JobPlan, places: &Places) -> Result<Teacher, Error> {
-    let objects = Objects::open(url)?;
-    let sampler = load_sampler(&objects).await?;
+/// The attention of one layer of the planned teacher, whose other weights aren't read.
+pub(crate) async fn load_attention(
+    objects: &Objects,
+    plan: &v1::JobPlan,
+    layer: &v1::LayerPlan,
+    place: &Place,
+) -> Result<OwnAttention, Error> {
     let folder = &plan.denoiser_folder;
-    let files = Files::find(&objects, folder, weights::DIFFUSERS).await?;
+    let files = planned_files(objects, plan).await?;
+    let config = read_config(objects, folder).await?;
+    let layers = config.layers(plan.latent_height as usize, plan.latent_width as usize);
+    let layers = layers.map_err(crate::teacher::Error::from)?;
+    let layer = layers.iter().find(|known| known.name == layer.name).ok_or(Error::Incomplete("layer"))?;
+    let mut weights = open_tensors(objects, &files, &block::replaced_prefix(&layer.name)).await?.at(place);
+    let heads = (layer.heads, layer.channels / layer.heads);
+    let path = format!("{}.attn1", layer.name);
+    Ok(OwnAttention::of_heads(&mut weights, &path, heads, config.attention_bias())?)
+}
+
+/// The denoiser's files, if they are those that were planned.
+async fn planned_files(objects: &Objects, plan: &v1::JobPlan) -> Result<Files, Error> {
+    let files = Files::find(objects, &plan.denoiser_folder, weights::DIFFUSERS).await?;
     if files.digest != plan.header_digest {
-        let what = format!("{url}/{}", files.key);
+        let what = format!("{}/{}", objects.url(), files.key);
         let reason =
             format!("the digest of its header is {}, and it was planned with {}", files.digest, plan.header_digest);
         return Err(Error::Unexpected { what, reason });
     }
+    Ok(files)
+}
+
+async fn load_teacher(url: &str, plan: &v1::JobPlan, places: &Places) -> Result<Teacher, Error> {
+    let objects = Objects::open(url)?;
+    let sampler = load_sampler(&objects).await?;
+    let folder = &plan.denoiser_folder;
+    let files = planned_files(&objects, plan).await?;
     let (denoiser, _) = load_denoiser(&objects, folder, &files, &LoadOptions::default(), &places.denoiser).await?;
     let vae = load_vae(&objects, &read_config(&objects, folder).await?, &places.vae).await?;
     Ok(Teacher { denoiser, sampler, vae })
@@ -228,6 +254,24 @@ pub(crate) async fn open_weights(objects: &Objects, files: &Files) -> Result<Wei
             Some(path) => weights.add_file(&path)?,
             None => weights.add_open_file(fetch(objects, &file.key, file.file_len).await?)?,
         }
+    }
+    Ok(weights)
+}
+
+/// The tensors whose names begin with `prefix`, which are read into memory.
+async fn open_tensors(objects: &Objects, files: &Files, prefix: &str) -> Result<Weights, Error> {
+    let mut weights = Weights::default();
+    for file in &files.files {
+        let wanted: Vec<_> = file.header.tensors.iter().filter(|(name, _)| name.starts_with(prefix)).collect();
+        let entries = wanted.iter().map(|(name, info)| (name.as_str(), info.dtype, info.shape.as_slice()));
+        let mut bytes = safetensors::serialize_header(entries, &BTreeMap::new())?;
+        let start = file.header.data_start();
+        let reads = wanted.iter().map(|(_, info)| objects.get_range(&file.key, start + info.start, start + info.end));
+        let mut tensors = futures::stream::iter(reads).buffered(PIECES);
+        while let Some(tensor) = tensors.try_next().await? {
+            bytes.extend(tensor);
+        }
+        weights.add_bytes(bytes)?;
     }
     Ok(weights)
 }

@@ -13,7 +13,7 @@ use futures::TryStreamExt;
 use super::away::{Away, Digests};
 use super::budget::{Budget, Share};
 use super::folder::Writing;
-use super::memory::{Buffer, Memory, Pool};
+use super::memory::{self, Buffer, Memory, Pool};
 use super::{Cache, Incoming, Samples};
 use crate::accelerator::Accelerator;
 use crate::task::{Error, Supervision};
@@ -30,8 +30,14 @@ pub(super) struct Placed {
 
 #[derive(Debug)]
 pub(super) enum Place {
-    /// Its parts, and what they take of the limits.
-    Near(Vec<Memory>, #[expect(dead_code, reason = "is given back when it is dropped")] Option<Share>),
+    Near {
+        parts: Vec<Memory>,
+        /// Of a shard of inputs: what was computed from them, in parts that lie as those do.
+        outputs: Option<Vec<Memory>>,
+        /// What they take of the limits.
+        #[expect(dead_code, reason = "is given back when it is dropped")]
+        share: Option<Share>,
+    },
     Away(Away),
 }
 
@@ -132,8 +138,26 @@ struct Current {
 }
 
 enum Goal {
-    Memory { parts: Vec<Memory>, share: Option<Share>, on_device: bool },
-    Away { digests: Box<Digests>, writing: Option<Writing>, held: Option<File> },
+    Memory {
+        parts: Vec<Memory>,
+        room: Room,
+    },
+    /// The same of inputs, whose outputs are computed when all are there.
+    Inputs {
+        parts: Vec<Buffer>,
+        room: Room,
+    },
+    Away {
+        digests: Box<Digests>,
+        writing: Option<Writing>,
+        held: Option<File>,
+    },
+}
+
+/// Of which memory, and how much.
+struct Room {
+    share: Share,
+    on_device: bool,
 }
 
 impl Receiver {
@@ -195,22 +219,17 @@ impl Receiver {
     }
 
     fn take(&self, incoming: &Incoming, part: Part<Buffer>, current: &mut Option<Current>) -> Result<(), Error> {
-        let broken = |source: shard::Error| Error::Shard {
-            key: incoming.object.key.clone(),
-            digest: incoming.object.digest.clone(),
-            source: Box::new(source),
-        };
         let (first, buffer) = ((part.start / 2) as usize, part.bytes);
         let shard = match (part.start, current.take()) {
             (0, _) => {
                 let size = incoming.object.size;
                 let samples = incoming.shapes.iter().map(|shape| shape.samples).sum();
-                let layout =
-                    Layout::read(buffer.bytes(), size, &self.layer, Contents::Activations, samples).map_err(broken)?;
+                let layout = Layout::read(buffer.bytes(), size, &self.layer, self.contents(), samples);
+                let layout = layout.map_err(|error| incoming.broken(error))?;
                 if layout.shapes != incoming.shapes {
                     // Its header was another one when it was looked at.
                     let (expected, found) = (format!("{:?}", incoming.shapes), format!("{:?}", layout.shapes));
-                    return Err(broken(shard::Error::Tensors { expected, found }));
+                    return Err(incoming.broken(shard::Error::Tensors { expected, found }));
                 }
                 let goal = self.goal(incoming, &layout);
                 current.insert(Current { layout, goal })
@@ -222,10 +241,11 @@ impl Receiver {
         let skipped = shard.layout.first.saturating_sub(first).min(buffer.numbers().len());
         if let Some(position) = not_finite(&buffer.numbers()[skipped..]) {
             let (tensor, sample) = shard.layout.place_of(first + skipped + position);
-            return Err(broken(shard::Error::NotFinite { tensor, sample }));
+            return Err(incoming.broken(shard::Error::NotFinite { tensor, sample }));
         }
         match &mut shard.goal {
-            Goal::Memory { parts, on_device, .. } => parts.push(self.keep(buffer, *on_device)),
+            Goal::Memory { parts, room } => parts.push(self.keep(buffer, room.on_device)),
+            Goal::Inputs { parts, .. } => parts.push(buffer),
             Goal::Away { digests, writing, .. } => {
                 digests.take(buffer.numbers(), first);
                 write(writing, buffer.bytes());
@@ -236,7 +256,13 @@ impl Receiver {
             && let Some(Current { layout, goal }) = current.take()
         {
             let place = match goal {
-                Goal::Memory { parts, share, .. } => Place::Near(parts, share),
+                Goal::Memory { parts, room } => Place::Near { parts, outputs: None, share: Some(room.share) },
+                Goal::Inputs { parts, room } => {
+                    let outputs = self.outputs(&layout, &parts)?;
+                    let keep = |parts: Vec<Buffer>| parts.into_iter().map(|part| self.keep(part, room.on_device));
+                    let (parts, outputs) = (keep(parts).collect(), Some(keep(outputs).collect()));
+                    Place::Near { parts, outputs, share: Some(room.share) }
+                }
                 Goal::Away { digests, writing, held } => {
                     let written = writing.and_then(|writing| writing.finish().ok());
                     Place::Away(Away::new(incoming.object.clone(), written.or(held), digests.finish()))
@@ -249,19 +275,11 @@ impl Receiver {
 
     /// Where there is room for a shard.
     fn goal(&self, incoming: &Incoming, layout: &Layout) -> Goal {
-        let size = incoming.object.size;
-        if !incoming.is_held_out
-            && let Some(share) = self.device.take(size)
-        {
-            return Goal::Memory { parts: Vec::new(), share: Some(share), on_device: true };
-        }
-        if let Some(share) = self.cache.memory.take(size) {
-            return Goal::Memory { parts: Vec::new(), share: Some(share), on_device: false };
-        }
-        if incoming.is_held_out {
-            // Measured again and again, by all workers in the same way.
-            let share = Some(self.cache.memory.force(size));
-            return Goal::Memory { parts: Vec::new(), share, on_device: false };
+        if let Some(room) = self.room(incoming) {
+            return match layout.contents {
+                Contents::Activations => Goal::Memory { parts: Vec::new(), room },
+                Contents::Inputs => Goal::Inputs { parts: Vec::new(), room },
+            };
         }
         let (mut writing, mut held) = (None, None);
         if let Some(folder) = &self.cache.folder {
@@ -274,6 +292,50 @@ impl Receiver {
             }
         }
         Goal::Away { digests: Box::new(Digests::new(layout)), writing, held }
+    }
+
+    /// Room in memory for a shard, and for its outputs where those are computed.
+    fn room(&self, incoming: &Incoming) -> Option<Room> {
+        let size = match self.contents() {
+            Contents::Activations => incoming.object.size,
+            Contents::Inputs => incoming.object.size.saturating_mul(2),
+        };
+        let on_host = |share| Room { share, on_device: false };
+        if incoming.is_held_out {
+            // Measured again and again, by all workers in the same way.
+            return Some(on_host(self.cache.memory.take(size).unwrap_or_else(|| self.cache.memory.force(size))));
+        }
+        let on_device = self.device.take(size).map(|share| Room { share, on_device: true });
+        on_device.or_else(|| self.cache.memory.take(size).map(on_host))
+    }
+
+    fn contents(&self) -> Contents {
+        if self.samples.targets.is_some() { Contents::Inputs } else { Contents::Activations }
+    }
+
+    /// The outputs of a shard of inputs, in parts that lie as those of the inputs do.
+    fn outputs(&self, layout: &Layout, inputs: &[Buffer]) -> Result<Vec<Buffer>, Error> {
+        let targets = self.samples.targets.as_ref().ok_or(Error::Incomplete("attention"))?;
+        let mut outputs: Vec<Buffer> = inputs.iter().map(|part| self.pool.buffer(part.bytes().len())).collect();
+        let mut input = Vec::new();
+        for (bucket, shape) in layout.shapes.iter().enumerate() {
+            for row in 0..shape.samples {
+                if let Some(stop) = self.supervision.stopped() {
+                    return Err(Error::Stopped(stop));
+                }
+                let range = layout.sample(bucket, row);
+                input.clear();
+                memory::cut(range.clone()).for_each(|(part, at)| input.extend_from_slice(&inputs[part].numbers()[at]));
+                let output = targets.output(&input, shape)?;
+                let mut rest = &output[..];
+                for (part, at) in memory::cut(range) {
+                    let (values, behind) = rest.split_at(at.len());
+                    outputs[part].numbers_mut()[at].copy_from_slice(values);
+                    rest = behind;
+                }
+            }
+        }
+        Ok(outputs)
     }
 
     /// In the GPU's memory if it has any left, which its budget only guesses.

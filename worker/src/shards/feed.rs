@@ -104,7 +104,7 @@ mod tests {
         let mut feed = Feed::new(&data.samples, order, None, Vec::new());
         let mut put = |shard: usize| {
             let placed = placed[shard].take().expect("not yet put");
-            assert!(matches!(placed.place, Place::Near(..)));
+            assert!(matches!(placed.place, Place::Near { .. }));
             data.samples.arrivals.put(shard, placed);
         };
         let first_numbers = |feed: &mut Feed| {

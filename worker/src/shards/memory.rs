@@ -75,6 +75,14 @@ impl Numbers {
             Self::Locked(memory) => memory.as_slice(),
         }
     }
+
+    fn as_mut_slice(&mut self) -> &mut [f16] {
+        match self {
+            Self::Plain(numbers) => numbers,
+            #[cfg(feature = "cuda")]
+            Self::Locked(memory) => memory.as_mut_slice(),
+        }
+    }
 }
 
 impl Buffer {
@@ -92,6 +100,11 @@ impl Buffer {
         &self.numbers.as_slice()[..self.bytes / 2]
     }
 
+    pub(super) fn numbers_mut(&mut self) -> &mut [f16] {
+        let numbers = self.bytes / 2;
+        &mut self.numbers.as_mut_slice()[..numbers]
+    }
+
     pub(super) fn keep(self) -> Memory {
         match self.numbers {
             Numbers::Plain(numbers) => Memory::Plain(Arc::new(numbers)),
@@ -103,12 +116,7 @@ impl Buffer {
 
 impl AsMut<[u8]> for Buffer {
     fn as_mut(&mut self) -> &mut [u8] {
-        let numbers = match &mut self.numbers {
-            Numbers::Plain(numbers) => numbers.as_mut_slice(),
-            #[cfg(feature = "cuda")]
-            Numbers::Locked(memory) => memory.as_mut_slice(),
-        };
-        &mut bytemuck::cast_slice_mut(numbers)[..self.bytes]
+        &mut bytemuck::cast_slice_mut(self.numbers.as_mut_slice())[..self.bytes]
     }
 }
 
@@ -150,14 +158,18 @@ impl Piece {
     }
 }
 
-/// The pieces that hold numbers `range` of an object whose parts are `parts`.
-pub(super) fn pieces(parts: &[Memory], range: Range<usize>) -> impl Iterator<Item = Piece> {
+/// The parts of an object that hold its numbers `range`, and which of each.
+pub(super) fn cut(range: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
     let of = range.start / OF_PART..range.end.div_ceil(OF_PART);
     of.map(move |index| {
         let first = index * OF_PART;
-        let at = range.start.saturating_sub(first)..(range.end - first).min(OF_PART);
-        Piece { memory: parts[index].clone(), at }
+        (index, range.start.saturating_sub(first)..(range.end - first).min(OF_PART))
     })
+}
+
+/// The pieces that hold numbers `range` of an object whose parts are `parts`.
+pub(super) fn pieces(parts: &[Memory], range: Range<usize>) -> impl Iterator<Item = Piece> {
+    cut(range).map(|(index, at)| Piece { memory: parts[index].clone(), at })
 }
 
 #[cfg(test)]

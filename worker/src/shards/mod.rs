@@ -11,6 +11,7 @@ pub(crate) mod cache;
 mod feed;
 mod folder;
 mod memory;
+mod targets;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -28,12 +29,11 @@ pub(crate) use budget::Budget;
 pub(crate) use cache::Cache;
 pub(crate) use feed::{Batch, Feed};
 pub(crate) use folder::Folder;
-#[cfg(feature = "cuda")]
-pub(crate) use memory::Memory;
-pub(crate) use memory::{Piece, Pool};
+pub(crate) use memory::{Memory, Piece, Pool};
 
 use crate::task::{Context, Error};
 use arrivals::{Arrivals, Place, Placed, Receiver};
+use targets::Targets;
 
 /// Headers, and samples that are away, that are read at the same time.
 const READS_IN_FLIGHT: usize = 16;
@@ -61,6 +61,8 @@ pub(crate) struct Samples {
     arrivals: Arrivals,
     /// For samples that are away.
     remote: Option<(Objects, tokio::runtime::Handle)>,
+    /// Where shards have inputs alone.
+    targets: Option<Targets>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +86,14 @@ struct Incoming {
     is_held_out: bool,
 }
 
+impl Incoming {
+    /// It isn't what its digest promised, or can't be learned from.
+    fn broken(&self, source: shard::Error) -> Error {
+        let ObjectRef { key, digest, .. } = self.object.clone();
+        Error::Shard { key, digest, source: Box::new(source) }
+    }
+}
+
 /// A batch in f32. [n, h, w, c] each.
 #[derive(Default)]
 pub(crate) struct Rows {
@@ -105,8 +115,12 @@ impl LayerData {
             .buffered(READS_IN_FLIGHT);
         let incoming: Vec<Incoming> = context.wait(incoming.try_collect())?;
         let (held_out, awaited): (Vec<_>, Vec<_>) = incoming.iter().cloned().partition(|shard| shard.is_held_out);
+        let targets = match Contents::of(&context.job) {
+            Contents::Activations => None,
+            Contents::Inputs => Some(Targets::load(context, layer)?),
+        };
         let remote = Some((context.objects.clone(), context.runtime.clone()));
-        let samples = Arc::new(Samples::new(layer, &incoming, remote));
+        let samples = Arc::new(Samples { remote, targets, ..Samples::new(layer, &incoming) });
         let receiver = Receiver {
             samples: samples.clone(),
             layer: layer.clone(),
@@ -214,7 +228,7 @@ impl LayerData {
 }
 
 impl Samples {
-    fn new(layer: &LayerPlan, shards: &[Incoming], remote: Option<(Objects, tokio::runtime::Handle)>) -> Self {
+    fn new(layer: &LayerPlan, shards: &[Incoming]) -> Self {
         let of_shard = |shard: &Incoming| {
             let shapes = shard.shapes.clone().into_iter().enumerate();
             let shard = shard.index;
@@ -224,7 +238,8 @@ impl Samples {
             shapes: shard::shapes(layer, &vec![1; buckets::maps(layer).len()]),
             of: shards.iter().flat_map(of_shard).collect(),
             arrivals: Arrivals::new(shards.len()),
-            remote,
+            remote: None,
+            targets: None,
         }
     }
 
@@ -257,32 +272,58 @@ impl Samples {
             batch.input.extend(input);
             batch.output.extend(output);
         };
-        let all_near = placed.iter().all(|(_, placed)| matches!(placed.place, Place::Near(..)));
+        let all_near = placed.iter().all(|(_, placed)| matches!(placed.place, Place::Near { .. }));
         match &self.remote {
             Some((store, runtime)) if !all_near => {
                 let reads = futures::stream::iter(&placed).map(|(sample, placed)| placed.read(*sample, store));
-                let rows: Vec<_> = runtime.block_on(reads.buffered(READS_IN_FLIGHT).try_collect())?;
-                rows.into_iter().for_each(push);
+                let read: Vec<Option<Memory>> = runtime.block_on(reads.buffered(READS_IN_FLIGHT).try_collect())?;
+                for ((sample, placed), memory) in placed.iter().zip(read) {
+                    let near = || placed.near(*sample).ok_or(Error::Incomplete("samples"));
+                    push(memory.map_or_else(near, |memory| self.of_memory(placed, *sample, memory))?);
+                }
             }
             _ => placed.iter().filter_map(|(sample, placed)| placed.near(*sample)).for_each(&mut push),
         }
         Ok(Some(batch))
     }
+
+    /// The input and the output of a sample that was read alone.
+    fn of_memory(
+        &self,
+        placed: &Placed,
+        Sample { bucket, row, .. }: Sample,
+        memory: Memory,
+    ) -> Result<[Vec<Piece>; 2], Error> {
+        let whole = placed.layout.sample(bucket, row);
+        let of_memory = |row: Range<usize>| row.start - whole.start..row.end - whole.start;
+        let piece = |memory: &Memory, at| vec![Piece { memory: memory.clone(), at }];
+        match &self.targets {
+            None => Ok(placed.layout.row(bucket, row).map(|row| piece(&memory, of_memory(row)))),
+            Some(targets) => {
+                let input = memory.numbers().unwrap_or_default();
+                let output = targets.output(&input[..whole.len()], &placed.layout.shapes[bucket])?;
+                let output = Memory::Plain(Arc::new(output));
+                Ok([piece(&memory, 0..whole.len()), piece(&output, 0..whole.len())])
+            }
+        }
+    }
 }
 
 impl Placed {
     fn near(&self, Sample { bucket, row, .. }: Sample) -> Option<[Vec<Piece>; 2]> {
-        let Place::Near(parts, _) = &self.place else { return None };
-        Some(self.layout.row(bucket, row).map(|range| memory::pieces(parts, range).collect()))
+        let Place::Near { parts, outputs, .. } = &self.place else { return None };
+        let pieces = |parts, range| memory::pieces(parts, range).collect();
+        Some(match (outputs, self.layout.row(bucket, row)) {
+            (None, [input, output]) => [pieces(parts, input), pieces(parts, output)],
+            // Outputs that were computed lie in their parts as the inputs in theirs.
+            (Some(outputs), [input, _]) => [pieces(parts, input.clone()), pieces(outputs, input)],
+        })
     }
 
-    async fn read(&self, sample: Sample, store: &Objects) -> Result<[Vec<Piece>; 2], Error> {
-        let Place::Away(away) = &self.place else { return self.near(sample).ok_or(Error::Incomplete("samples")) };
-        let whole = self.layout.sample(sample.bucket, sample.row);
-        let memory = away.read(store, whole.clone()).await?;
-        let of_sample = |row: Range<usize>| row.start - whole.start..row.end - whole.start;
-        let piece = |row| vec![Piece { memory: memory.clone(), at: of_sample(row) }];
-        Ok(self.layout.row(sample.bucket, sample.row).map(piece))
+    /// All that there is of a sample that is away; nothing of one that isn't.
+    async fn read(&self, Sample { bucket, row, .. }: Sample, store: &Objects) -> Result<Option<Memory>, Error> {
+        let Place::Away(away) = &self.place else { return Ok(None) };
+        away.read(store, self.layout.sample(bucket, row)).await.map(Some)
     }
 }
 
@@ -326,7 +367,7 @@ async fn incoming(
                 header::Error::Objects(error) if !error.is_missing() => Error::from(error),
                 other => broken(other.to_string()),
             })?;
-            shard::check_header(&header.header, layer, Contents::Activations, samples)
+            shard::check_header(&header.header, layer, Contents::of(&context.job), samples)
                 .map_err(|error| broken(error.to_string()))?
         }
     };
@@ -335,119 +376,4 @@ async fn incoming(
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use deltaconv_proto::shard::{Layout, Shard};
-    use deltaconv_proto::v1::Map;
-    use half::f16;
-
-    use super::*;
-
-    impl LayerData {
-        /// Of these shards, the first of which are for training, and which are still to be put.
-        fn awaiting(layer: &LayerPlan, shards: &[Shard], training: usize) -> (Self, Vec<Option<Placed>>) {
-            let incoming: Vec<Incoming> = (shards.iter().enumerate())
-                .map(|(index, shard)| Incoming {
-                    index,
-                    object: ObjectRef::default(),
-                    shapes: shard.shapes.clone(),
-                    is_held_out: index >= training,
-                })
-                .collect();
-            let place = |shard: &Shard| {
-                let bytes = shard.encode().expect("finite");
-                let layout =
-                    Layout::read(&bytes, bytes.len() as u64, layer, Contents::Activations, shard.timesteps.len());
-                let layout = layout.expect("a shard");
-                let mut buffer = memory::Buffer::plain(bytes.len());
-                buffer.as_mut().copy_from_slice(&bytes);
-                Some(Placed { layout, place: Place::Near(vec![buffer.keep()], None) })
-            };
-            let samples = Arc::new(Samples::new(layer, &incoming, None));
-            (Self::new(samples, &incoming[..training]), shards.iter().map(place).collect())
-        }
-
-        /// The same, which have been put.
-        fn of_shards(layer: &LayerPlan, shards: &[Shard], training: usize) -> Self {
-            let (mut data, placed) = Self::awaiting(layer, shards, training);
-            for (index, placed) in placed.into_iter().flatten().enumerate() {
-                data.samples.arrivals.put(index, placed);
-            }
-            data.energy = data.energy().expect("held-out samples");
-            data
-        }
-
-        /// Shards of so many samples, the last of which is held out; of sample i all numbers are i.
-        pub(super) fn in_shards(layer: &LayerPlan, samples: &[usize]) -> (Self, Vec<Option<Placed>>) {
-            let mut sample = 0;
-            let shard = |count: &usize| {
-                let shapes = shard::shapes(layer, &[*count]);
-                let number = |i: usize| f16::from_f32((sample + i / shapes[0].sample_len()) as f32);
-                let numbers: Vec<f16> = (0..shapes[0].len()).map(number).collect();
-                sample += count;
-                Shard { timesteps: vec![0; *count], input: numbers.clone(), output: numbers, shapes }
-            };
-            let shards: Vec<Shard> = samples.iter().map(shard).collect();
-            Self::awaiting(layer, &shards, samples.len() - 1)
-        }
-
-        /// Activations that a block can nearly reproduce: the output is the map's mean and, of each pixel, the first
-        /// quarter of its channels, as many as pass a block's gate. Of several buckets, each has every so many samples.
-        pub(crate) fn made_up(layer: &LayerPlan, training: usize, held_out: usize) -> Self {
-            use deltaconv_proto::draw::{Purpose, generator, normal};
-            let buckets = buckets::maps(layer).len();
-            let mut rng = generator(0, Purpose::Capture, 0);
-            let shards = [training, held_out].map(|samples| {
-                let of_bucket = |bucket: usize| (samples + buckets - 1 - bucket) / buckets;
-                let shapes = shard::shapes(layer, &(0..buckets).map(of_bucket).collect::<Vec<_>>());
-                let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
-                for shape in &shapes {
-                    let (len, channels) = (shape.sample_len(), shape.channels);
-                    let input = normal(&mut rng, shape.len());
-                    for map in input.chunks_exact(len) {
-                        let pixels = shape.height * shape.width;
-                        let mean = |c: usize| (0..pixels).map(|p| map[p * channels + c]).sum::<f32>() / pixels as f32;
-                        let means: Vec<f32> = (0..channels).map(mean).collect();
-                        let pixel = |i: usize| map[i / channels * channels + i % (channels / 4)];
-                        outputs.extend((0..len).map(|i| f16::from_f32(0.5 * pixel(i) + means[(i + 1) % channels])));
-                    }
-                    inputs.extend(input.iter().map(|value| f16::from_f32(*value)));
-                }
-                Shard { shapes, timesteps: vec![0; samples], input: inputs, output: outputs }
-            });
-            Self::of_shards(layer, &shards, 1)
-        }
-
-        /// Batch after batch, without a thread.
-        pub(crate) fn batches(&self, seed: u64, batch: usize, step: u64) -> impl Iterator<Item = Batch> {
-            let order = Batches::new(seed, self.training_buckets.clone(), batch, step);
-            order.map(|rows| self.batch(&rows).expect("they are there"))
-        }
-    }
-
-    #[test]
-    fn samples_are_found_in_the_bucket_that_they_are_of() {
-        let maps = vec![Map { height: 2, width: 1 }, Map { height: 1, width: 3 }];
-        let layer = LayerPlan { channels: 4, maps, ..LayerPlan::default() };
-        let shard = |samples: [usize; 2], from: f32| {
-            let shapes = shard::shapes(&layer, &samples);
-            let numbers: usize = shapes.iter().map(Shape::len).sum();
-            let values = |sign: f32| (0..numbers).map(|i| f16::from_f32(sign * (from + i as f32))).collect();
-            Shard { shapes, timesteps: vec![0; samples.iter().sum()], input: values(1.0), output: values(-1.0) }
-        };
-        // Samples 0 and 1 in bucket 0 and sample 2 in bucket 1; then one held-out sample of bucket 1.
-        let data = LayerData::of_shards(&layer, &[shard([2, 1], 0.0), shard([0, 1], 100.0)], 1);
-        assert_eq!((&data.training_buckets()[..], data.held_out()), (&[0, 0, 1][..], 3..4));
-        assert_eq!(data.by_bucket(0..4), [vec![0, 1], vec![2, 3]]);
-        assert_eq!((data.samples.size(&[1, 0]), data.samples.size(&[3, 2])), ([2, 2, 1], [2, 1, 3]));
-        assert_eq!((data.numbers(0..3), data.numbers(3..4)), (8 + 8 + 12, 12));
-        let mut rows = Rows::default();
-        data.batch(&[3, 2]).expect("there").to_f32(&mut rows);
-        let expected: Vec<f32> = (100..112).chain(16..28).map(|number| number as f32).collect();
-        assert_eq!(rows.input, expected);
-        assert!(rows.output.iter().zip(&expected).all(|(output, input)| *output == -input));
-        data.batch(&[1]).expect("there").to_f32(&mut rows);
-        assert_eq!(rows.input, (8..16).map(|number| number as f32).collect::<Vec<_>>());
-        let mean = (100..112).map(|number| f64::from(number * number)).sum::<f64>() / 12.0;
-        assert!((data.output_energy() - mean).abs() < 1e-9);
-    }
-}
+pub(crate) mod tests;

@@ -8,7 +8,7 @@ use super::ops::{AttentionMap, Heads, Linear, Projected, attention, attention_ma
 use super::{Call, Error, SelfAttention, Weights};
 
 /// `attn1`: a layer's own attention.
-pub(super) struct OwnAttention {
+pub(crate) struct OwnAttention {
     heads: Heads,
     /// C → 3C: queries, keys, values.
     projections: Linear,
@@ -23,16 +23,27 @@ impl OwnAttention {
         attention: teacher::Attention,
         bias: bool,
     ) -> Result<Self, Error> {
-        let inner = attention.heads * attention.head_dim;
+        Self::of_heads(weights, path, (attention.heads, attention.head_dim), bias)
+    }
+
+    /// As [`Self::load`], with so many heads of so many channels.
+    pub(crate) fn of_heads(
+        weights: &mut Weights,
+        path: &str,
+        (heads, head_dim): (usize, usize),
+        bias: bool,
+    ) -> Result<Self, Error> {
+        let inner = heads * head_dim;
         let paths = ["to_q", "to_k", "to_v"].map(|projection| format!("{path}.{projection}"));
         Ok(Self {
-            heads: Heads { count: attention.heads, dim: attention.head_dim },
+            heads: Heads { count: heads, dim: head_dim },
             projections: weights.linears(&paths, inner, inner, bias)?,
             to_out: weights.linear(&format!("{path}.to_out.0"), inner, inner)?,
         })
     }
 
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor, Error> {
+    /// x [B, H, W, C] → the same shape.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, Error> {
         let inner = self.heads.count * self.heads.dim;
         let projected = self.projections.forward(x)?;
         let [query, key, value] = [0, 1, 2].map(|i| Projected { tensor: &projected, offset: i * inner });

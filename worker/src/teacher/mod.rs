@@ -18,6 +18,7 @@ mod unet;
 mod vae;
 mod weights;
 
+pub(crate) use attention::OwnAttention;
 pub use conditions::Conditions;
 pub use denoiser::Denoiser;
 pub use ops::Place;
