@@ -19,14 +19,49 @@ pub(super) const RUNS: usize = 5;
 /// What is read.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Folder or bucket to write shards to, which are removed again.
-    pub url: String,
+    /// Where shards are written, which are removed again.
+    pub store: Store,
     /// Bytes in all.
     pub bytes: u64,
     /// Bytes of a shard.
     pub shard: u64,
     /// Bytes on their way at the same time.
     pub memory: usize,
+}
+
+/// A store to be measured.
+#[derive(Clone, Debug)]
+pub enum Store {
+    /// Folder or bucket.
+    Url(String),
+    /// An S3 server in this process, of a temporary folder, over the loopback interface. Only of a build with the feature
+    /// `bench-s3`.
+    S3Loopback,
+}
+
+/// What keeps a store up, as long as it is measured.
+#[cfg(feature = "bench-s3")]
+type Server = Option<deltaconv_proto::objects::testing::S3Server>;
+#[cfg(not(feature = "bench-s3"))]
+type Server = ();
+
+impl Store {
+    /// A folder of it that is nobody else's.
+    pub(super) fn open(&self) -> Result<(Objects, Server), Error> {
+        let own = format!("bench-{}", std::process::id());
+        match self {
+            Self::Url(url) => Ok((Objects::open(url)?.below(&own)?, Server::default())),
+            #[cfg(feature = "bench-s3")]
+            Self::S3Loopback => {
+                let server = deltaconv_proto::objects::testing::S3Server::start();
+                Ok((server.objects(&own), Some(server)))
+            }
+            #[cfg(not(feature = "bench-s3"))]
+            Self::S3Loopback => {
+                Err(Error::Data("this build has no S3 server; build it with `--features bench-s3`".to_owned()))
+            }
+        }
+    }
 }
 
 /// What reading came to.
@@ -43,21 +78,34 @@ pub struct Reading {
 }
 
 /// Writes shards, reads them bare and verified, and removes them.
+///
+/// # Errors
+/// A store that can't be written or read.
 pub fn reading(options: &Options) -> Result<Reading, Error> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Error::Data(error.to_string()))?;
-    runtime.block_on(async {
-        let store = Objects::open(&options.url)?.below(&format!("bench-{}", std::process::id()))?;
-        let shards = write(&store, options).await;
-        let measured = match &shards {
-            Ok(shards) => measure(&store, shards, options.memory).await,
-            Err(error) => Err(Error::Data(error.to_string())),
+    with_shards(options, async |store, shards| measure(&store, &shards, options.memory).await)
+}
+
+/// Writes shards, does something with them, and removes them.
+pub(super) fn with_shards<T>(
+    options: &Options,
+    work: impl AsyncFnOnce(Objects, Vec<ObjectRef>) -> Result<T, Error>,
+) -> Result<T, Error> {
+    runtime()?.block_on(async {
+        let (store, _server) = options.store.open()?;
+        let measured = match write(&store, options).await {
+            Ok(shards) => work(store.clone(), shards).await,
+            Err(error) => Err(error.into()),
         };
         let keys = (0..options.bytes.div_ceil(options.shard.max(1))).map(|index| index.to_string()).collect();
         // What is left lies where the operator said.
         store.remove(keys).for_each(|_| futures::future::ready(())).await;
         measured
     })
+}
+
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Error> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.map_err(|error| Error::Data(error.to_string()))
 }
 
 async fn write(store: &Objects, options: &Options) -> Result<Vec<ObjectRef>, objects::Error> {
@@ -119,7 +167,7 @@ async fn read_bare(store: &Objects, shards: &[ObjectRef], memory: usize) -> Resu
     Ok(reads.try_for_each(|_| futures::future::ready(Ok(()))).await?)
 }
 
-async fn read_verified(store: &Objects, shards: &[ObjectRef], memory: usize) -> Result<(), Error> {
+pub(super) async fn read_verified(store: &Objects, shards: &[ObjectRef], memory: usize) -> Result<(), Error> {
     let sources: Vec<_> = shards.iter().map(|shard| (store.clone(), shard.clone())).collect();
     let pool = Arc::new(Pool::new(&Accelerator::None));
     let buffers = pool.clone();
@@ -182,7 +230,7 @@ mod tests {
     fn what_is_read_is_removed_again() {
         let folder = tempfile::tempdir().expect("a folder");
         let url = url::Url::from_directory_path(folder.path()).expect("absolute").to_string();
-        let options = Options { url, bytes: 3 << 20, shard: 1 << 20, memory: 64 << 20 };
+        let options = Options { store: Store::Url(url), bytes: 3 << 20, shard: 1 << 20, memory: 64 << 20 };
         let measured = reading(&options).expect("reads");
         assert!(measured.ratio > 0.0 && measured.ratio.is_finite());
         let files = fs::read_dir(folder.path()).expect("a folder").flatten();

@@ -1,6 +1,7 @@
 //! What `deltaconv bench` measures and checks, on a CPU or a GPU.
 
 pub mod data;
+pub mod readers;
 pub mod teacher;
 pub mod writing;
 

@@ -13,7 +13,7 @@ use object_store::ObjectStoreExt;
 use tokio::sync::Semaphore;
 
 use super::Error;
-use super::data::{Options, RUNS, median, memory, random};
+use super::data::{Options, RUNS, median, memory, random, runtime};
 
 /// Shards that are written at the same time: as many as Stable Diffusion 1.x has layers.
 const LAYERS: usize = 16;
@@ -40,13 +40,11 @@ pub struct Writing {
 /// # Errors
 /// A store that can't be written.
 pub fn writing(options: &Options) -> Result<Writing, Error> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Error::Data(error.to_string()))?;
-    runtime.block_on(measure(options))
+    runtime()?.block_on(measure(options))
 }
 
 async fn measure(options: &Options) -> Result<Writing, Error> {
-    let store = Objects::open(&options.url)?.below(&format!("bench-{}", std::process::id()))?;
+    let (store, _server) = options.store.open()?;
     let keys: Vec<String> = (0..options.bytes.div_ceil(options.shard.max(1))).map(|index| index.to_string()).collect();
     // As capture's batches: more than a processor's caches hold.
     let len = options.shard.min(options.bytes).max(1) as usize;
@@ -122,13 +120,14 @@ async fn put_hashed(store: Objects, key: String, shard: Bytes, room: Outgoing) -
 
 #[cfg(test)]
 mod tests {
+    use super::super::data::Store;
     use super::*;
 
     #[test]
     fn what_is_written_is_removed_again() {
         let folder = tempfile::tempdir().expect("a folder");
         let url = url::Url::from_directory_path(folder.path()).expect("absolute").to_string();
-        let options = Options { url, bytes: 60 << 20, shard: 20 << 20, memory: 16 << 20 };
+        let options = Options { store: Store::Url(url), bytes: 60 << 20, shard: 20 << 20, memory: 16 << 20 };
         let measured = writing(&options).expect("writes");
         assert!(measured.ratio > 0.0 && measured.ratio.is_finite());
         assert_eq!(measured.limit, (16 + 3 * 8) << 20);
