@@ -5,7 +5,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use deltaconv_proto::digest;
-use serde_json::Value;
 
 use crate::process::Running;
 use crate::scaled;
@@ -78,9 +77,8 @@ fn inputs_alone_take_half_the_bytes_and_teach_as_much_wherever_they_lie() {
     let cache = folder.path().join("cache");
     let in_folder = ["--memory-cache", "1B", "--disk-cache", cache.to_str().expect("UTF-8")];
     let planned = |job: &Path| {
-        let planned = coordinator.run(&["submit", "--dry-run", job.to_str().expect("UTF-8"), "-o", "json"]);
-        let planned: Value = serde_json::from_slice(&planned.stdout).expect("JSON");
-        planned["stages"][0]["written_bytes"].as_f64().expect("of the capture")
+        let planned = coordinator.json(&["submit", "--dry-run", job.to_str().expect("UTF-8")]);
+        planned["plan"]["stages"][0]["written_bytes"].as_f64().expect("of the capture")
     };
     let convert = |name: &str, options: &[&str]| {
         let _worker = coordinator.worker_with(name, options);

@@ -126,7 +126,10 @@ pub(super) fn check_storage(spec: &JobSpec, stages: &[StagePlan]) -> Result<(), 
     let Some(largest) = stages.iter().max_by_key(|stage| stage.written_bytes) else { return Ok(()) };
     let remedy = match largest.stage.as_str() {
         "synthesise" => "make fewer latents (data.synthesis.latents, data.images.count), or raise max_storage",
-        "capture" => "record fewer samples (recipe.samples), replace fewer layers (recipe.keep), or raise max_storage",
+        "capture" => {
+            "record fewer samples (recipe.samples) or their inputs alone (recipe.store), replace fewer layers (recipe.keep), \
+             or raise max_storage"
+        }
         "distill" => {
             "train smaller blocks (recipe.inter_ratio), replace fewer layers (recipe.keep), or raise max_storage"
         }

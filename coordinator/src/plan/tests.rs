@@ -55,6 +55,15 @@ async fn the_shipped_teacher_is_planned() {
     assert!((pictures..pictures * 11 / 10).contains(&evaluate.written_bytes), "{}", evaluate.written_bytes);
     assert_eq!(planned.stored_bytes, planned.stages.iter().map(|stage| stage.written_bytes).sum::<u64>());
 
+    job.recipe().store = Some("inputs".to_owned());
+    let of_inputs = plan(&job.spec).await.expect("plans");
+    let [capture, distill] = [0, 1].map(|stage: usize| &of_inputs.stages[stage]);
+    assert!((least / 2..least * 11 / 20).contains(&capture.written_bytes), "{}", capture.written_bytes);
+    // Four projections of each layer, three of them without biases, in f16.
+    let attention: u64 =
+        planned.layers.iter().map(|layer| u64::from(layer.channels)).map(|c| 2 * (4 * c * c + c)).sum();
+    assert_eq!(distill.read_bytes, capture.written_bytes + attention);
+
     job.recipe().kernel_sizes.clear();
     let planned = plan(&job.spec).await.expect("plans");
     assert_eq!(planned.layers[2].kernel_size, 9, "the 8×8 map gets a kernel as wide as itself");
@@ -103,6 +112,7 @@ async fn specs_that_no_job_can_have_are_refused_by_field_and_value() {
         (|j| j.recipe().ema_decay = 1.0, &["recipe.ema_decay = 1"]),
         (|j| j.recipe().empty_prompt_fraction = 1.5, &["recipe.empty_prompt_fraction = 1.5"]),
         (|j| j.recipe().inter_ratio = 0.51, &["recipe.inter_ratio = 0.51", "down_blocks.1", "65", "even"]),
+        (|j| j.recipe().store = Some("outputs".to_owned()), &["recipe.store = \"outputs\"", "activations, inputs"]),
         (|j| j.recipe().scales = vec![0.5, 1.0], &["recipe.scales = [0.5, 1.0]", "1.0 first"]),
         (|j| j.recipe().scales = vec![1.0, 0.1], &["recipe.scales = [1.0, 0.1]", "8×8", "mid_block"]),
         (|j| j.recipe().scales.clear(), &["recipe.scales = []"]),
@@ -249,7 +259,9 @@ async fn a_job_that_would_store_too_much_is_refused_with_what_takes_the_most() {
     job.spec.max_storage = Some(planned - 1);
     let message = plan(&job.spec).await.expect_err("refused").to_string();
     let (limit, planned) = (format!("({} bytes)", planned - 1), format!("({planned} bytes)"));
-    for part in [&limit, &planned, &job.spec.output_url, "max_storage", "stage capture", "recipe.samples"] {
+    for part in
+        [&limit, &planned, &job.spec.output_url, "max_storage", "stage capture", "recipe.samples", "recipe.store"]
+    {
         assert!(message.contains(part), "{message:?} doesn't contain {part:?}");
     }
 

@@ -4,6 +4,7 @@ use std::fmt::{Display, Write};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use deltaconv_proto::shard::Contents;
 
 use super::json::{Measures, Report};
 use super::number::{grouped, seconds, significant};
@@ -166,6 +167,7 @@ fn provenance(report: &Report) -> String {
             "samples",
             format!("{} and {} held out", grouped(recipe.samples.into()), grouped(recipe.held_out_samples.into())),
         ),
+        ("stored of them", recipe.store.clone().unwrap_or_else(|| Contents::NAMED[0].0.to_owned())),
         ("steps", format!("{} of {} samples", grouped(recipe.steps.into()), recipe.batch)),
         ("learning rate", format!("{} after {} steps of warm-up", recipe.learning_rate, recipe.warmup_steps)),
         ("block", format!("inner width {} of the channels, scales {scales}", recipe.inter_ratio)),
