@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Tensor;
 use deltaconv_proto::images::Index;
-use deltaconv_proto::objects::{self, Objects};
+use deltaconv_proto::objects::{self, Objects, PART, read_parts};
 use deltaconv_proto::pipeline::{self, Text};
 use deltaconv_proto::teacher::{Scheduler, Teacher as Configuration};
 use deltaconv_proto::weights::{self, Files};
@@ -99,12 +99,12 @@ impl Models {
         self.teacher.get(origin, || where_there_is_room(&places, load))
     }
 
-    /// The job's student, from the folder that assembly wrote.
-    pub(crate) fn student(&self, context: &Context) -> Result<Arc<Student>, Error> {
+    /// The job's student, from the objects that assembly has `written`. Fails if one of them isn't what was written.
+    pub(crate) fn student(&self, context: &Context, written: &[v1::ObjectRef]) -> Result<Arc<Student>, Error> {
         let places = Places::on(&context.accelerator);
         let origin = format!("{} {places:?}", context.job.output_url);
         let folder = &context.plan.denoiser_folder;
-        let load = |places: &Places| context.wait(Student::load(&context.objects, folder, &places.denoiser));
+        let load = |places: &Places| context.wait(Student::load(&context.objects, folder, written, &places.denoiser));
         self.student.get(origin, || where_there_is_room(&places, load))
     }
 
@@ -276,12 +276,30 @@ async fn open_tensors(objects: &Objects, files: &Files, prefix: &str) -> Result<
     Ok(weights)
 }
 
+/// The weights in an object that a manifest lists, which are verified.
+pub(crate) async fn open_verified(objects: &Objects, object: &v1::ObjectRef) -> Result<Weights, Error> {
+    let at_fault = |source| no_copy(source, &object.key, object.size);
+    let local = local_path(objects, &object.key);
+    let mut copy = if local.is_some() { None } else { Some(tempfile::tempfile().map_err(at_fault)?) };
+    let source = (objects.clone(), object.clone());
+    let mut parts = std::pin::pin!(read_parts([source], PIECES * PART, |len| vec![0; len]));
+    while let Some(part) = parts.try_next().await? {
+        if let Some(copy) = &mut copy {
+            copy.write_all(&part.bytes).map_err(at_fault)?;
+        }
+    }
+    let mut weights = Weights::default();
+    match (local, copy) {
+        (Some(path), _) => weights.add_file(&path)?,
+        (None, Some(copy)) => weights.add_open_file(copy)?,
+        (None, None) => {}
+    }
+    Ok(weights)
+}
+
 /// An object of so many bytes as a file without a name, which goes with the process.
 async fn fetch(objects: &Objects, key: &str, size: u64) -> Result<File, Error> {
-    let at_fault = |source: std::io::Error| Error::Unexpected {
-        what: format!("the folder for temporary files ({})", std::env::temp_dir().display()),
-        reason: format!("{source}; {} needs {size} bytes there, TMPDIR names another", key),
-    };
+    let at_fault = |source| no_copy(source, key, size);
     let mut file = tempfile::tempfile().map_err(at_fault)?;
     let piece = |start| objects.get_range(key, start, size.min(start + PIECE_BYTES));
     let starts = (0..size).step_by(PIECE_BYTES as usize);
@@ -290,6 +308,13 @@ async fn fetch(objects: &Objects, key: &str, size: u64) -> Result<File, Error> {
         file.write_all(&piece).map_err(at_fault)?;
     }
     Ok(file)
+}
+
+fn no_copy(source: std::io::Error, key: &str, size: u64) -> Error {
+    Error::Unexpected {
+        what: format!("the folder for temporary files ({})", std::env::temp_dir().display()),
+        reason: format!("{source}; {key} needs {size} bytes there, TMPDIR names another"),
+    }
 }
 
 fn local_path(objects: &Objects, key: &str) -> Option<std::path::PathBuf> {

@@ -7,11 +7,13 @@ use candle_core::Tensor;
 use deltaconv_kernels::{BlockOp, Parameters};
 use deltaconv_proto::description::{self, Description};
 use deltaconv_proto::objects::Objects;
+use deltaconv_proto::teacher::Teacher;
+use deltaconv_proto::v1::ObjectRef;
 use deltaconv_proto::weights::{self, Files};
 use deltaconv_proto::{block, keys};
 
 use crate::distill::block_shape;
-use crate::models::load_denoiser;
+use crate::models;
 use crate::task::Error;
 use crate::teacher::{self, Call, Denoiser, LoadOptions, Place, SelfAttention, Weights};
 
@@ -24,20 +26,35 @@ pub(crate) struct Student {
 }
 
 impl Student {
-    /// Loads the output of the job whose prefix `objects` are; its denoiser lies in `folder`.
-    pub(crate) async fn load(objects: &Objects, folder: &str, place: &Place) -> Result<Self, Error> {
-        Self::of_model(&objects.below(keys::OUTPUT)?, folder, place).await
+    /// Loads the output of the job whose prefix `objects` are, from the objects that assembly has `written`, which are
+    /// verified; its denoiser lies in `folder`.
+    pub(crate) async fn load(
+        objects: &Objects,
+        folder: &str,
+        written: &[ObjectRef],
+        place: &Place,
+    ) -> Result<Self, Error> {
+        let object = |file: &str| {
+            let key = format!("{}/{file}", keys::OUTPUT);
+            written.iter().find(|object| object.key == key).ok_or(Error::Incomplete("converted model"))
+        };
+        let description = read_description(objects.url(), &objects.get_verified(object(keys::DESCRIPTION)?).await?)?;
+        let config = objects.get_verified(object(&format!("{folder}/config.json"))?).await?;
+        let config = Teacher::parse(&config).map_err(teacher::Error::from)?;
+        let weights = object(&format!("{folder}/{}.safetensors", weights::DIFFUSERS))?;
+        let mut weights = models::open_verified(objects, weights).await?.at(place);
+        let denoiser = Denoiser::load(&config, &mut weights, &without_attention(&description))?;
+        let blocks = read_blocks(description.layers, &mut weights)?;
+        Ok(Self { denoiser, blocks })
     }
 
-    /// Loads the converted model in `output`.
+    /// Loads the converted model in `output`, of which nothing says what it should be.
     pub(crate) async fn of_model(output: &Objects, folder: &str, place: &Place) -> Result<Self, Error> {
         let json = output.get(keys::DESCRIPTION, MAX_DESCRIPTION_BYTES).await?;
-        let unexpected =
-            |reason: String| Error::Unexpected { what: format!("{}/{}", output.url(), keys::DESCRIPTION), reason };
-        let description = Description::parse(&json).map_err(|e| unexpected(e.to_string()))?;
-        let options = LoadOptions { replaced: description.layers.iter().map(|layer| layer.name.clone()).collect() };
+        let description = read_description(output.url(), &json)?;
         let files = Files::find(output, folder, weights::DIFFUSERS).await?;
-        let (denoiser, mut weights) = load_denoiser(output, folder, &files, &options, place).await?;
+        let (denoiser, mut weights) =
+            models::load_denoiser(output, folder, &files, &without_attention(&description), place).await?;
         let blocks = read_blocks(description.layers, &mut weights)?;
         Ok(Self { denoiser, blocks })
     }
@@ -46,6 +63,15 @@ impl Student {
     pub(crate) fn attention(&self) -> Blocks<'_> {
         Blocks { blocks: &self.blocks }
     }
+}
+
+fn read_description(url: &str, json: &[u8]) -> Result<Description, Error> {
+    let what = || format!("{} of {url}", keys::DESCRIPTION);
+    Description::parse(json).map_err(|e| Error::Unexpected { what: what(), reason: e.to_string() })
+}
+
+fn without_attention(description: &Description) -> LoadOptions {
+    LoadOptions { replaced: description.layers.iter().map(|layer| layer.name.clone()).collect() }
 }
 
 /// The blocks of a converted model, by layer.
@@ -86,7 +112,6 @@ mod tests {
 
     use candle_core::Device;
     use deltaconv_proto::safetensors;
-    use deltaconv_proto::teacher::Teacher;
 
     use super::*;
     use crate::teacher::Conditions;

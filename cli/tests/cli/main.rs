@@ -7,6 +7,7 @@ mod broken_shards;
 mod by_hand;
 mod cache;
 mod demo;
+mod faults;
 mod hybrid;
 mod inspect;
 mod kills;

@@ -1,7 +1,7 @@
 //! A coordinator and workers, started as on a cluster, and what the coordinator says of its jobs.
 
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -17,24 +17,30 @@ pub(crate) struct Coordinator {
     pub(crate) url: String,
     pub(crate) process: Running,
     folder: PathBuf,
+    environment: Vec<(String, String)>,
 }
 
 impl Coordinator {
     /// Starts one with its state, logs and address in `folder`.
     pub(crate) fn start(folder: &Path) -> Self {
-        Self::listen(folder, "127.0.0.1:0")
+        Self::listen(folder, "127.0.0.1:0", &[])
+    }
+
+    /// The same, where it and its workers have these variables.
+    pub(crate) fn start_in(folder: &Path, environment: &[(String, String)]) -> Self {
+        Self::listen(folder, "127.0.0.1:0", environment)
     }
 
     /// Starts one again where the last one in this folder listened.
     pub(crate) fn start_again(self) -> Self {
         let address = self.url.trim_start_matches("http://").to_owned();
-        let folder = self.folder.clone();
+        let (folder, environment) = (self.folder.clone(), self.environment.clone());
         drop(self);
-        Self::listen(&folder, &address)
+        Self::listen(&folder, &address, &environment)
     }
 
     /// Starts one that listens there.
-    pub(crate) fn listen(folder: &Path, address: &str) -> Self {
+    pub(crate) fn listen(folder: &Path, address: &str, environment: &[(String, String)]) -> Self {
         let address_file = folder.join("address");
         if address_file.exists() {
             std::fs::remove_file(&address_file).expect("removed");
@@ -43,22 +49,25 @@ impl Coordinator {
         command.args(["coordinator", "--exit-with-parent", "--listen", address]);
         command.args(["--lease-ttl", LEASE_TTL, "--checkpoint-interval", CHECKPOINT_INTERVAL]);
         command.arg("--state").arg(state(folder)).arg("--address-file").arg(&address_file);
+        command.envs(environment.iter().cloned());
         let mut process = Running::start(&mut command, folder, "coordinator");
         let url = until("the coordinator to listen", || {
             assert!(!process.has_ended(), "{}", process.stderr());
             std::fs::read_to_string(&address_file).ok().filter(|url| !url.is_empty())
         });
-        Self { url: url.trim().into(), process, folder: folder.into() }
+        Self { url: url.trim().into(), process, folder: folder.into(), environment: environment.to_vec() }
     }
 
     /// Starts a worker that joins this coordinator.
     pub(crate) fn worker(&self, name: &str) -> Running {
-        worker(&self.folder, &self.url, name, &[])
+        self.worker_with(name, &[])
     }
 
     /// The same, with more options.
     pub(crate) fn worker_with(&self, name: &str, options: &[&str]) -> Running {
-        worker(&self.folder, &self.url, name, options)
+        let mut command = worker_command(&self.folder, &self.url, name, options);
+        command.envs(self.environment.iter().cloned());
+        Running::start(&mut command, &self.folder, name)
     }
 
     pub(crate) fn token_file(&self) -> PathBuf {
@@ -103,10 +112,14 @@ pub(crate) fn state(folder: &Path) -> PathBuf {
 
 /// Starts a worker for a coordinator that may not be there yet.
 pub(crate) fn worker(folder: &Path, url: &str, name: &str, options: &[&str]) -> Running {
+    Running::start(&mut worker_command(folder, url, name, options), folder, name)
+}
+
+fn worker_command(folder: &Path, url: &str, name: &str, options: &[&str]) -> Command {
     let mut command = deltaconv();
     command.args(["worker", "--exit-with-parent", "--coordinator", url, "--name", name, "--threads", "1"]);
     command.arg("--token-file").arg(state(folder).join("worker.token")).args(options);
-    Running::start(&mut command, folder, name)
+    command
 }
 
 /// What a command of the coordinator at `url` answers as JSON.

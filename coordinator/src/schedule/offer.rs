@@ -160,7 +160,9 @@ impl State {
                 shards: self.shards_of_layer(job, *layer)?,
                 resume: task.checkpoint.clone(),
             }),
-            Kind::Evaluate(part) => v1::task_spec::Kind::Evaluate(v1::EvaluateTask { part: Some(*part) }),
+            Kind::Evaluate(part) => {
+                v1::task_spec::Kind::Evaluate(v1::EvaluateTask { part: Some(*part), output: job.output.clone() })
+            }
         };
         let spec =
             v1::TaskSpec { job: Some(job.spec.clone()), plan: Some(job.plan.clone()), kind: Some(kind), latents };

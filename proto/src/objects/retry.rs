@@ -3,7 +3,8 @@
 //! `object_store` makes a request again after timeouts, 408, 429, 5xx and broken connections, with back-off and jitter, and
 //! never after another answer: a 403 or 404 would be the same the next time. Bodies are another matter: one that breaks goes
 //! on only where the server sent an ETag, one that ends early without an error is taken for a whole one, and those of listings
-//! are asked for once. [`Retried`] closes these gaps.
+//! are asked for once. And where the answer to the end of an upload in parts got lost, the store knows no such upload when it
+//! is asked again. [`Retried`] closes these gaps.
 
 use std::fmt;
 use std::io;
@@ -20,8 +21,8 @@ use object_store::client::HttpError;
 use object_store::path::Path;
 use object_store::{
     BackoffConfig, ClientOptions, CopyOptions, Error, GetOptions, GetRange, GetResult, GetResultPayload, ListResult,
-    MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
-    RetryConfig,
+    MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult,
+    Result, RetryConfig, UploadPart,
 };
 use tokio::time::Instant;
 
@@ -226,6 +227,44 @@ impl Listing {
     }
 }
 
+/// An upload in parts, whose end may have come through when the store says that there is no such upload.
+#[derive(Debug)]
+struct Ending {
+    upload: Box<dyn MultipartUpload>,
+    store: Arc<dyn ObjectStore>,
+    location: Path,
+    /// Bytes of all parts.
+    size: u64,
+}
+
+#[async_trait]
+impl MultipartUpload for Ending {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        self.size += data.content_length() as u64;
+        self.upload.put_part(data)
+    }
+
+    async fn complete(&mut self) -> Result<PutResult> {
+        match self.upload.complete().await {
+            // S3 says so, and s3s that nobody may write to it.
+            Err(error @ (Error::NotFound { .. } | Error::PermissionDenied { .. })) => {
+                match self.store.head(&self.location).await {
+                    // Whoever writes this key writes these bytes, so that the size tells whether they are there.
+                    Ok(ObjectMeta { size, e_tag, version, .. }) if size == self.size => {
+                        Ok(PutResult { e_tag, version, extensions: Default::default() })
+                    }
+                    _ => Err(error),
+                }
+            }
+            ended => ended,
+        }
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        self.upload.abort().await
+    }
+}
+
 fn of_body(kind: io::ErrorKind, what: String) -> Error {
     Error::Generic { store: "object store", source: Box::new(io::Error::new(kind, what)) }
 }
@@ -273,7 +312,8 @@ impl ObjectStore for Retried {
         location: &Path,
         options: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
-        self.inner.put_multipart_opts(location, options).await
+        let upload = self.inner.put_multipart_opts(location, options).await?;
+        Ok(Box::new(Ending { upload, store: self.inner.clone(), location: location.clone(), size: 0 }))
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {

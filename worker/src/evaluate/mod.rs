@@ -32,7 +32,7 @@ pub(crate) fn run(context: &Context, task: &v1::EvaluateTask) -> Result<v1::Done
     let part = task.part.ok_or(Error::Incomplete("part"))?;
     let models = Evaluated {
         teacher: context.models.teacher(context)?,
-        student: context.models.student(context)?,
+        student: context.models.student(context, &task.output)?,
         data: context.models.data(context)?,
     };
     let (samples, bytes) = match part {

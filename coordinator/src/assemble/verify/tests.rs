@@ -251,7 +251,7 @@ async fn latents_of_several_buckets_are_checked_by_bucket() {
 async fn evaluation_parts_are_what_was_asked_for() {
     let noise = |_: &JobPlan| {
         let part = evaluate_task::Part::Noise(SampleRange { start: 0, end: 2 });
-        Kind::Evaluate(EvaluateTask { part: Some(part) })
+        Kind::Evaluate(EvaluateTask { part: Some(part), output: Vec::new() })
     };
     let case = Case::new(noise).await;
     let key = keys::evaluation(&case.task, &case.attempt);
@@ -274,7 +274,7 @@ async fn evaluation_parts_are_what_was_asked_for() {
 
     let pictures = |_: &JobPlan| {
         let part = evaluate_task::Part::Pictures(SampleRange { start: 0, end: 1 });
-        Kind::Evaluate(EvaluateTask { part: Some(part) })
+        Kind::Evaluate(EvaluateTask { part: Some(part), output: Vec::new() })
     };
     let case = Case { kind: pictures(&case.plan), ..case };
     let part = async |prompt: i64, side: usize| {

@@ -1,4 +1,4 @@
-use deltaconv_proto::{header, images, objects, prompts, teacher};
+use deltaconv_proto::{images, objects, prompts, safetensors, teacher};
 
 use super::part::PartError;
 
@@ -16,8 +16,13 @@ pub enum Error {
     #[error(transparent)]
     Images(#[from] images::Error),
     /// The header of a block can't be read any more.
-    #[error(transparent)]
-    Header(#[from] header::Error),
+    #[error("{key}: {source}")]
+    Block {
+        /// The object.
+        key: String,
+        /// What is wrong with it.
+        source: safetensors::Error,
+    },
     /// A part of the evaluation, or what a block says of its training, can't be read.
     #[error("{key}: {source}")]
     Part {

@@ -18,7 +18,7 @@ mod training;
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::teacher::Scheduler;
 use deltaconv_proto::v1::{DistillOutput, Figures, JobPlan, JobSpec, LayerPlan, ObjectRef};
-use deltaconv_proto::{header, images, keys, prompts};
+use deltaconv_proto::{images, keys, prompts, safetensors};
 use serde::Serialize;
 
 pub use error::Error;
@@ -27,7 +27,7 @@ pub use training::{Point, Training};
 
 use crate::assemble;
 use crate::plan::data::{PROMPTS, Prompts};
-use crate::plan::teacher::{MAX_CONFIG_BYTES, SCHEDULER};
+use crate::plan::teacher::SCHEDULER;
 use deltaconv_proto::description::Description;
 
 /// One step of the job, as it went.
@@ -62,7 +62,7 @@ pub struct ReportInput<'a> {
     pub stages: &'a [StageFigures],
 }
 
-/// Most bytes of a block's header and of the data's prompts.
+/// Most bytes of the data's prompts.
 const MAX_BYTES: u64 = 16 << 20;
 
 /// Writes the report under the job's prefix, `report.json` last, and returns its main figures.
@@ -73,7 +73,7 @@ pub async fn write(input: ReportInput<'_>) -> Result<Figures, Error> {
     let objects = Objects::open(&input.spec.output_url)?;
     let description = read_description(&objects, &input).await?;
     let mut prompts = read_prompts(input.spec).await?;
-    let timesteps = read_timesteps(&objects).await?;
+    let timesteps = read_timesteps(&objects, &input).await?;
 
     let mut measured = figures::Measured::new(timesteps);
     let mut pictures = Vec::new();
@@ -165,9 +165,9 @@ async fn read_prompts(spec: &JobSpec) -> Result<Vec<String>, Error> {
 }
 
 /// Timesteps of the noise schedule, from the converted model's copy of its configuration.
-async fn read_timesteps(objects: &Objects) -> Result<usize, Error> {
+async fn read_timesteps(objects: &Objects, input: &ReportInput<'_>) -> Result<usize, Error> {
     let key = format!("{}/{SCHEDULER}", keys::OUTPUT);
-    let json = objects.get(&key, MAX_CONFIG_BYTES).await?;
+    let json = objects.get_verified(json::written(input.output, &key)?).await?;
     let scheduler = Scheduler::parse(&json).map_err(|source| Error::Scheduler { key, source })?;
     Ok(scheduler.num_train_timesteps)
 }
@@ -176,8 +176,11 @@ async fn read_layers(objects: &Objects, input: &ReportInput<'_>) -> Result<Vec<L
     let mut layers = Vec::with_capacity(input.blocks.len());
     for (plan, output) in input.blocks {
         let object = output.block.as_ref().ok_or_else(|| Error::NoBlock { layer: plan.name.clone() })?;
-        let file = header::read(objects, &object.key, MAX_BYTES).await?;
-        let training = Training::parse(&file.header.metadata)
+        // Whole, though its header would do: that alone has no digest.
+        let bytes = objects.get_verified(object).await?;
+        let (header, _) =
+            safetensors::parse(&bytes).map_err(|source| Error::Block { key: object.key.clone(), source })?;
+        let training = Training::parse(&header.metadata)
             .map_err(|source| Error::Part { key: object.key.clone(), source })?
             .thinned();
         layers.push(Layer { plan: plan.clone(), relative_error: output.relative_error, training });

@@ -131,3 +131,36 @@ async fn a_body_of_another_state_of_the_object_is_not_appended() {
     let error = body.rest().await.map(drop).expect_err("refused").to_string();
     assert!(error.contains("changed while it was read"), "{error}");
 }
+
+/// An upload that the store knows no more.
+#[derive(Debug)]
+struct Ended;
+
+#[async_trait]
+impl MultipartUpload for Ended {
+    fn put_part(&mut self, _: PutPayload) -> UploadPart {
+        Box::pin(async { Ok(()) })
+    }
+
+    async fn complete(&mut self) -> Result<PutResult> {
+        Err(Error::NotFound { path: "x".to_owned(), source: "NoSuchUpload".into() })
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn an_upload_whose_end_was_not_heard_of_has_ended_if_all_of_it_is_there() {
+    let store: Arc<dyn ObjectStore> = Arc::new(object_store::memory::InMemory::new());
+    let location = Path::from("x");
+    let mut ending = Ending { upload: Box::new(Ended), store: store.clone(), location: location.clone(), size: 0 };
+    ending.put_part(PutPayload::from_static(b"hello")).await.expect("sent");
+    for (there, has_ended) in [(None, false), (Some(&b"other bytes"[..]), false), (Some(b"hello"), true)] {
+        if let Some(bytes) = there {
+            store.put(&location, PutPayload::from_static(bytes)).await.expect("put");
+        }
+        assert_eq!(ending.complete().await.is_ok(), has_ended, "{there:?}");
+    }
+}

@@ -3,11 +3,9 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::stream::{self, BoxStream};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use object_store::path::Path;
@@ -15,38 +13,13 @@ use object_store::{
     CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 
 use super::super::Objects;
 use super::super::retry::{Policy, Retried};
+use super::schedule::{Drawn, Fault, Schedule};
 
 /// The longest delay, in the clock of the test.
-const MAX_DELAY_MS: u64 = 5_000;
-/// How many objects a stale listing may miss.
-const MAX_MISSED: usize = 3;
-
-/// What can happen to an operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// It takes up to five seconds longer.
-    Delay,
-    /// It is refused as by a 503, before it did anything; a write also after it was done.
-    Busy,
-    /// The connection is reset in the middle of a body.
-    Reset,
-    /// A body ends early, without an error.
-    Short,
-    /// A bit of a body is flipped.
-    Flipped,
-    /// A listing misses the newest objects.
-    Stale,
-}
-
-impl Fault {
-    /// Each of them.
-    pub const ALL: [Self; 6] = [Self::Delay, Self::Busy, Self::Reset, Self::Short, Self::Flipped, Self::Stale];
-}
+const LONGEST_DELAY: Duration = Duration::from_secs(5);
 
 /// A store around another in which a part of all operations fails. Which ones, and how, is decided by the seed and the
 /// operation's number, so that operations in the same order meet the same faults. Clones count together.
@@ -56,68 +29,10 @@ pub struct Faulty {
     schedule: Arc<Schedule>,
 }
 
-#[derive(Debug)]
-struct Schedule {
-    seed: u64,
-    rate: f64,
-    kinds: Vec<Fault>,
-    operations: AtomicU64,
-    fired: [AtomicU64; Fault::ALL.len()],
-}
-
-/// What happens to one operation.
-struct Drawn {
-    fault: Fault,
-    operation: u64,
-    random: ChaCha8Rng,
-}
-
-impl Schedule {
-    /// The fault of the next operation, if it has one of the `possible` kinds.
-    fn draw(&self, possible: &[Fault]) -> Option<Drawn> {
-        let operation = self.operations.fetch_add(1, Ordering::Relaxed);
-        let mut random = ChaCha8Rng::seed_from_u64(self.seed);
-        random.set_stream(operation);
-        let kinds: Vec<_> = self.kinds.iter().copied().filter(|kind| possible.contains(kind)).collect();
-        if kinds.is_empty() || !random.random_bool(self.rate) {
-            return None;
-        }
-        let fault = kinds[random.random_range(0..kinds.len())];
-        Some(Drawn { fault, operation, random })
-    }
-
-    fn fire(&self, fault: Fault) {
-        self.fired[fault as usize].fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Delays or refuses an operation.
-    async fn before(&self, drawn: Option<&mut Drawn>) -> Result<()> {
-        let Some(Drawn { fault, operation, random }) = drawn else { return Ok(()) };
-        match fault {
-            Fault::Delay => {
-                self.fire(Fault::Delay);
-                tokio::time::sleep(Duration::from_millis(random.random_range(0..=MAX_DELAY_MS))).await;
-                Ok(())
-            }
-            Fault::Busy => {
-                self.fire(Fault::Busy);
-                Err(failed(io::ErrorKind::ResourceBusy, format!("503 SlowDown, in operation {operation}")))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-fn failed(kind: io::ErrorKind, what: String) -> Error {
-    Error::Generic { store: "faulty", source: Box::new(io::Error::new(kind, what)) }
-}
-
 impl Faulty {
     /// A store in which `rate` (0 to 1) of the operations that one of these `kinds` can happen to have it.
     pub fn new(inner: Arc<dyn ObjectStore>, seed: u64, rate: f64, kinds: &[Fault]) -> Self {
-        let kinds = kinds.to_vec();
-        let schedule = Schedule { seed, rate, kinds, operations: AtomicU64::new(0), fired: Default::default() };
-        Self { inner, schedule: Arc::new(schedule) }
+        Self { inner, schedule: Arc::new(Schedule::new(seed, rate, kinds, LONGEST_DELAY)) }
     }
 
     /// The same objects behind such a store, which is used as one behind a network but for shorter pauses, and the store.
@@ -131,12 +46,12 @@ impl Faulty {
 
     /// How often a fault happened.
     pub fn fired(&self, fault: Fault) -> u64 {
-        self.schedule.fired[fault as usize].load(Ordering::Relaxed)
+        self.schedule.fired(fault)
     }
 
     /// How many operations there were.
     pub fn operations(&self) -> u64 {
-        self.schedule.operations.load(Ordering::Relaxed)
+        self.schedule.operations()
     }
 }
 
@@ -146,46 +61,8 @@ impl fmt::Display for Faulty {
     }
 }
 
-/// A body in which something happens at one byte.
-struct Disturbed {
-    body: BoxStream<'static, Result<Bytes>>,
-    schedule: Arc<Schedule>,
-    fault: Fault,
-    operation: u64,
-    /// The byte, and the bit in it.
-    at: u64,
-    bit: u32,
-    /// Bytes before what comes next.
-    passed: u64,
-}
-
-impl Disturbed {
-    async fn next(mut self) -> Option<(Result<Bytes>, Self)> {
-        let chunk = match self.body.next().await? {
-            Ok(chunk) => chunk,
-            Err(error) => return Some((Err(error), self)),
-        };
-        let here = self.at.checked_sub(self.passed).filter(|here| *here < chunk.len() as u64);
-        self.passed += chunk.len() as u64;
-        let Some(here) = here.map(|here| here as usize) else { return Some((Ok(chunk), self)) };
-        self.schedule.fire(self.fault);
-        let chunk = match self.fault {
-            Fault::Flipped => {
-                let mut bytes = chunk.to_vec();
-                bytes[here] ^= 1 << self.bit;
-                return Some((Ok(bytes.into()), self));
-            }
-            _ => chunk.slice(..here),
-        };
-        let operation = self.operation;
-        let what =
-            move || failed(io::ErrorKind::ConnectionReset, format!("connection reset, in operation {operation}"));
-        self.body = match self.fault {
-            Fault::Reset => stream::once(async move { Err(what()) }).boxed(),
-            _ => stream::empty().boxed(),
-        };
-        Some((Ok(chunk), self))
-    }
+fn failed(source: io::Error) -> Error {
+    Error::Generic { store: "faulty", source: Box::new(source) }
 }
 
 #[async_trait]
@@ -194,18 +71,15 @@ impl ObjectStore for Faulty {
         use Fault::*;
         let possible: &[Fault] = if options.head { &[Delay, Busy] } else { &[Delay, Busy, Reset, Short, Flipped] };
         let mut drawn = self.schedule.draw(possible);
-        self.schedule.before(drawn.as_mut()).await?;
+        self.schedule.before(drawn.as_mut()).await.map_err(failed)?;
         let found = self.inner.get_opts(location, options).await?;
         let length = found.range.end - found.range.start;
         match drawn {
-            Some(Drawn { fault: fault @ (Reset | Short | Flipped), operation, mut random }) if length > 0 => {
-                let (at, bit) = (random.random_range(0..length), random.random_range(0..8));
-                let (meta, range, schedule) = (found.meta.clone(), found.range.clone(), self.schedule.clone());
+            Some(drawn @ Drawn { fault: Reset | Short | Flipped, .. }) if length > 0 => {
+                let (meta, range) = (found.meta.clone(), found.range.clone());
                 let (attributes, extensions) = (found.attributes.clone(), found.extensions.clone());
-                let body = found.into_stream();
-                let body = Disturbed { body, schedule, fault, operation, at, bit, passed: 0 };
-                let payload = GetResultPayload::Stream(stream::unfold(body, Disturbed::next).boxed());
-                Ok(GetResult { payload, meta, range, attributes, extensions })
+                let (body, _) = drawn.disturb(found.into_stream(), length, self.schedule.clone(), failed);
+                Ok(GetResult { payload: GetResultPayload::Stream(body), meta, range, attributes, extensions })
             }
             _ => Ok(found),
         }
@@ -215,13 +89,13 @@ impl ObjectStore for Faulty {
         let (schedule, listing) = (self.schedule.clone(), self.inner.list(prefix));
         let listing = async move {
             let mut drawn = schedule.draw(&[Fault::Delay, Fault::Busy, Fault::Stale]);
-            schedule.before(drawn.as_mut()).await?;
+            schedule.before(drawn.as_mut()).await.map_err(failed)?;
             let mut found: Vec<_> = listing.try_collect().await?;
-            if let Some(Drawn { fault: Fault::Stale, mut random, .. }) = drawn
+            if let Some(mut drawn @ Drawn { fault: Fault::Stale, .. }) = drawn
                 && !found.is_empty()
             {
                 found.sort_by(|a, b| (a.last_modified, &a.location).cmp(&(b.last_modified, &b.location)));
-                found.truncate(found.len() - random.random_range(1..=MAX_MISSED.min(found.len())));
+                found.truncate(drawn.listed(found.len()));
                 schedule.fire(Fault::Stale);
             }
             Ok::<_, Error>(stream::iter(found.into_iter().map(Ok)))
@@ -230,20 +104,19 @@ impl ObjectStore for Faulty {
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.schedule.before(self.schedule.draw(&[Fault::Delay, Fault::Busy]).as_mut()).await?;
+        self.schedule.before(self.schedule.draw(&[Fault::Delay, Fault::Busy]).as_mut()).await.map_err(failed)?;
         self.inner.list_with_delimiter(prefix).await
     }
 
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         let mut drawn = self.schedule.draw(&[Fault::Delay, Fault::Busy]);
-        // Refused after it was done: the answer got lost.
-        let is_done = drawn.as_mut().is_some_and(|drawn| drawn.fault == Fault::Busy && drawn.random.random_bool(0.5));
+        let is_done = drawn.as_mut().is_some_and(Drawn::is_done);
         if !is_done {
-            self.schedule.before(drawn.as_mut()).await?;
+            self.schedule.before(drawn.as_mut()).await.map_err(failed)?;
             return self.inner.put_opts(location, payload, options).await;
         }
         let done = self.inner.put_opts(location, payload, options).await?;
-        self.schedule.before(drawn.as_mut()).await.map(|()| done)
+        self.schedule.before(drawn.as_mut()).await.map_err(failed).map(|()| done)
     }
 
     async fn put_multipart_opts(
@@ -251,7 +124,7 @@ impl ObjectStore for Faulty {
         location: &Path,
         options: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
-        self.schedule.before(self.schedule.draw(&[Fault::Delay, Fault::Busy]).as_mut()).await?;
+        self.schedule.before(self.schedule.draw(&[Fault::Delay, Fault::Busy]).as_mut()).await.map_err(failed)?;
         let inner = self.inner.put_multipart_opts(location, options).await?;
         Ok(Box::new(FaultyUpload { inner, schedule: self.schedule.clone() }))
     }
@@ -261,7 +134,7 @@ impl ObjectStore for Faulty {
         let locations = locations.and_then(move |location| {
             let schedule = schedule.clone();
             async move {
-                schedule.before(schedule.draw(&[Fault::Delay, Fault::Busy]).as_mut()).await?;
+                schedule.before(schedule.draw(&[Fault::Delay, Fault::Busy]).as_mut()).await.map_err(failed)?;
                 Ok(location)
             }
         });
@@ -269,7 +142,7 @@ impl ObjectStore for Faulty {
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.schedule.before(self.schedule.draw(&[Fault::Delay, Fault::Busy]).as_mut()).await?;
+        self.schedule.before(self.schedule.draw(&[Fault::Delay, Fault::Busy]).as_mut()).await.map_err(failed)?;
         self.inner.copy_opts(from, to, options).await
     }
 }
@@ -288,14 +161,14 @@ impl MultipartUpload for FaultyUpload {
         // Drawn here: parts run in any order.
         let mut drawn = schedule.draw(&[Fault::Delay, Fault::Busy]);
         async move {
-            schedule.before(drawn.as_mut()).await?;
+            schedule.before(drawn.as_mut()).await.map_err(failed)?;
             part.await
         }
         .boxed()
     }
 
     async fn complete(&mut self) -> Result<PutResult> {
-        self.schedule.before(self.schedule.draw(&[Fault::Delay, Fault::Busy]).as_mut()).await?;
+        self.schedule.before(self.schedule.draw(&[Fault::Delay, Fault::Busy]).as_mut()).await.map_err(failed)?;
         self.inner.complete().await
     }
 

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use s3s::auth::SimpleAuth;
-use s3s::service::{S3Service, S3ServiceBuilder};
+use s3s::service::S3ServiceBuilder;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -16,6 +16,7 @@ use url::Url;
 use super::super::environment::Environment;
 use super::super::retry::Policy;
 use super::super::{Objects, back_end, s3};
+use super::faulty_service::{Faults, FaultyService};
 
 const BUCKET: &str = "bucket";
 const KEY: &str = "test";
@@ -35,12 +36,20 @@ impl S3Server {
     /// # Panics
     /// Where there is no folder or no port for it.
     pub fn start() -> Self {
+        Self::with(&Faults::none())
+    }
+
+    /// Starts one in which requests fail.
+    ///
+    /// # Panics
+    /// Where there is no folder or no port for it.
+    pub fn with(faults: &Faults) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::create_dir(folder.path().join(BUCKET)).expect("a folder");
         let files = s3s_fs::FileSystem::new(folder.path()).expect("a folder that is there");
         let mut service = S3ServiceBuilder::new(files);
         service.set_auth(SimpleAuth::from_single(KEY, SECRET));
-        let service = service.build();
+        let service = FaultyService::new(service.build(), faults);
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         listener.set_nonblocking(true).expect("a socket");
         let address = listener.local_addr().expect("an address");
@@ -94,7 +103,7 @@ impl Drop for S3Server {
     }
 }
 
-async fn serve(listener: TcpListener, service: S3Service) {
+async fn serve(listener: TcpListener, service: FaultyService) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
