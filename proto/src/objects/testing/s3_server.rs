@@ -54,7 +54,8 @@ impl S3Server {
         listener.set_nonblocking(true).expect("a socket");
         let address = listener.local_addr().expect("an address");
         let (stop, stopped) = oneshot::channel();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        // Many readers are to wait for the files rather than for this server.
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
         let thread = std::thread::spawn(move || {
             runtime.block_on(async {
                 let listener = TcpListener::from_std(listener).expect("a socket");
