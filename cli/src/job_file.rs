@@ -213,6 +213,9 @@ pub(crate) struct RecipeTable {
     pub(crate) kernel_sizes: BTreeMap<String, u32>,
     pub(crate) keep: Vec<String>,
     pub(crate) store: Option<String>,
+    pub(crate) rounds: u32,
+    pub(crate) round_steps: u32,
+    pub(crate) teacher_share: f64,
 }
 
 impl Default for RecipeTable {
@@ -234,6 +237,9 @@ impl Default for RecipeTable {
             kernel_sizes: BTreeMap::new(),
             keep: Vec::new(),
             store: None,
+            rounds: 0,
+            round_steps: 300,
+            teacher_share: 0.0,
         }
     }
 }
@@ -311,6 +317,10 @@ pub(crate) fn spec(
             kernel_sizes: recipe.kernel_sizes,
             keep: recipe.keep,
             store: recipe.store,
+            rounds: recipe.rounds,
+            // Without further rounds, a job that says what they would be is the same as one that doesn't.
+            round_steps: if recipe.rounds > 0 { recipe.round_steps } else { 0 },
+            teacher_share: if recipe.rounds > 0 { recipe.teacher_share } else { 0.0 },
         }),
         evaluation: Some(v1::Evaluation {
             samples: evaluation.samples,

@@ -17,6 +17,7 @@ mod location;
 mod logs;
 mod output;
 mod progress;
+mod stage;
 mod table;
 mod watching;
 

@@ -78,7 +78,11 @@ async fn check(
     let (Some(job), Some(plan), Some(kind)) = (&spec.job, &spec.plan, &spec.kind) else { return Err(None) };
     let Some(output) = &done.output else { return Err(Some("the report names no output".into())) };
     let objects = Objects::open(&job.output_url).map_err(|_| None)?;
-    let expectation = Expectation { plan, contents: Contents::of(job), task, attempt, kind };
+    let round = match kind {
+        v1::task_spec::Kind::Capture(capture) => capture.round,
+        _ => 0,
+    };
+    let expectation = Expectation { plan, contents: Contents::of(job, round), task, attempt, kind };
     let mut found = verify::verify(&objects, output, &expectation).await;
     if found.as_ref().is_err_and(verify::Error::is_of_output) {
         // What was altered on its way here isn't the worker's fault.
@@ -96,8 +100,7 @@ async fn check(
 async fn assemble(core: CoreHandle, job: JobId) {
     let id = job.clone();
     let inputs = core.call(move |state, _, _| {
-        let blocks = state.blocks(&id);
-        state.job(&id).map(|job| (job.spec.clone(), job.plan.clone(), blocks))
+        state.job(&id).map(|job| (job.spec.clone(), job.plan.clone(), state.blocks(&id, job.rounds())))
     });
     let Ok(Some((spec, plan, blocks))) = inputs.await else { return };
     let blocks: Vec<assemble::LayerBlock> =
@@ -114,10 +117,11 @@ async fn assemble(core: CoreHandle, job: JobId) {
 async fn report(core: CoreHandle, job: JobId) {
     let id = job.clone();
     let inputs = core.call(move |state, now, _| {
-        let (blocks, parts) = (state.blocks(&id), state.evaluation_parts(&id));
+        let parts = state.evaluation_parts(&id);
         state.job(&id).map(|job| {
             let stages: Vec<StageFigures> =
-                job.steps().map(|stage| figures(state.stage_status(job, stage, now), now)).collect();
+                job.steps().map(|step| figures(state.stage_status(job, step, now), now)).collect();
+            let blocks = state.blocks(&id, job.rounds());
             (job.spec.clone(), job.plan.clone(), job.output.clone(), blocks, parts, stages)
         })
     });
@@ -171,6 +175,7 @@ fn figures(status: v1::StageStatus, now: Now) -> StageFigures {
     StageFigures {
         seconds: until.saturating_sub(status.started_unix_ms) as f64 / 1000.0,
         stage: status.stage,
+        round: status.round,
         busy_seconds: status.busy_seconds,
         samples: status.samples,
         tasks: status.tasks,

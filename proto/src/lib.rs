@@ -12,6 +12,7 @@ pub mod keys;
 pub mod objects;
 pub mod pipeline;
 pub mod prompts;
+mod recipe;
 pub mod safetensors;
 pub mod shard;
 pub mod teacher;

@@ -6,6 +6,7 @@
 mod accelerator;
 mod agent;
 pub mod bench;
+mod blocks;
 mod capture;
 mod container;
 mod data;

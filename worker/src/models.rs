@@ -15,6 +15,7 @@ use deltaconv_proto::{block, safetensors, v1};
 use futures::{StreamExt, TryStreamExt};
 
 use crate::accelerator::Accelerator;
+use crate::blocks::{self, Blocks};
 use crate::data::Data;
 use crate::student::Student;
 use crate::task::{Context, Error};
@@ -63,6 +64,7 @@ pub(crate) struct Models {
     text: Slot<TextEncoder>,
     images: Slot<Index>,
     student: Slot<Student>,
+    blocks: Slot<Vec<Blocks>>,
     data: Slot<Data>,
 }
 
@@ -106,6 +108,17 @@ impl Models {
         let folder = &context.plan.denoiser_folder;
         let load = |places: &Places| context.wait(Student::load(&context.objects, folder, written, &places.denoiser));
         self.student.get(origin, || where_there_is_room(&places, load))
+    }
+
+    /// The blocks of these rounds, in their order.
+    pub(crate) fn blocks(&self, context: &Context, rounds: &[v1::Blocks]) -> Result<Arc<Vec<Blocks>>, Error> {
+        let of_round = |round: &v1::Blocks| {
+            let digests = round.blocks.iter().filter_map(|block| Some(block.object.as_ref()?.digest.as_str()));
+            digests.collect::<Vec<_>>().join(" ")
+        };
+        let origin = rounds.iter().map(of_round).collect::<Vec<_>>().join("\n");
+        let read = |round: &v1::Blocks| context.wait(blocks::read(&context.objects, &context.plan, &round.blocks));
+        self.blocks.get(origin, || rounds.iter().map(read).collect())
     }
 
     /// The job's data set.

@@ -1,9 +1,7 @@
 //! The converted model, from the folder that assembly wrote.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use candle_core::Tensor;
 use deltaconv_kernels::{BlockOp, Parameters};
 use deltaconv_proto::description::{self, Description};
 use deltaconv_proto::objects::Objects;
@@ -12,17 +10,18 @@ use deltaconv_proto::v1::ObjectRef;
 use deltaconv_proto::weights::{self, Files};
 use deltaconv_proto::{block, keys};
 
+use crate::blocks::{Blocks, InPlace};
 use crate::distill::block_shape;
 use crate::models;
 use crate::task::Error;
-use crate::teacher::{self, Call, Denoiser, LoadOptions, Place, SelfAttention, Weights};
+use crate::teacher::{self, Denoiser, LoadOptions, Place, Weights};
 
 const MAX_DESCRIPTION_BYTES: u64 = 16 << 20;
 
 /// A model with blocks in place of attention.
 pub(crate) struct Student {
     pub(crate) denoiser: Denoiser,
-    blocks: HashMap<String, BlockOp>,
+    blocks: Blocks,
 }
 
 impl Student {
@@ -60,8 +59,8 @@ impl Student {
     }
 
     /// What takes the place of attention in [`Self::denoiser`].
-    pub(crate) fn attention(&self) -> Blocks<'_> {
-        Blocks { blocks: &self.blocks }
+    pub(crate) fn attention(&self) -> InPlace<'_> {
+        InPlace(&self.blocks)
     }
 }
 
@@ -75,8 +74,8 @@ fn without_attention(description: &Description) -> LoadOptions {
 }
 
 /// The blocks of a converted model, by layer.
-fn read_blocks(layers: Vec<description::Layer>, weights: &mut Weights) -> Result<HashMap<String, BlockOp>, Error> {
-    let mut blocks = HashMap::new();
+fn read_blocks(layers: Vec<description::Layer>, weights: &mut Weights) -> Result<Blocks, Error> {
+    let mut blocks = Blocks::new();
     for layer in layers {
         let plan = layer.plan();
         let shape = block_shape(&plan)?;
@@ -90,27 +89,12 @@ fn read_blocks(layers: Vec<description::Layer>, weights: &mut Weights) -> Result
     Ok(blocks)
 }
 
-/// The student's blocks, by layer.
-pub(crate) struct Blocks<'a> {
-    blocks: &'a HashMap<String, BlockOp>,
-}
-
-impl SelfAttention for Blocks<'_> {
-    fn apply(&mut self, call: &Call<'_>) -> Result<Tensor, teacher::Error> {
-        match self.blocks.get(&call.layer.name) {
-            Some(block) => Ok(call.input.apply_op1_no_bwd(block)?),
-            // A layer that was kept.
-            None => call.attention(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
     use std::path::Path;
 
-    use candle_core::Device;
+    use candle_core::{Device, Tensor};
     use deltaconv_proto::safetensors;
 
     use super::*;

@@ -8,7 +8,7 @@ use deltaconv_proto::v1;
 use crate::args::{Connection, Format, Output};
 use crate::client::Client;
 use crate::error::Error;
-use crate::{output, table};
+use crate::{output, stage, table};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -37,7 +37,7 @@ fn describe(jobs: &[v1::JobSummary]) -> String {
         listing.add_row([
             job.job_id.clone(),
             job.state.clone(),
-            job.stage.clone(),
+            stage::name(&job.stage, job.round),
             format!("{:.0} %", job.fraction * 100.0),
             job.output_url.clone(),
             job.reason.clone(),

@@ -9,7 +9,7 @@ use deltaconv_proto::v1;
 use crate::args::{Connection, Format, Output};
 use crate::client::Client;
 use crate::error::Error;
-use crate::{duration, output, table};
+use crate::{duration, output, stage, table};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -43,7 +43,12 @@ fn headline(status: &v1::JobStatus) -> String {
     let mut text = format!("{} is {}", summary.job_id, summary.state);
     if summary.state == "running" {
         // Writing to a String cannot fail.
-        let _ = write!(text, ", stage {}, {:.0} % done", summary.stage, summary.fraction * 100.0);
+        let _ = write!(
+            text,
+            ", stage {}, {:.0} % done",
+            stage::name(&summary.stage, summary.round),
+            summary.fraction * 100.0
+        );
     }
     if !summary.reason.is_empty() {
         let _ = write!(text, ": {}", summary.reason);
@@ -61,7 +66,7 @@ fn stages(stages: &[v1::StageStatus]) -> String {
         let ended = stage.finished_unix_ms > 0;
         let seconds = stage.finished_unix_ms.saturating_sub(stage.started_unix_ms) as f64 / 1000.0;
         listing.add_row([
-            stage.stage.clone(),
+            stage::name(&stage.stage, stage.round),
             stage.committed.to_string(),
             stage.tasks.to_string(),
             stage.running.to_string(),

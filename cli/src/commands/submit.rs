@@ -9,7 +9,7 @@ use deltaconv_proto::v1;
 use crate::args::{Connection, Format, Output};
 use crate::client::Client;
 use crate::error::Error;
-use crate::{job_file, output, table};
+use crate::{job_file, output, stage, table};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -93,7 +93,7 @@ fn describe_stages(stages: &[v1::StagePlan], stored_bytes: u64) -> String {
         listing.add_row([stage.to_owned(), tasks, table::bytes(written), table::bytes(read)]);
     };
     for stage in stages {
-        add(&stage.stage, stage.tasks, stage.written_bytes, stage.read_bytes);
+        add(&stage::name(&stage.stage, stage.round), stage.tasks, stage.written_bytes, stage.read_bytes);
     }
     let sum = |bytes: fn(&v1::StagePlan) -> u64| stages.iter().map(bytes).fold(0, u64::saturating_add);
     let tasks = stages.iter().map(|stage| stage.tasks).sum();

@@ -6,7 +6,7 @@ use deltaconv_proto::v1;
 use serde::{Deserialize, Serialize};
 
 use crate::commands::status;
-use crate::duration;
+use crate::{duration, stage};
 
 /// The end of a demo, kept so that it can be told again.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -43,7 +43,7 @@ impl Outcome {
         let figures = status.figures.clone()?;
         let seconds = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1000.0;
         let stage = |stage: &v1::StageStatus| StageSeconds {
-            stage: stage.stage.clone(),
+            stage: stage::name(&stage.stage, stage.round),
             seconds: seconds(stage.started_unix_ms, stage.finished_unix_ms),
             samples: stage.samples,
         };

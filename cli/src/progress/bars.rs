@@ -8,6 +8,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::describe;
 use super::remaining::Remaining;
+use crate::stage;
 
 /// Bars have no units of their own: a full one is this long.
 const LENGTH: u64 = 1000;
@@ -27,6 +28,7 @@ pub(super) struct Bars {
 struct Bar {
     bar: ProgressBar,
     remaining: Remaining,
+    round: u32,
 }
 
 impl Bar {
@@ -39,7 +41,14 @@ impl Bar {
         };
         bar.set_style(style("{prefix} {bar:20} {wide_msg}"));
         bar.set_prefix(name);
-        Self { bar, remaining: Remaining::default() }
+        Self { bar, remaining: Remaining::default(), round: 0 }
+    }
+
+    /// What goes on is of this round; what was seen of others says nothing of the time left.
+    fn begin(&mut self, round: u32) {
+        if self.round != round {
+            (self.round, self.remaining) = (round, Remaining::default());
+        }
     }
 
     fn set(&self, fraction: f64, text: String) {
@@ -65,8 +74,9 @@ impl Bars {
         let width = names.iter().map(String::len).max().unwrap_or(0).max("evaluate".len());
 
         for stage in &status.stages {
-            let add = || Bar::add(&self.area, format!("{:<width$}", stage.stage, width = width + 2), None);
-            let bar = self.stages.entry(stage.stage.clone()).or_insert_with(add);
+            let name = stage::name(&stage.stage, stage.round);
+            let add = || Bar::add(&self.area, format!("{name:<width$}", width = width + 2), None);
+            let bar = self.stages.entry(name.clone()).or_insert_with(add);
             let left = bar.remaining.update(now, stage.done, f64::from(stage.tasks));
             bar.set(describe::stage_fraction(stage), describe::stage(stage, left));
         }
@@ -82,6 +92,7 @@ impl Bars {
             }
             let add = || Bar::add(&self.area, format!("  {name:<width$}"), next);
             let bar = self.layers.entry(layer.name.clone()).or_insert_with(add);
+            bar.begin(layer.round);
             let left = bar.remaining.update(now, layer.step as f64, layer.steps as f64);
             let share = if layer.steps > 0 { layer.step as f64 / layer.steps as f64 } else { 0.0 };
             let fraction = if layer.state == "done" { 1.0 } else { share.clamp(0.0, 1.0) };

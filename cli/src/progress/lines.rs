@@ -7,6 +7,7 @@ use deltaconv_proto::v1;
 
 use super::describe;
 use super::remaining::Remaining;
+use crate::stage;
 
 /// Something that only goes on is said again after this.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -30,17 +31,18 @@ impl Lines {
     pub(super) fn of(&mut self, status: &v1::JobStatus, now: Instant) -> Vec<String> {
         let mut lines = Vec::new();
         for stage in &status.stages {
-            let subject = self.subjects.entry(stage.stage.clone()).or_default();
+            let name = stage::name(&stage.stage, stage.round);
+            let subject = self.subjects.entry(name.clone()).or_default();
             let left = subject.remaining.update(now, stage.done, f64::from(stage.tasks));
             let state = match stage {
                 over if describe::is_over(over) => "over",
                 running if describe::is_running(running) => "running",
                 _ => "",
             };
-            lines.extend(subject.line(&stage.stage, state, describe::stage(stage, left), now));
+            lines.extend(subject.line(&name, state, describe::stage(stage, left), now));
         }
         for (layer, name) in status.layers.iter().zip(describe::short_names(&status.layers)) {
-            let subject = self.subjects.entry(format!("layer {}", layer.name)).or_default();
+            let subject = self.subjects.entry(format!("layer {} {}", layer.name, layer.round)).or_default();
             let left = subject.remaining.update(now, layer.step as f64, layer.steps as f64);
             let state = if layer.state == "waiting" { "" } else { layer.state.as_str() };
             lines.extend(subject.line(&name, state, describe::layer(layer, left), now));

@@ -13,6 +13,7 @@ mod inspect;
 mod kills;
 mod process;
 mod retention;
+mod rounds;
 mod scaled;
 mod service;
 mod synthesis;

@@ -6,10 +6,10 @@
 
 use deltaconv_proto::block;
 use deltaconv_proto::shard::Contents;
-use deltaconv_proto::v1::{Evaluation, JobPlan, JobSpec, LayerPlan, StagePlan};
+use deltaconv_proto::v1::{Evaluation, JobPlan, JobSpec, LayerPlan, SampleRange, StagePlan};
 use deltaconv_proto::weights::Files;
 
-use super::{Error, capture_ranges, data, layers};
+use super::{Error, capture_ranges, data, is_mixed_in, layers};
 
 /// Header of a shard or a block.
 const HEADER_BYTES: u64 = 512;
@@ -18,14 +18,22 @@ const CHECKPOINT_COPIES: u64 = 4;
 /// Models of which pictures are drawn: teacher, student, and the teacher without attention.
 const DRAWN: u64 = 3;
 
-/// Bytes of all shards: input and output of every layer and sample, or inputs alone.
+/// Bytes of the shards of all rounds: input and output of every layer and sample, or inputs alone.
 pub(super) fn capture(spec: &JobSpec, layers: &[LayerPlan]) -> u64 {
-    let ranges = capture_ranges(spec);
+    (0..=rounds(spec)).map(|round| shards(spec, layers, round, &capture_ranges(spec))).fold(0, u64::saturating_add)
+}
+
+/// Bytes of one round's shards of these ranges.
+fn shards(spec: &JobSpec, layers: &[LayerPlan], round: u32, ranges: &[SampleRange]) -> u64 {
     let samples: u64 = ranges.iter().map(|range| u64::from(range.end - range.start)).sum();
-    let of_layer = |layer| {
-        samples.saturating_mul(layers::sample_bytes(layer, Contents::of(spec))) + ranges.len() as u64 * HEADER_BYTES
-    };
+    let of_sample = |layer| layers::sample_bytes(layer, Contents::of(spec, round));
+    let of_layer = |layer| samples.saturating_mul(of_sample(layer)) + ranges.len() as u64 * HEADER_BYTES;
     layers.iter().map(of_layer).fold(0, u64::saturating_add)
+}
+
+/// Rounds after the first one.
+fn rounds(spec: &JobSpec) -> u32 {
+    spec.recipe.as_ref().map_or(0, |recipe| recipe.rounds)
 }
 
 /// Bytes of one checkpoint of every layer. While a block trains, each checkpoint takes the place of the one before.
@@ -61,13 +69,13 @@ fn blocks(layers: &[LayerPlan]) -> u64 {
     layers.iter().map(|layer| layer.parameters * 4 + HEADER_BYTES).sum()
 }
 
-/// What the evaluation's tasks write: four numbers of 8 bytes a sample, and in f32 the picture that each of [`DRAWN`] draws
+/// What the evaluation's tasks write: numbers of 8 bytes a sample, four and one for each round before the last, and in f32 the picture that each of [`DRAWN`] draws
 /// of a prompt.
 fn evaluation(spec: &JobSpec, plan: &JobPlan) -> u64 {
     let Evaluation { samples, prompts, .. } = spec.evaluation.unwrap_or_default();
     let picture = u64::from(plan.picture_height) * u64::from(plan.picture_width) * 3 * 4;
     let headers = u64::from(plan.evaluate_tasks) * HEADER_BYTES;
-    u64::from(samples) * 4 * 8 + picture.saturating_mul(u64::from(prompts) * DRAWN) + headers
+    u64::from(samples) * u64::from(4 + rounds(spec)) * 8 + picture.saturating_mul(u64::from(prompts) * DRAWN) + headers
 }
 
 /// What the estimates are made from, beside the spec and the plan.
@@ -85,7 +93,7 @@ pub(super) struct Read<'a> {
 pub(super) fn stages(spec: &JobSpec, plan: &JobPlan, read: &Read<'_>) -> Vec<StagePlan> {
     let Read { denoiser, data, copied, .. } = *read;
     // What outputs are computed from again.
-    let attention = match Contents::of(spec) {
+    let attention = |round| match Contents::of(spec, round) {
         Contents::Activations => 0,
         Contents::Inputs => replaced(denoiser, &plan.layers),
     };
@@ -94,17 +102,37 @@ pub(super) fn stages(spec: &JobSpec, plan: &JobPlan, read: &Read<'_>) -> Vec<Sta
     let models = weights(denoiser) + read.vae.map_or(0, weights);
     let stage = |stage: &str, tasks: u32, written: &[u64], read: &[u64]| {
         let sum = |bytes: &[u64]| bytes.iter().copied().fold(0, u64::saturating_add);
-        StagePlan { stage: stage.to_owned(), tasks, written_bytes: sum(written), read_bytes: sum(read) }
+        StagePlan { stage: stage.to_owned(), tasks, written_bytes: sum(written), read_bytes: sum(read), round: 0 }
     };
-    let mut stages = vec![
-        stage("capture", plan.capture_tasks, &[plan.capture_bytes], &[models, data.bytes]),
+    let ranges = capture_ranges(spec);
+    let mixed: Vec<SampleRange> = ranges.iter().filter(|range| is_mixed_in(spec, range)).copied().collect();
+    let round = |round: u32| {
+        let captured = shards(spec, &plan.layers, round, &ranges);
+        let (before, mixed) = match round {
+            0 => (0, 0),
+            _ => (blocks, shards(spec, &plan.layers, 0, &mixed)),
+        };
         // A layer's shards are read once and kept, however often training comes back to a sample.
-        stage("distill", plan.distill_tasks, &[plan.checkpoint_bytes, blocks], &[plan.capture_bytes, attention]),
+        let trained = [captured, mixed, attention(round), before];
+        [
+            stage("capture", plan.capture_tasks, &[captured], &[models, data.bytes, before]),
+            stage("distill", plan.distill_tasks, &[plan.checkpoint_bytes, blocks], &trained),
+        ]
+        .map(|stage| StagePlan { round, ..stage })
+    };
+    let mut stages: Vec<StagePlan> = (0..=rounds(spec)).flat_map(round).collect();
+    let blocks_of_rounds = u64::from(rounds(spec)) * blocks;
+    stages.extend([
         // The blocks go into the model and into a file of their own.
         stage("assemble", 0, &[plan.output_bytes, copied], &[weights(denoiser), 2 * blocks, copied]),
         // The report reads the parts again.
-        stage("evaluate", plan.evaluate_tasks, &[parts], &[models, student(denoiser, &plan.layers), data.bytes, parts]),
-    ];
+        stage(
+            "evaluate",
+            plan.evaluate_tasks,
+            &[parts],
+            &[models, student(denoiser, &plan.layers), blocks_of_rounds, data.bytes, parts],
+        ),
+    ]);
     if plan.synthesise_tasks > 0 {
         let made =
             stage("synthesise", plan.synthesise_tasks, &[plan.synthesise_bytes], &[models, data.bytes_to_make_of]);

@@ -28,7 +28,7 @@ use prost::Message;
 
 pub use error::Error;
 pub use output::{check_output, claim_output};
-pub use tasks::{capture_ranges, evaluation_parts, synthesis_ranges};
+pub use tasks::{capture_ranges, evaluation_parts, is_mixed_in, synthesis_ranges};
 
 pub(crate) use spec::RESULTS;
 

@@ -20,9 +20,11 @@ const RETENTIONS: [&str; 2] = ["all", RESULTS];
 const MAX_SAMPLES: u32 = 1 << 24;
 const MAX_URL_BYTES: usize = 2048;
 /// Each distill task lists the shards of all ranges; so many fit a message.
-pub(super) const MAX_CAPTURE_TASKS: u64 = 10_000;
+pub(super) const MAX_SHARDS: u64 = 10_000;
 /// Schemes of stores that nothing can be written to.
 const ONLY_READ: [&str; 3] = ["hf://", "http://", "https://"];
+/// Rounds after the first one; each records and trains everything again.
+const MAX_ROUNDS: u32 = 8;
 /// Scales beyond these pool to next to nothing.
 const MAX_SCALES: usize = 4;
 
@@ -155,6 +157,10 @@ fn check_recipe(recipe: &Recipe) -> Result<(), Error> {
     if recipe.warmup_steps > recipe.steps {
         return Err(invalid("recipe.warmup_steps", recipe.warmup_steps, at_most("recipe.steps", recipe.steps)));
     }
+    integer("recipe.rounds", recipe.rounds, 0..=MAX_ROUNDS)?;
+    if recipe.rounds > 0 {
+        check_rounds(recipe)?;
+    }
     number("recipe.learning_rate", recipe.learning_rate, f64::MIN_POSITIVE..=1.0)?;
     number("recipe.weight_decay", recipe.weight_decay, 0.0..=1.0)?;
     number("recipe.clip_norm", recipe.clip_norm, 0.0..=1e6)?;
@@ -171,17 +177,35 @@ fn check_recipe(recipe: &Recipe) -> Result<(), Error> {
             return Err(invalid(format!("recipe.kernel_sizes.{layer:.200}"), size, "an odd number from 1 to 31"));
         }
     }
-    let tasks = capture_tasks(recipe);
-    if tasks > MAX_CAPTURE_TASKS {
-        let expected = format!("it cuts the samples into {tasks} shards a layer, and {MAX_CAPTURE_TASKS} are the most");
+    let shards = shards_of_layer(recipe);
+    if shards > MAX_SHARDS {
+        let expected = format!("it has a block trained on {shards} shards, and {MAX_SHARDS} are the most");
         return Err(invalid("recipe.shard_samples", recipe.shard_samples, expected));
     }
     Ok(())
 }
 
-fn capture_tasks(recipe: &Recipe) -> u64 {
+/// What the rounds after the first one need.
+fn check_rounds(recipe: &Recipe) -> Result<(), Error> {
+    integer("recipe.round_steps", recipe.round_steps, 1..=100_000_000)?;
+    if recipe.warmup_steps > recipe.round_steps {
+        let expected = at_most("recipe.round_steps", recipe.round_steps);
+        return Err(invalid("recipe.warmup_steps", recipe.warmup_steps, expected));
+    }
+    // Every range of the first round is mixed in once: more than a half would train less on the student's.
+    number("recipe.teacher_share", recipe.teacher_share, 0.0..=0.5)?;
+    if recipe.teacher_share > 0.0 && Contents::of_recipe(recipe) == Contents::Inputs {
+        let expected = "0 with recipe.store = \"inputs\": what the first round recorded has no outputs to mix in";
+        return Err(invalid("recipe.teacher_share", recipe.teacher_share, expected));
+    }
+    Ok(())
+}
+
+/// Shards of a layer that a distill task lists.
+fn shards_of_layer(recipe: &Recipe) -> u64 {
     let shards = |samples: u32| u64::from(samples.div_ceil(recipe.shard_samples.max(1)));
-    shards(recipe.samples) + shards(recipe.held_out_samples)
+    let rounds_read = if recipe.rounds > 0 && recipe.teacher_share > 0.0 { 2 } else { 1 };
+    rounds_read * shards(recipe.samples) + shards(recipe.held_out_samples)
 }
 
 fn scales(scales: &[f64]) -> Result<(), Error> {

@@ -22,6 +22,11 @@ pub fn capture_ranges(spec: &JobSpec) -> Vec<SampleRange> {
     ranges
 }
 
+/// Whether rounds after the first train on what the first one recorded of this range, too.
+pub fn is_mixed_in(spec: &JobSpec, range: &SampleRange) -> bool {
+    spec.recipe.as_ref().is_some_and(|recipe| recipe.is_mixed_in(range))
+}
+
 /// The ranges of latents that synthesise tasks make, in order; none for a job with ready latents.
 pub fn synthesis_ranges(spec: &JobSpec, plan: &JobPlan) -> Vec<SampleRange> {
     match &spec.data {

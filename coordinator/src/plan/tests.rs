@@ -64,6 +64,23 @@ async fn the_shipped_teacher_is_planned() {
         planned.layers.iter().map(|layer| u64::from(layer.channels)).map(|c| 2 * (4 * c * c + c)).sum();
     assert_eq!(distill.read_bytes, capture.written_bytes + attention);
 
+    // Later rounds need outputs, and read the blocks before.
+    (job.recipe().rounds, job.recipe().round_steps) = (1, 60);
+    let again = plan(&job.spec).await.expect("plans");
+    let stages: Vec<_> = again.stages.iter().map(|stage| (stage.stage.as_str(), stage.round)).collect();
+    let steps = [("capture", 0), ("distill", 0), ("capture", 1), ("distill", 1), ("assemble", 0), ("evaluate", 0)];
+    assert_eq!(stages, steps);
+    assert_eq!(again.stages[..2], of_inputs.stages[..2]);
+    assert_eq!(again.stages[2].written_bytes, planned.capture_bytes);
+    assert_eq!(again.capture_bytes, planned.capture_bytes + of_inputs.capture_bytes);
+    let [before, after] = [of_inputs.stages[1].written_bytes, again.stages[3].read_bytes];
+    assert_eq!(after - planned.capture_bytes, before - of_inputs.checkpoint_bytes, "blocks");
+    (job.recipe().store, job.recipe().teacher_share) = (None, 0.5);
+    let mixed = plan(&job.spec).await.expect("plans");
+    let training = planned.capture_bytes * 100 / 120;
+    let added = mixed.stages[3].read_bytes - after;
+    assert!((training * 99 / 100..training * 101 / 100).contains(&added), "{added} instead of {training}");
+
     job.recipe().kernel_sizes.clear();
     let planned = plan(&job.spec).await.expect("plans");
     assert_eq!(planned.layers[2].kernel_size, 9, "the 8×8 map gets a kernel as wide as itself");
@@ -113,6 +130,23 @@ async fn specs_that_no_job_can_have_are_refused_by_field_and_value() {
         (|j| j.recipe().empty_prompt_fraction = 1.5, &["recipe.empty_prompt_fraction = 1.5"]),
         (|j| j.recipe().inter_ratio = 0.51, &["recipe.inter_ratio = 0.51", "down_blocks.1", "65", "even"]),
         (|j| j.recipe().store = Some("outputs".to_owned()), &["recipe.store = \"outputs\"", "activations, inputs"]),
+        (|j| j.recipe().rounds = 9, &["recipe.rounds = 9", "0 to 8"]),
+        (|j| j.recipe().rounds = 1, &["recipe.round_steps = 0"]),
+        (
+            |j| (j.recipe().rounds, j.recipe().round_steps) = (1, 10),
+            &["recipe.warmup_steps = 20", "recipe.round_steps = 10"],
+        ),
+        (
+            |j| (j.recipe().rounds, j.recipe().round_steps, j.recipe().teacher_share) = (1, 50, 0.6),
+            &["recipe.teacher_share = 0.6", "0.5"],
+        ),
+        (
+            |j| {
+                (j.recipe().rounds, j.recipe().round_steps, j.recipe().teacher_share) = (1, 50, 0.5);
+                j.recipe().store = Some("inputs".to_owned());
+            },
+            &["recipe.teacher_share = 0.5", "recipe.store"],
+        ),
         (|j| j.recipe().scales = vec![0.5, 1.0], &["recipe.scales = [0.5, 1.0]", "1.0 first"]),
         (|j| j.recipe().scales = vec![1.0, 0.1], &["recipe.scales = [1.0, 0.1]", "8×8", "mid_block"]),
         (|j| j.recipe().scales.clear(), &["recipe.scales = []"]),

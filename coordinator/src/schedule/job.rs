@@ -36,14 +36,46 @@ impl Stage {
             Self::Evaluate => "evaluate",
         }
     }
+}
 
-    /// The stage that a task of this kind belongs to.
+/// A stage, and in which round: where a job stands. In the order in which a job takes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The stage.
+    pub stage: Stage,
+    /// Of capture and distill; 0 of the others.
+    pub round: u32,
+}
+
+impl Step {
+    /// The step that a task of this kind belongs to.
     pub fn of(kind: &Kind) -> Self {
-        match kind {
-            Kind::Synthesise { .. } => Self::Synthesise,
-            Kind::Capture { .. } => Self::Capture,
-            Kind::Distill { .. } => Self::Distill,
-            Kind::Evaluate(_) => Self::Evaluate,
+        let (stage, round) = match kind {
+            Kind::Synthesise { .. } => (Stage::Synthesise, 0),
+            Kind::Capture { round, .. } => (Stage::Capture, *round),
+            Kind::Distill { round, .. } => (Stage::Distill, *round),
+            Kind::Evaluate(_) => (Stage::Evaluate, 0),
+        };
+        Self { stage, round }
+    }
+
+    /// All that a job with so many rounds after the first one could take, in order.
+    pub(super) fn all(rounds: u32) -> impl Iterator<Item = Self> {
+        let once = |stage| Self { stage, round: 0 };
+        let round = |round| [Stage::Capture, Stage::Distill].map(|stage| Self { stage, round });
+        let ends = [Stage::Assemble, Stage::Evaluate].map(once);
+        std::iter::once(once(Stage::Synthesise)).chain((0..=rounds).flat_map(round)).chain(ends)
+    }
+
+    /// Its position in [`Self::all`].
+    pub(super) fn position(self, rounds: u32) -> usize {
+        let (round, last) = (self.round as usize, rounds as usize);
+        match self.stage {
+            Stage::Synthesise => 0,
+            Stage::Capture => 1 + 2 * round,
+            Stage::Distill => 2 + 2 * round,
+            Stage::Assemble => 3 + 2 * last,
+            Stage::Evaluate => 4 + 2 * last,
         }
     }
 }
@@ -104,8 +136,8 @@ pub struct Job {
     pub created_unix_ms: u64,
     /// When it ended, for people; 0 while it runs.
     pub finished_unix_ms: u64,
-    /// By [`Stage`].
-    pub stages: [v1::StageTimes; 5],
+    /// By the position of the [`Step`].
+    pub stages: Vec<v1::StageTimes>,
     /// The order in which jobs came.
     pub sequence: u64,
     /// What assembly wrote; empty until then.
@@ -118,8 +150,8 @@ pub struct Job {
     pub reclaimed: bool,
     /// Its tasks, in order of stage.
     pub tasks: Vec<TaskId>,
-    /// How many of them record activations: so many shards each layer has.
-    pub captures: usize,
+    /// By round: how many shards of a layer its distill task reads.
+    pub shards: Vec<usize>,
 }
 
 impl Job {
@@ -130,6 +162,7 @@ impl Job {
         sequence: u64,
         created_unix_ms: u64,
     ) -> Result<Self, Error> {
+        let rounds = spec.recipe.as_ref().map_or(0, |recipe| recipe.rounds);
         let mut job = Self {
             id,
             spec,
@@ -137,24 +170,24 @@ impl Job {
             state: JobState::Running,
             created_unix_ms,
             finished_unix_ms: 0,
-            stages: Default::default(),
+            stages: vec![v1::StageTimes::default(); Step::all(rounds).count()],
             sequence,
             output: Vec::new(),
             teacher_digest: String::new(),
             figures: None,
             reclaimed: false,
             tasks: Vec::new(),
-            captures: 0,
+            shards: Vec::new(),
         };
         let tasks = job.new_tasks()?;
-        job.captures = tasks.iter().filter(|task| matches!(task.kind, Kind::Capture { .. })).count();
+        let of_round = |round| tasks.iter().filter(|task| job.reads(round, &task.kind)).count();
+        job.shards = (0..=rounds).map(of_round).collect();
         job.tasks = tasks.into_iter().map(|task| task.id).collect();
         Ok(job)
     }
 
     /// The job's tasks as they stand before anybody worked on them.
     pub(super) fn new_tasks(&self) -> Result<Vec<Task>, Error> {
-        const ROUND: u32 = 0;
         let mut tasks = Vec::new();
         let mut add = |local: String, kind: Kind| -> Result<(), Error> {
             tasks.push(Task::new(TaskId::of(&self.id, &local)?, self.id.clone(), kind));
@@ -163,11 +196,13 @@ impl Job {
         for range in plan::synthesis_ranges(&self.spec, &self.plan) {
             add(format!("synthesise/{}", keys::range(&range)), Kind::Synthesise { range })?;
         }
-        for range in plan::capture_ranges(&self.spec) {
-            add(format!("r{ROUND}/capture/{}", keys::range(&range)), Kind::Capture { round: ROUND, range })?;
-        }
-        for (layer, planned) in self.plan.layers.iter().enumerate() {
-            add(format!("r{ROUND}/distill/{}", planned.name), Kind::Distill { round: ROUND, layer })?;
+        for round in 0..=self.rounds() {
+            for range in plan::capture_ranges(&self.spec) {
+                add(format!("r{round}/capture/{}", keys::range(&range)), Kind::Capture { round, range })?;
+            }
+            for (layer, planned) in self.plan.layers.iter().enumerate() {
+                add(format!("r{round}/distill/{}", planned.name), Kind::Distill { round, layer })?;
+            }
         }
         for part in plan::evaluation_parts(&self.spec) {
             let local = match &part {
@@ -184,24 +219,45 @@ impl Job {
         self.state == JobState::Running
     }
 
+    /// Rounds after the first one.
+    pub fn rounds(&self) -> u32 {
+        self.spec.recipe.as_ref().map_or(0, |recipe| recipe.rounds)
+    }
+
+    /// Whether a distill task of the round reads what a task of this kind writes: what its own round recorded, and after
+    /// the first round a share of the first one's, too.
+    pub(super) fn reads(&self, round: u32, kind: &Kind) -> bool {
+        match kind {
+            Kind::Capture { round: captured, .. } if *captured == round => true,
+            Kind::Capture { round: 0, range } => plan::is_mixed_in(&self.spec, range),
+            _ => false,
+        }
+    }
+
     /// The steps that the job takes, in order: making latents only where they are not ready.
-    pub fn steps(&self) -> impl Iterator<Item = Stage> {
+    pub fn steps(&self) -> impl Iterator<Item = Step> {
         let has_synthesis = self.has_synthesis();
-        Stage::ALL.into_iter().filter(move |stage| *stage != Stage::Synthesise || has_synthesis)
+        Step::all(self.rounds()).filter(move |step| step.stage != Stage::Synthesise || has_synthesis)
+    }
+
+    /// When the step began and ended.
+    pub fn times(&self, step: Step) -> v1::StageTimes {
+        self.stages.get(step.position(self.rounds())).copied().unwrap_or_default()
     }
 
     fn has_synthesis(&self) -> bool {
         self.spec.data.as_ref().is_some_and(|data| data.synthesis.is_some() || data.images.is_some())
     }
 
-    /// The stage that the job has come to.
-    pub fn stage(&self) -> Stage {
-        let started = |stage: &&Stage| self.stages[**stage as usize].started_unix_ms > 0;
-        Stage::ALL.iter().rev().find(started).copied().unwrap_or(Stage::Capture)
+    /// The step that the job has come to.
+    pub fn step(&self) -> Step {
+        let started = self.steps().filter(|step| self.times(*step).started_unix_ms > 0);
+        started.last().unwrap_or(Step { stage: Stage::Capture, round: 0 })
     }
 
-    fn start(&mut self, stage: Stage, now: Now) -> bool {
-        let times = &mut self.stages[stage as usize];
+    fn start(&mut self, step: Step, now: Now) -> bool {
+        let position = step.position(self.rounds());
+        let Some(times) = self.stages.get_mut(position) else { return false };
         let first = times.started_unix_ms == 0;
         if first {
             // 0 means "not yet", also on a clock that stands at the epoch.
@@ -210,8 +266,9 @@ impl Job {
         first
     }
 
-    fn finish(&mut self, stage: Stage, now: Now) {
-        let times = &mut self.stages[stage as usize];
+    fn finish(&mut self, step: Step, now: Now) {
+        let position = step.position(self.rounds());
+        let Some(times) = self.stages.get_mut(position) else { return };
         if times.finished_unix_ms == 0 {
             times.finished_unix_ms = now.unix_ms.max(1);
         }
@@ -290,42 +347,30 @@ impl State {
     /// Moves the job to the stage that its tasks allow.
     pub(super) fn advance(&mut self, id: &JobId, now: Now, effects: &mut Effects) {
         let Some(job) = self.jobs.get(id).filter(|job| job.is_running()) else { return };
-        let committed =
-            |stage: Stage| self.tasks_of(job).filter(|task| Stage::of(&task.kind) == stage).all(Task::is_committed);
-        let has_synthesis = job.has_synthesis();
-        let synthesised = committed(Stage::Synthesise);
-        let captured = synthesised && committed(Stage::Capture);
-        let distilled = captured && committed(Stage::Distill);
-        let assembled = distilled && !job.output.is_empty();
-        let evaluated = assembled && committed(Stage::Evaluate);
+        // Everything before the first step that isn't over, and that one begins.
+        let is_over = |step: &Step| match step.stage {
+            Stage::Assemble => !job.output.is_empty(),
+            _ => self.tasks_of(job).filter(|task| Step::of(&task.kind) == *step).all(Task::is_committed),
+        };
+        let over: Vec<Step> = job.steps().take_while(is_over).collect();
+        let next = job.steps().nth(over.len());
 
         let Some(job) = self.jobs.get_mut(id) else { return };
-        let before = job.stages;
-        if has_synthesis {
-            job.start(Stage::Synthesise, now);
-        }
-        if synthesised {
-            if has_synthesis {
-                job.finish(Stage::Synthesise, now);
-            }
-            job.start(Stage::Capture, now);
-        }
-        if captured {
-            job.finish(Stage::Capture, now);
-            job.start(Stage::Distill, now);
-        }
-        if distilled {
-            job.finish(Stage::Distill, now);
-            if job.start(Stage::Assemble, now) {
-                effects.commands.push(Command::Assemble(id.clone()));
+        let before = job.stages.clone();
+        for step in over {
+            job.start(step, now);
+            // The report is written first.
+            if step.stage != Stage::Evaluate {
+                job.finish(step, now);
             }
         }
-        if assembled {
-            job.finish(Stage::Assemble, now);
-            job.start(Stage::Evaluate, now);
-        }
-        if evaluated {
-            effects.commands.push(Command::Report(id.clone()));
+        match next {
+            None => effects.commands.push(Command::Report(id.clone())),
+            Some(step) => {
+                if job.start(step, now) && step.stage == Stage::Assemble {
+                    effects.commands.push(Command::Assemble(id.clone()));
+                }
+            }
         }
         if job.stages != before {
             self.write_job(id, effects);
@@ -338,7 +383,7 @@ impl State {
         let job = &self.jobs[id];
         let command = Command::Assemble(id.clone());
         let given = effects.commands.contains(&command);
-        if job.stage() == Stage::Assemble && job.output.is_empty() && !given {
+        if job.step().stage == Stage::Assemble && job.output.is_empty() && !given {
             effects.commands.push(command);
         }
     }
@@ -370,19 +415,21 @@ impl State {
             Ok(figures) => {
                 let Some(job) = self.jobs.get_mut(id) else { return };
                 job.figures = Some(figures);
-                job.finish(Stage::Evaluate, now);
+                job.finish(Step { stage: Stage::Evaluate, round: 0 }, now);
                 self.end(id, JobState::Done, now, effects);
             }
         }
     }
 
-    /// What assembly needs: the layers' plans with their blocks, in forward order.
-    pub fn blocks(&self, id: &JobId) -> Vec<(v1::LayerPlan, v1::DistillOutput)> {
+    /// The accepted blocks of a round with the layers' plans, in forward order; of the last one, what assembly needs.
+    pub fn blocks(&self, id: &JobId, round: u32) -> Vec<(v1::LayerPlan, v1::DistillOutput)> {
         let Some(job) = self.jobs.get(id) else { return Vec::new() };
         self.tasks_of(job)
             .filter_map(|task| match task.kind {
-                Kind::Distill { layer, .. } => Some((job.plan.layers[layer].clone(), task.distilled.clone()?)),
-                Kind::Synthesise { .. } | Kind::Capture { .. } | Kind::Evaluate(_) => None,
+                Kind::Distill { round: of, layer } if of == round => {
+                    Some((job.plan.layers[layer].clone(), task.distilled.clone()?))
+                }
+                _ => None,
             })
             .collect()
     }

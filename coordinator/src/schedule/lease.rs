@@ -1,8 +1,9 @@
 //! Leases: what reports do to them, how they end.
 
+use deltaconv_proto::digest;
 use deltaconv_proto::ids::{TaskId, WorkerId};
+use deltaconv_proto::keys::{self, Written};
 use deltaconv_proto::v1::{self, attempt_report};
-use deltaconv_proto::{digest, keys};
 
 use super::{Command, Effects, Kind, Now, Phase, State, Task};
 
@@ -190,7 +191,7 @@ impl State {
         let Some(id) = self.tasks_of(&self.jobs[&job]).find(stands).map(|task| task.id.clone()) else {
             // Somebody else found it first, and it is being written already.
             return match &layer {
-                Some(layer) => broken.key.contains(layer),
+                Some(layer) => is_shard(&broken.key) && broken.key.contains(layer),
                 None => self.tasks_of(&self.jobs[&job]).any(|task| match &task.kind {
                     Kind::Synthesise { range } => broken.key.starts_with(&keys::latents_of(range)),
                     _ => false,
@@ -233,6 +234,11 @@ impl State {
         }
         self.forget_lost_workers(now, effects);
     }
+}
+
+/// Whether the key is that of a recorded shard: what else a task reads isn't written again.
+fn is_shard(key: &str) -> bool {
+    Written::parse(key).is_some_and(|written| written.kind == keys::Kind::Activations)
 }
 
 /// Whether a checkpoint that a worker named can be handed to another.

@@ -25,7 +25,7 @@ use deltaconv_proto::ids::{JobId, TaskId, WorkerId};
 use deltaconv_proto::v1;
 
 pub use event::{Command, Effects, Now};
-pub use job::{Job, JobState, Stage};
+pub use job::{Job, JobState, Stage, Step};
 pub use retention::Fate;
 pub use task::{Kind, Leased, Phase, Task};
 pub use worker::Worker;

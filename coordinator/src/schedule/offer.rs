@@ -7,7 +7,7 @@ use deltaconv_proto::ids::{AttemptId, TaskId, WorkerId};
 use deltaconv_proto::v1;
 
 use super::status::fraction;
-use super::{Command, Effects, Job, Kind, Leased, Now, Phase, Stage, State, Task, Worker};
+use super::{Command, Effects, Job, Kind, Leased, Now, Phase, Stage, State, Step, Task, Worker};
 use crate::store::Write;
 
 /// A worker whose task is done to this part asks for another one soon.
@@ -70,7 +70,7 @@ impl State {
         let is_asking = |id: &WorkerId| self.workers.get(id).is_some_and(|w| self.is_open(w, &busy, now));
         let rank = |task: &&&Task| {
             let fit = self.placement.fit(&task.id, worker, is_asking);
-            (Stage::of(&task.kind), fit, Reverse(cost(job, task)))
+            (Step::of(&task.kind).position(job.rounds()), fit, Reverse(cost(job, task)))
         };
         ready.iter().min_by_key(rank).map(|task| task.id.clone())
     }
@@ -97,14 +97,36 @@ impl State {
         }
         match &task.kind {
             Kind::Synthesise { .. } => true,
-            Kind::Capture { .. } => self.latents(job).is_some(),
-            Kind::Distill { layer, .. } => {
-                let stand = self.placement.standing(&task.id) == job.captures;
-                debug_assert_eq!(stand, self.shards_of_layer(job, *layer).is_some());
-                stand
+            Kind::Capture { round, .. } => self.latents(job).is_some() && self.are_trained(job, round.checked_sub(1)),
+            Kind::Distill { round, layer } => {
+                let stand = Some(&self.placement.standing(&task.id)) == job.shards.get(*round as usize);
+                debug_assert_eq!(stand, self.shards_of_layer(job, *round, *layer).is_some());
+                stand && self.are_trained(job, round.checked_sub(1))
             }
             Kind::Evaluate(_) => !job.output.is_empty() && self.latents(job).is_some(),
         }
+    }
+
+    /// Whether all blocks of the round are accepted; true where there is none before.
+    fn are_trained(&self, job: &Job, round: Option<u32>) -> bool {
+        let Some(round) = round else { return true };
+        let step = Step { stage: Stage::Distill, round };
+        self.tasks_of(job).filter(|task| Step::of(&task.kind) == step).all(Task::is_committed)
+    }
+
+    /// The accepted blocks of the round.
+    fn blocks_of(&self, job: &Job, round: u32) -> Vec<v1::BlockRef> {
+        let block = |(layer, output): (v1::LayerPlan, v1::DistillOutput)| v1::BlockRef {
+            layer: layer.name,
+            object: output.block,
+        };
+        self.blocks(&job.id, round).into_iter().map(block).collect()
+    }
+
+    /// The accepted block of a layer in the round.
+    fn block_of(&self, job: &Job, round: u32, layer: usize) -> Option<v1::ObjectRef> {
+        let is_of = |task: &&Task| task.kind == Kind::Distill { round, layer };
+        self.tasks_of(job).find(is_of)?.distilled.as_ref()?.block.clone()
     }
 
     /// The job's synthesised latents in order, if all of them stand; none for a job with ready ones.
@@ -119,19 +141,22 @@ impl State {
             .collect()
     }
 
-    /// The layer's shards in sample order, if all of them stand.
-    fn shards_of_layer(&self, job: &Job, layer: usize) -> Option<Vec<v1::ShardOfRange>> {
+    /// The layer's shards that a round trains on in sample order, if all of them stand. Those of one range from several
+    /// rounds follow each other, the latest first.
+    fn shards_of_layer(&self, job: &Job, round: u32, layer: usize) -> Option<Vec<v1::ShardOfRange>> {
         let name = &job.plan.layers.get(layer)?.name;
-        self.tasks_of(job)
+        let mut captures: Vec<(&v1::SampleRange, Reverse<u32>, &Task)> = self
+            .tasks_of(job)
             .filter_map(|task| match &task.kind {
-                Kind::Capture { range, .. } => Some((range, task)),
-                Kind::Synthesise { .. } | Kind::Distill { .. } | Kind::Evaluate(_) => None,
+                Kind::Capture { round: of, range } if job.reads(round, &task.kind) => Some((range, Reverse(*of), task)),
+                _ => None,
             })
-            .map(|(range, task)| {
-                let object = task.shards.get(name)?.clone();
-                Some(v1::ShardOfRange { range: Some(*range), object: Some(object) })
-            })
-            .collect()
+            .collect();
+        captures.sort_by_key(|(range, of, _)| (range.start, *of));
+        let shard = |(range, _, task): (&v1::SampleRange, _, &Task)| {
+            Some(v1::ShardOfRange { range: Some(*range), object: Some(task.shards.get(name)?.clone()) })
+        };
+        captures.into_iter().map(shard).collect()
     }
 
     /// What the attempt at work on a task was told to do: what its output is checked against.
@@ -152,16 +177,23 @@ impl State {
             Kind::Capture { round, range } => {
                 let missing = job.plan.layers.iter().filter(|layer| !task.shards.contains_key(&layer.name));
                 let layers = missing.map(|layer| layer.name.clone()).collect();
-                v1::task_spec::Kind::Capture(v1::CaptureTask { round: *round, range: Some(*range), layers })
+                let blocks = round.checked_sub(1).map(|before| self.blocks_of(job, before)).unwrap_or_default();
+                v1::task_spec::Kind::Capture(v1::CaptureTask { round: *round, range: Some(*range), layers, blocks })
             }
             Kind::Distill { round, layer } => v1::task_spec::Kind::Distill(v1::DistillTask {
                 round: *round,
                 layer: job.plan.layers.get(*layer).cloned(),
-                shards: self.shards_of_layer(job, *layer)?,
+                shards: self.shards_of_layer(job, *round, *layer)?,
                 resume: task.checkpoint.clone(),
+                start: round.checked_sub(1).and_then(|before| self.block_of(job, before, *layer)),
             }),
             Kind::Evaluate(part) => {
-                v1::task_spec::Kind::Evaluate(v1::EvaluateTask { part: Some(*part), output: job.output.clone() })
+                let rounds = (0..job.rounds()).map(|round| v1::Blocks { round, blocks: self.blocks_of(job, round) });
+                v1::task_spec::Kind::Evaluate(v1::EvaluateTask {
+                    part: Some(*part),
+                    output: job.output.clone(),
+                    rounds: rounds.collect(),
+                })
             }
         };
         let spec =

@@ -249,11 +249,11 @@ impl State {
             return Vec::new();
         }
         let readers = self.tasks_of(job).filter_map(|reader| match reader.kind {
-            Kind::Distill { layer, .. } => {
+            Kind::Distill { round, layer } if job.reads(round, &task.kind) => {
                 let shard = task.shards.get(&job.plan.layers.get(layer)?.name)?;
                 Some((reader.id.clone(), shard.clone()))
             }
-            Kind::Synthesise { .. } | Kind::Capture { .. } | Kind::Evaluate(_) => None,
+            _ => None,
         });
         readers.collect()
     }

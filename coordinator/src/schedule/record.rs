@@ -71,7 +71,7 @@ impl Job {
             finished_unix_ms: self.finished_unix_ms,
             state: self.state.name().into(),
             reason: self.state.reason().into(),
-            stages: self.stages.to_vec(),
+            stages: self.stages.clone(),
             sequence: self.sequence,
             output: self.output.clone(),
             teacher_digest: self.teacher_digest.clone(),

@@ -3,7 +3,7 @@
 use deltaconv_proto::ids::JobId;
 use deltaconv_proto::v1;
 
-use super::{Error, Job, Kind, Leased, Now, Phase, Stage, State, Task};
+use super::{Error, Job, Kind, Leased, Now, Phase, Stage, State, Step, Task};
 
 impl State {
     /// All jobs, in the order in which they came.
@@ -18,7 +18,7 @@ impl State {
         let job = self.jobs.get(id).ok_or_else(|| Error::UnknownJob(id.clone()))?;
         Ok(v1::JobStatus {
             summary: Some(self.summary(job)),
-            stages: job.steps().map(|stage| self.stage_status(job, stage, now)).collect(),
+            stages: job.steps().map(|step| self.stage_status(job, step, now)).collect(),
             layers: self.layers(job),
             waiting_for: self.waiting_for(job, now),
             tasks: self.tasks_of(job).map(|task| self.task_status(job, task)).collect(),
@@ -55,7 +55,8 @@ impl State {
         v1::JobSummary {
             job_id: job.id.to_string(),
             state: job.state.name().into(),
-            stage: job.stage().name().into(),
+            stage: job.step().stage.name().into(),
+            round: job.step().round,
             created_unix_ms: job.created_unix_ms,
             finished_unix_ms: job.finished_unix_ms,
             output_url: job.spec.output_url.clone(),
@@ -64,23 +65,24 @@ impl State {
         }
     }
 
-    /// Times and amounts of one stage.
-    pub fn stage_status(&self, job: &Job, stage: Stage, now: Now) -> v1::StageStatus {
-        let times = job.stages[stage as usize];
+    /// Times and amounts of one stage, and of one round where it is repeated.
+    pub fn stage_status(&self, job: &Job, step: Step, now: Now) -> v1::StageStatus {
+        let times = job.times(step);
         let mut status = v1::StageStatus {
-            stage: stage.name().into(),
+            stage: step.stage.name().into(),
+            round: step.round,
             started_unix_ms: times.started_unix_ms,
             finished_unix_ms: times.finished_unix_ms,
             ..v1::StageStatus::default()
         };
-        if stage == Stage::Assemble {
+        if step.stage == Stage::Assemble {
             status.tasks = 1;
             status.committed = u32::from(!job.output.is_empty());
             status.done = f64::from(status.committed);
             return status;
         }
         let mut samples_in_work = 0.0;
-        for task in self.tasks_of(job).filter(|task| Stage::of(&task.kind) == stage) {
+        for task in self.tasks_of(job).filter(|task| Step::of(&task.kind) == step) {
             status.tasks += 1;
             status.committed += u32::from(task.is_committed());
             status.running += u32::from(task.leased().is_some());
@@ -100,13 +102,15 @@ impl State {
     }
 
     fn layers(&self, job: &Job) -> Vec<v1::LayerStatus> {
+        let began = |round: &u32| job.times(Step { stage: Stage::Capture, round: *round }).started_unix_ms > 0;
+        let round = (0..=job.rounds()).rev().find(began).unwrap_or(0);
         let distill = self.tasks_of(job).filter_map(|task| match task.kind {
-            Kind::Distill { layer, .. } => Some((job.plan.layers.get(layer)?, task)),
-            Kind::Synthesise { .. } | Kind::Capture { .. } | Kind::Evaluate(_) => None,
+            Kind::Distill { round: of, layer } if of == round => Some((job.plan.layers.get(layer)?, task)),
+            _ => None,
         });
+        let steps = steps(job, round);
         let status = |(layer, task): (&v1::LayerPlan, &Task)| {
             let progress = task.leased().and_then(|leased| leased.progress.clone()).unwrap_or_default();
-            let steps = job.spec.recipe.as_ref().map_or(0, |recipe| u64::from(recipe.steps));
             let resumed = task.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
             let known = task.leased().is_some_and(|leased| leased.progress.is_some());
             let (state, step, error) = match &task.phase {
@@ -126,6 +130,7 @@ impl State {
                 steps,
                 held_out_error: error,
                 samples_per_second: progress.samples_per_second,
+                round,
             }
         };
         distill.map(status).collect()
@@ -155,7 +160,7 @@ impl State {
     /// Why nothing moves, with the nearest remedy; empty while something does.
     fn waiting_for(&self, job: &Job, now: Now) -> String {
         let in_work = self.tasks_of(job).any(|task| task.leased().is_some());
-        if !job.is_running() || in_work || job.stage() == Stage::Assemble {
+        if !job.is_running() || in_work || job.step().stage == Stage::Assemble {
             return String::new();
         }
         let alive = self.workers.values().filter(|worker| self.is_alive(worker, now) && !worker.draining).count();
@@ -181,6 +186,11 @@ pub(super) fn fraction(task: &Task) -> f64 {
     }
 }
 
+/// Training steps of a block in a round.
+fn steps(job: &Job, round: u32) -> u64 {
+    job.spec.recipe.as_ref().map_or(0, |recipe| u64::from(recipe.steps_of(round)))
+}
+
 /// Samples that a task goes through.
 fn samples(job: &Job, task: &Task) -> u64 {
     let of = |range: &v1::SampleRange| u64::from(range.end.saturating_sub(range.start));
@@ -188,7 +198,7 @@ fn samples(job: &Job, task: &Task) -> u64 {
     let evaluation = job.spec.evaluation.unwrap_or_default();
     match &task.kind {
         Kind::Synthesise { range } | Kind::Capture { range, .. } => of(range),
-        Kind::Distill { .. } => u64::from(recipe.steps) * u64::from(recipe.batch),
+        Kind::Distill { round, .. } => steps(job, *round) * u64::from(recipe.batch),
         Kind::Evaluate(v1::evaluate_task::Part::Noise(range)) => of(range),
         Kind::Evaluate(v1::evaluate_task::Part::Pictures(range)) => of(range) * u64::from(evaluation.ddim_steps),
     }

@@ -43,6 +43,13 @@ fn spec() -> v1::JobSpec {
     }
 }
 
+/// The job with a further round, in which half of the samples are the first one's.
+fn with_rounds(mut spec: v1::JobSpec) -> v1::JobSpec {
+    let recipe = spec.recipe.take().expect("a recipe");
+    spec.recipe = Some(v1::Recipe { rounds: 1, round_steps: 5, teacher_share: 0.5, ..recipe });
+    spec
+}
+
 /// The job with latents that the teacher samples: two tasks of them.
 fn synthesising() -> v1::JobSpec {
     let synthesis = Some(v1::Synthesis { latents: 20, ..v1::Synthesis::default() });
@@ -168,9 +175,9 @@ fn object(key: &str) -> v1::ObjectRef {
 }
 
 /// A shard, whose bytes are the same whoever writes it.
-fn shard(layer: &str, range: &v1::SampleRange, attempt: &AttemptId) -> v1::ObjectRef {
-    let digest = digest::of(format!("{layer}/{}", keys::range(range)).as_bytes());
-    v1::ObjectRef { key: keys::shard(0, layer, range, attempt), size: 100, digest }
+fn shard(round: u32, layer: &str, range: &v1::SampleRange, attempt: &AttemptId) -> v1::ObjectRef {
+    let digest = digest::of(format!("{round}/{layer}/{}", keys::range(range)).as_bytes());
+    v1::ObjectRef { key: keys::shard(round, layer, range, attempt), size: 100, digest }
 }
 
 /// What a worker would report for the task that it was given.
@@ -186,7 +193,7 @@ fn done(start: &v1::Start) -> v1::Done {
         v1::task_spec::Kind::Capture(capture) => {
             let shard = |layer: &String| v1::ShardRef {
                 layer: layer.clone(),
-                object: Some(shard(layer, &capture.range.expect("a range"), &attempt)),
+                object: Some(shard(capture.round, layer, &capture.range.expect("a range"), &attempt)),
             };
             v1::done::Output::Capture(v1::CaptureOutput { shards: capture.layers.iter().map(shard).collect() })
         }
@@ -206,30 +213,106 @@ fn report(lease: &Option<v1::Lease>, state: Report) -> v1::AttemptReport {
     v1::AttemptReport { lease: lease.clone(), state: Some(state) }
 }
 
-/// Works on the job until it is done, and returns the stages that it came to.
-fn stages_of(spec: v1::JobSpec) -> Vec<Stage> {
+/// Works on the job until it is done, and returns the steps that it came to.
+fn steps_of(spec: v1::JobSpec) -> Vec<(Stage, u32)> {
     let mut c = Coordinator::new();
     let (job, worker) = (c.submit_spec(spec), c.join());
-    let mut stages = Vec::new();
+    let mut steps = Vec::new();
     let mut reports = Vec::new();
     for _ in 0..40 {
         let response = c.sync(&worker, std::mem::take(&mut reports));
         reports.extend(response.start.iter().map(|start| report(&start.lease, Report::Done(done(start)))));
         c.carry_out();
-        let stage = c.state.job(&job).expect("known").stage();
-        if stages.last() != Some(&stage) {
-            stages.push(stage);
+        let Step { stage, round } = c.state.job(&job).expect("known").step();
+        if steps.last() != Some(&(stage, round)) {
+            steps.push((stage, round));
         }
     }
     assert_eq!(c.job_state(&job), &JobState::Done);
     assert!(c.commits.values().all(|commits| *commits == 1), "{:?}", c.commits);
-    stages
+    steps
 }
 
 #[test]
 fn a_job_goes_through_its_stages_and_ends() {
-    assert_eq!(stages_of(spec()), Stage::ALL[1..]);
-    assert_eq!(stages_of(synthesising()), Stage::ALL);
+    let once = Stage::ALL.map(|stage| (stage, 0));
+    assert_eq!(steps_of(spec()), once[1..]);
+    assert_eq!(steps_of(synthesising()), once);
+    let again = [(Stage::Capture, 1), (Stage::Distill, 1)];
+    assert_eq!(steps_of(with_rounds(synthesising())), [&once[..3], &again, &once[3..]].concat());
+}
+
+#[test]
+fn a_further_round_has_the_blocks_of_the_one_before_and_shards_of_both() {
+    let mut c = Coordinator::new();
+    c.submit_spec(with_rounds(spec()));
+    let worker = c.join();
+    let mut reports = Vec::new();
+    let mut trained = BTreeMap::new();
+    let (mut captured, mut distilled, mut compared) = (0, 0, 0);
+    for _ in 0..40 {
+        let response = c.sync(&worker, std::mem::take(&mut reports));
+        c.carry_out();
+        for start in response.start {
+            let output = done(&start);
+            match start.task.clone().and_then(|task| task.kind).expect("a kind") {
+                v1::task_spec::Kind::Capture(task) if task.round == 1 => {
+                    let blocks = task.blocks.into_iter().map(|block| (block.layer, block.object.expect("a block")));
+                    assert_eq!(blocks.collect::<BTreeMap<_, _>>(), trained);
+                    captured += 1;
+                }
+                v1::task_spec::Kind::Capture(task) => assert!(task.blocks.is_empty()),
+                v1::task_spec::Kind::Distill(task) => {
+                    let name = task.layer.expect("a layer").name;
+                    let rounds = task.shards.iter().map(|shard| &shard.object.as_ref().expect("an object").key[7..8]);
+                    let rounds: Vec<&str> = rounds.collect();
+                    if task.round == 0 {
+                        assert_eq!((task.start, rounds), (None, vec!["0"; 3]));
+                        let Some(v1::done::Output::Distill(output)) = output.output.clone() else { panic!("a block") };
+                        trained.insert(name, output.block.expect("a block"));
+                    } else {
+                        // The held-out range is the round's own alone.
+                        assert_eq!((task.start, rounds), (trained.get(&name).cloned(), vec!["1", "0", "1", "0", "1"]));
+                        distilled += 1;
+                    }
+                }
+                v1::task_spec::Kind::Evaluate(task) => {
+                    let blocks = task.rounds.iter().flat_map(|round| &round.blocks);
+                    let blocks = blocks.map(|block| (block.layer.clone(), block.object.clone().expect("a block")));
+                    assert_eq!(blocks.collect::<BTreeMap<_, _>>(), trained);
+                    compared += 1;
+                }
+                v1::task_spec::Kind::Synthesise(_) => panic!("nothing to synthesise"),
+            }
+            reports.push(report(&start.lease, Report::Done(output)));
+        }
+    }
+    assert_eq!((captured, distilled, compared), (3, 2, 2));
+}
+
+#[test]
+fn a_block_that_cant_be_read_is_a_failure_and_no_shard_to_be_written_again() {
+    let mut c = Coordinator::new();
+    let job = c.submit_spec(with_rounds(spec()));
+    let worker = c.join();
+    let mut reports = Vec::new();
+    for _ in 0..60 {
+        let response = c.sync(&worker, std::mem::take(&mut reports));
+        c.carry_out();
+        for start in response.start {
+            let task = start.task.clone().and_then(|task| task.kind).expect("a kind");
+            let state = match task {
+                v1::task_spec::Kind::Distill(task) if task.round == 1 => {
+                    let key = task.start.expect("a block").key;
+                    let broken_shard = Some(v1::BrokenShard { key, ..v1::BrokenShard::default() });
+                    Report::Failed(v1::Failure { message: "broken".into(), broken_shard })
+                }
+                _ => Report::Done(done(&start)),
+            };
+            reports.push(report(&start.lease, state));
+        }
+    }
+    assert!(matches!(c.job_state(&job), JobState::Failed(reason) if reason.contains("broken")));
 }
 
 #[test]
@@ -503,9 +586,11 @@ proptest! {
     fn any_faults_leave_a_job_that_ends_with_each_output_accepted_once(
         faults in proptest::collection::vec(fault(), 0..80),
         has_synthesis in any::<bool>(),
+        has_rounds in any::<bool>(),
     ) {
         let mut c = Coordinator::new();
-        let job = c.submit_spec(if has_synthesis { synthesising() } else { spec() });
+        let spec = if has_synthesis { synthesising() } else { spec() };
+        let job = c.submit_spec(if has_rounds { with_rounds(spec) } else { spec });
         let mut workers: Vec<Worker> =
             (0..2).map(|_| Worker { id: c.join(), attempts: Vec::new() }).collect();
         let mut recaptured = 0;

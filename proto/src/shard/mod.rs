@@ -16,7 +16,7 @@ use half::slice::HalfFloatSliceExt;
 
 use crate::buckets;
 use crate::safetensors::{self, Dtype, Header, LENGTH_BYTES, serialize_header};
-use crate::v1::{JobSpec, LayerPlan};
+use crate::v1::{JobSpec, LayerPlan, Recipe};
 
 pub use layout::Layout;
 
@@ -74,9 +74,18 @@ impl Contents {
     /// Each of them, by the name that a recipe has for it.
     pub const NAMED: [(&str, Self); 2] = [("activations", Self::Activations), ("inputs", Self::Inputs)];
 
-    /// As a job's recipe has it, whose spec was checked.
-    pub fn of(spec: &JobSpec) -> Self {
-        let name = spec.recipe.as_ref().and_then(|recipe| recipe.store.as_deref());
+    /// As a job's recipe has it, whose spec was checked. After the first round outputs can't be computed again: they are
+    /// what is left to the teacher from where the student stands.
+    pub fn of(spec: &JobSpec, round: u32) -> Self {
+        if round > 0 {
+            return Self::Activations;
+        }
+        spec.recipe.as_ref().map_or(Self::Activations, Self::of_recipe)
+    }
+
+    /// Of the first round.
+    pub fn of_recipe(recipe: &Recipe) -> Self {
+        let name = recipe.store.as_deref();
         Self::NAMED.iter().find(|(named, _)| Some(*named) == name).map_or(Self::Activations, |(_, contents)| *contents)
     }
 

@@ -1,6 +1,7 @@
 //! Records what goes into and out of the teacher's layers, for one range of samples. The next batch goes through the teacher
 //! while one is copied to the host, and the one before that is on its way to the store.
 
+mod drift;
 mod recorder;
 mod shard_sink;
 
@@ -16,6 +17,7 @@ use crate::models::Teacher;
 use crate::task::{Context, Error};
 use crate::teacher::{Conditions, SelfAttention};
 
+use drift::{Reached, Recorded};
 pub(crate) use recorder::{Recorder, Sink};
 use shard_sink::ShardSink;
 
@@ -38,14 +40,27 @@ pub(crate) fn run(context: &Context, task: &v1::CaptureTask) -> Result<v1::Done,
     let by_bucket = data.by_bucket(range.start as usize..range.end as usize, |i| draw.latent_of_capture(i));
     let samples_of: Vec<usize> = by_bucket.iter().map(Vec::len).collect();
     let timesteps: Vec<i64> = by_bucket.iter().flatten().map(|i| draw.timestep_of_capture(*i) as i64).collect();
-    let mut recorder = Recorder::new(sinks(context, task, range, &samples_of, &timesteps)?, Contents::of(&context.job));
+    let sinks = sinks(context, task, range, &samples_of, &timesteps)?;
+    let mut recorder = Recorder::new(sinks, Contents::of(&context.job, task.round));
+    let student = match task.round {
+        0 => None,
+        round => Some(context.models.blocks(context, &[v1::Blocks { round, blocks: task.blocks.clone() }])?),
+    };
     let mut recorded = 0;
     let began = std::time::Instant::now();
     let batch_size = batch_size(context, &teacher);
     for batch in by_bucket.iter().flat_map(|numbers| numbers.chunks(batch_size)) {
         context.check_stop()?;
         let batch: Vec<Sample> = batch.iter().map(|i| draw.capture(*i)).collect();
-        predict(&teacher, &data, &batch, &mut recorder)?;
+        match student.as_ref().and_then(|rounds| rounds.first()) {
+            None => predict(&teacher, &data, &batch, &mut recorder)?,
+            Some(blocks) => {
+                let mut reached = Reached::default();
+                predict(&teacher, &data, &batch, &mut reached)?;
+                let mut student = Recorded { blocks, reached, recorder: &mut recorder };
+                predict(&teacher, &data, &batch, &mut student)?;
+            }
+        }
         recorder.end_batch()?;
         recorded += batch.len();
         context.report(|progress| {
@@ -76,7 +91,7 @@ fn sinks(
     let sink = |layer: &v1::LayerPlan| {
         let key = keys::shard(task.round, &layer.name, &range, &context.attempt);
         let upload = context.objects.upload(&key, &context.cache.outgoing)?;
-        let of = (&shard::shapes(layer, samples_of)[..], Contents::of(&context.job));
+        let of = (&shard::shapes(layer, samples_of)[..], Contents::of(&context.job, task.round));
         let sink = ShardSink::new((layer.name.clone(), range), of, timesteps, upload, context.runtime.clone())?;
         Ok((layer.name.clone(), sink))
     };
@@ -97,7 +112,7 @@ fn batch_size(context: &Context, teacher: &Teacher) -> usize {
     (BATCH_BYTES / (values * size_of::<half::f16>()).max(1)).clamp(1, BATCH_ON_GPU)
 }
 
-/// Runs the teacher on a batch of samples, with `attention` in it.
+/// Runs the teacher on a batch of samples, with `attention` in it, which is a student where blocks take its place.
 pub(crate) fn predict(
     teacher: &Teacher,
     data: &Data,

@@ -63,6 +63,13 @@ impl<S: Sink> Recorder<S> {
         Self { names, contents, current: Batch::default(), on_their_way: 0, filled, taken, thread }
     }
 
+    /// Records what goes into a layer and what should come out of it, [B, H, W, C] each, if it is one of those that are
+    /// recorded.
+    pub(crate) fn record(&mut self, layer: &str, input: &Tensor, output: &Tensor) -> Result<(), teacher::Error> {
+        let Some(index) = self.names.iter().position(|name| name == layer) else { return Ok(()) };
+        self.current.push(index, &[input, output][..self.contents.maps()])
+    }
+
     /// Says that a batch has gone through the model. Waits where too many are still on their way.
     ///
     /// # Errors
@@ -108,8 +115,7 @@ fn gone() -> Error {
 impl<S: Sink> SelfAttention for Recorder<S> {
     fn apply(&mut self, call: &Call<'_>) -> Result<Tensor, teacher::Error> {
         let output = call.attention()?;
-        let Some(index) = self.names.iter().position(|name| *name == call.layer.name) else { return Ok(output) };
-        self.current.push(index, &[call.input, &output][..self.contents.maps()])?;
+        self.record(&call.layer.name, call.input, &output)?;
         Ok(output)
     }
 }

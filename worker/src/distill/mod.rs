@@ -10,6 +10,7 @@ mod training;
 use deltaconv_kernels::{BlockShape, Gate};
 use deltaconv_proto::{block, v1};
 
+use crate::blocks;
 use crate::shards::LayerData;
 use crate::task::{Context, Error, Stop};
 use training::Training;
@@ -18,6 +19,7 @@ use training::Training;
 pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done, Error> {
     let layer = task.layer.as_ref().ok_or(Error::Incomplete("layer"))?;
     let recipe = context.job.recipe.as_ref().ok_or(Error::Incomplete("recipe"))?;
+    let recipe = &v1::Recipe { steps: recipe.steps_of(task.round), ..recipe.clone() };
     let seed = context.job.data.as_ref().ok_or(Error::Incomplete("data"))?.seed;
     let steps = u64::from(recipe.steps);
     let shape = block_shape(layer)?;
@@ -26,8 +28,13 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
         progress.held_out_error = f64::NAN;
     });
 
-    let mut data = LayerData::open(context, layer, &task.shards, recipe.samples as usize)?;
-    let mut training = Training::new(shape, layer, recipe, seed, &data, &context.accelerator)?;
+    let mut data = LayerData::open(context, (task.round, layer), &task.shards, recipe.samples as usize)?;
+    let weights = match &task.start {
+        None if task.round > 0 => return Err(Error::Incomplete("start")),
+        None => initial::weights(&shape, seed, layer.index)?,
+        Some(block) => context.wait(blocks::read_one(&context.objects, layer, block))?,
+    };
+    let mut training = Training::new(weights, layer, recipe, seed, &data, &context.accelerator);
     if let Some(resume) = &task.resume {
         checkpoint::resume(context, resume, &mut training)?;
     }

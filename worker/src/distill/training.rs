@@ -8,7 +8,6 @@ use deltaconv_kernels::{AdamW, BlockShape, Parameters, adamw};
 use deltaconv_proto::draw::Batches;
 use deltaconv_proto::v1::{LayerPlan, Recipe};
 
-use super::initial;
 #[cfg(feature = "cuda")]
 use super::on_gpu::OnGpu;
 use crate::accelerator::Accelerator;
@@ -64,17 +63,18 @@ pub(super) struct Training {
 }
 
 impl Training {
+    /// A training that starts from these weights.
     pub(super) fn new(
-        shape: BlockShape,
+        weights: Parameters,
         layer: &LayerPlan,
         recipe: &Recipe,
         seed: u64,
         data: &LayerData,
         accelerator: &Accelerator,
-    ) -> Result<Self, Error> {
+    ) -> Self {
         #[cfg(not(feature = "cuda"))]
         let Accelerator::None = accelerator;
-        let weights = initial::weights(&shape, seed, layer.index)?;
+        let shape = weights.shape().clone();
         let optimiser = AdamW {
             beta2: BETA2,
             weight_decay: recipe.weight_decay,
@@ -88,7 +88,7 @@ impl Training {
             curve: Vec::new(),
             error_sum: 0.0,
         };
-        Ok(Self {
+        Self {
             layer: layer.name.clone(),
             recipe: recipe.clone(),
             seed,
@@ -106,7 +106,7 @@ impl Training {
             },
             #[cfg(feature = "cuda")]
             on_gpu: None,
-        })
+        }
     }
 
     /// Steps taken.
@@ -287,8 +287,13 @@ pub(super) mod tests {
     }
 
     pub(in crate::distill) fn training(data: &LayerData) -> Training {
-        let shape = crate::distill::block_shape(&layer()).expect("a block");
-        Training::new(shape, &layer(), &recipe(), 1, data, &Accelerator::None).expect("a start")
+        started(&layer(), &recipe(), data)
+    }
+
+    fn started(layer: &LayerPlan, recipe: &Recipe, data: &LayerData) -> Training {
+        let shape = crate::distill::block_shape(layer).expect("a block");
+        let weights = crate::distill::initial::weights(&shape, 1, layer.index).expect("weights");
+        Training::new(weights, layer, recipe, 1, data, &Accelerator::None)
     }
 
     #[test]
@@ -297,8 +302,7 @@ pub(super) mod tests {
         for layer in [layer(), LayerPlan { maps: maps.to_vec(), ..layer() }] {
             let data = LayerData::made_up(&layer, 96, 8);
             let recipe = Recipe { steps: 400, batch: 16, learning_rate: 1e-2, ema_decay: 0.95, ..recipe() };
-            let shape = crate::distill::block_shape(&layer).expect("a block");
-            let mut training = Training::new(shape, &layer, &recipe, 1, &data, &Accelerator::None).expect("a start");
+            let mut training = started(&layer, &recipe, &data);
             for batch in data.batches(1, 16, 0).take(400) {
                 training.take_step(&batch, &data).expect("a step");
             }

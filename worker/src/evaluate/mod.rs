@@ -1,7 +1,8 @@
 //! Compares teacher and student on what training has not seen, one part at a time.
 //!
 //! The result is a safetensors object. Of noise: `timestep` [n] i64, and `energy`, `student_error`, `removed_error` [n]
-//! f64, sums of squares over one sample's predicted noise; bucket by bucket. Of pictures: `teacher`, `student`, `removed` [n, 3, H, W] f32
+//! f64, sums of squares over one sample's predicted noise; bucket by bucket; and of a job with further rounds `round_error`
+//! [r, n], the errors of the students of the rounds before the last. Of pictures: `teacher`, `student`, `removed` [n, 3, H, W] f32
 //! and `prompt` [n] i64.
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use deltaconv_proto::draw::{self, Draw, Purpose, Sample};
 use deltaconv_proto::safetensors::{Dtype, serialize_header};
 use deltaconv_proto::{keys, v1};
 
+use crate::blocks::{Blocks, InPlace};
 use crate::capture::Inputs;
 use crate::data::Data;
 use crate::models::Teacher;
@@ -33,6 +35,10 @@ pub(crate) fn run(context: &Context, task: &v1::EvaluateTask) -> Result<v1::Done
     let models = Evaluated {
         teacher: context.models.teacher(context)?,
         student: context.models.student(context, &task.output)?,
+        rounds: match part {
+            v1::evaluate_task::Part::Noise(_) => context.models.blocks(context, &task.rounds)?,
+            v1::evaluate_task::Part::Pictures(_) => Arc::default(),
+        },
         data: context.models.data(context)?,
     };
     let (samples, bytes) = match part {
@@ -56,6 +62,8 @@ pub(crate) fn run(context: &Context, task: &v1::EvaluateTask) -> Result<v1::Done
 struct Evaluated {
     teacher: Arc<Teacher>,
     student: Arc<Student>,
+    /// Those before the student's.
+    rounds: Arc<Vec<Blocks>>,
     data: Arc<Data>,
 }
 
@@ -65,8 +73,9 @@ impl Evaluated {
         let draw = Draw::new(&context.job, self.data.latent_lens(), timesteps);
         let numbers = range.start as usize..range.end as usize;
         let by_bucket = self.data.by_bucket(numbers, |i| draw.latent_of_evaluation(i));
-        expect_passes(context, MODELS * by_bucket.iter().map(|numbers| numbers.len().div_ceil(BATCH)).sum::<usize>());
-        let mut found = Noise::default();
+        let models = MODELS + self.rounds.len();
+        expect_passes(context, models * by_bucket.iter().map(|numbers| numbers.len().div_ceil(BATCH)).sum::<usize>());
+        let mut found = Noise { round_error: vec![Vec::new(); self.rounds.len()], ..Noise::default() };
         for batch in by_bucket.iter().flat_map(|numbers| numbers.chunks(BATCH)) {
             let batch: Vec<Sample> = batch.iter().map(|i| draw.evaluation(*i)).collect();
             let inputs = Inputs::new(&self.teacher, &self.data, &batch)?;
@@ -79,6 +88,8 @@ impl Evaluated {
             let teacher = predict(&self.teacher.denoiser, &mut Original)?;
             let student = predict(&self.student.denoiser, &mut self.student.attention())?;
             let removed = predict(&self.teacher.denoiser, &mut removed(context))?;
+            let of_round = |blocks| predict(&self.teacher.denoiser, &mut InPlace(blocks));
+            let rounds: Vec<Vec<f32>> = self.rounds.iter().map(of_round).collect::<Result<_, Error>>()?;
             let len = teacher.len() / batch.len();
             let difference =
                 |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum() };
@@ -88,7 +99,10 @@ impl Evaluated {
                 found.timestep.push(sample.timestep as i64);
                 found.energy.push(expected.iter().map(|e| f64::from(*e).powi(2)).sum());
                 found.student_error.push(difference(&student[row.clone()], expected));
-                found.removed_error.push(difference(&removed[row], expected));
+                found.removed_error.push(difference(&removed[row.clone()], expected));
+                for (errors, round) in found.round_error.iter_mut().zip(&rounds) {
+                    errors.push(difference(&round[row.clone()], expected));
+                }
             }
         }
         found.encode()
@@ -141,6 +155,7 @@ struct Noise {
     energy: Vec<f64>,
     student_error: Vec<f64>,
     removed_error: Vec<f64>,
+    round_error: Vec<Vec<f64>>,
 }
 
 impl Noise {
@@ -149,10 +164,12 @@ impl Noise {
         let doubles =
             [("energy", self.energy), ("student_error", self.student_error), ("removed_error", self.removed_error)];
         let header = doubles.iter().map(|(name, _)| (*name, Dtype::F64, &shape[..]));
-        let tensors = std::iter::once(("timestep", Dtype::I64, &shape[..])).chain(header);
+        let by_round = [self.round_error.len(), shape[0]];
+        let rounds = (by_round[0] > 0).then_some(("round_error", Dtype::F64, &by_round[..]));
+        let tensors = std::iter::once(("timestep", Dtype::I64, &shape[..])).chain(header).chain(rounds);
         let mut bytes = serialize_header(tensors, &BTreeMap::new())?;
         bytes.extend(self.timestep.iter().flat_map(|value| value.to_le_bytes()));
-        for (_, values) in &doubles {
+        for values in doubles.iter().map(|(_, values)| values).chain(&self.round_error) {
             bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
         }
         Ok(bytes)

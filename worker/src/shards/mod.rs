@@ -106,16 +106,16 @@ impl LayerData {
     /// ones.
     pub(crate) fn open(
         context: &Context,
-        layer: &LayerPlan,
+        (round, layer): (u32, &LayerPlan),
         shards: &[v1::ShardOfRange],
         training_samples: usize,
     ) -> Result<Self, Error> {
         let incoming = futures::stream::iter(shards.iter().enumerate())
-            .map(|(index, shard)| incoming(context, layer, index, shard, training_samples))
+            .map(|(index, shard)| incoming(context, (round, layer), index, shard, training_samples))
             .buffered(READS_IN_FLIGHT);
         let incoming: Vec<Incoming> = context.wait(incoming.try_collect())?;
         let (held_out, awaited): (Vec<_>, Vec<_>) = incoming.iter().cloned().partition(|shard| shard.is_held_out);
-        let targets = match Contents::of(&context.job) {
+        let targets = match Contents::of(&context.job, round) {
             Contents::Activations => None,
             Contents::Inputs => Some(Targets::load(context, layer)?),
         };
@@ -345,7 +345,7 @@ impl Batch {
 /// What is known of a shard before it arrives.
 async fn incoming(
     context: &Context,
-    layer: &LayerPlan,
+    (round, layer): (u32, &LayerPlan),
     index: usize,
     shard: &v1::ShardOfRange,
     training_samples: usize,
@@ -367,7 +367,7 @@ async fn incoming(
                 header::Error::Objects(error) if !error.is_missing() => Error::from(error),
                 other => broken(other.to_string()),
             })?;
-            shard::check_header(&header.header, layer, Contents::of(&context.job), samples)
+            shard::check_header(&header.header, layer, Contents::of(&context.job, round), samples)
                 .map_err(|error| broken(error.to_string()))?
         }
     };

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use deltaconv_proto::teacher::{self, Layer};
 
 use super::conditions::Text;
-use super::ops::{AttentionMap, Heads, Linear, Projected, attention, attention_maps};
+use super::ops::{AttentionMap, Heads, Linear, Projected, Row, attention, attention_maps};
 use super::{Call, Error, SelfAttention, Weights};
 
 /// `attn1`: a layer's own attention.
@@ -109,12 +109,14 @@ pub(super) struct Layers<'a> {
 }
 
 impl Layers<'_> {
-    /// The output of the pass's next layer, [B, H, W, C], contiguous.
+    /// The output of the pass's next layer, [B, H, W, C], contiguous. It will be multiplied by `gate`, where there is one,
+    /// and added to `residual`.
     pub(super) fn next(
         &mut self,
         own: Option<&OwnAttention>,
         input: &Tensor,
         residual: &Tensor,
+        gate: Option<Row<'_>>,
     ) -> Result<Tensor, Error> {
         // The layers were listed by the walk that built the modules, so there is one for each.
         let Some(layer) = self.rest.next() else {
@@ -122,7 +124,7 @@ impl Layers<'_> {
             return Err(Error::Argument { argument: "sample", problem });
         };
         debug_assert_eq!(input.dims()[1..], [layer.height, layer.width, layer.channels]);
-        let output = self.attention.apply(&Call { layer, input, residual, own })?;
+        let output = self.attention.apply(&Call { layer, input, residual, gate, own })?;
         if output.dims() != input.dims() {
             let source = format!("its output has shape {:?}, its input {:?}", output.dims(), input.dims()).into();
             return Err(Error::Layer { layer: layer.name.clone(), source });

@@ -118,7 +118,7 @@ impl Block {
         let table = modulation.broadcast_add(&self.table)?;
         let row = |index| Row { table: &table, index };
         let input = modulated_norm(h, eps, row(1), row(0))?;
-        let output = layers.next(self.attn1.as_ref(), &input, h)?;
+        let output = layers.next(self.attn1.as_ref(), &input, h, Some(row(2)))?;
         let h = add_gated(h, row(2), &output)?;
         // Without a norm before it.
         let h = self.attn2.forward_onto(&h, &h, text)?;

@@ -7,7 +7,7 @@ use deltaconv_proto::teacher::Layer;
 
 use super::Error;
 use super::attention::OwnAttention;
-use super::ops::AttentionMap;
+use super::ops::{AttentionMap, Row};
 
 /// One layer's turn in a forward pass.
 pub struct Call<'a> {
@@ -17,6 +17,8 @@ pub struct Call<'a> {
     pub input: &'a Tensor,
     /// The residual stream before the layer, to which its output will be added: [B, H, W, C] f32.
     pub residual: &'a Tensor,
+    /// What the layer's output is multiplied by before it is added, where the model has such a gate.
+    pub(super) gate: Option<Row<'a>>,
     /// The teacher's own attention; none in a model that was loaded without.
     pub(super) own: Option<&'a OwnAttention>,
 }
@@ -28,6 +30,15 @@ impl Call<'_> {
     /// [`Error::NoAttention`] in a model that was loaded without.
     pub fn attention(&self) -> Result<Tensor, Error> {
         self.own()?.forward(self.input)
+    }
+
+    /// What the output is multiplied by, sample by sample, before it is added to the residual stream: [B, 1, 1, C] f32.
+    /// `None` in models without such a gate.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn gate(&self) -> Result<Option<Tensor>, Error> {
+        self.gate.map(|row| Ok(row.tensor()?.unsqueeze(1)?.unsqueeze(1)?)).transpose()
     }
 
     /// What `each` makes of the teacher's own attention maps, by sample, then by head.

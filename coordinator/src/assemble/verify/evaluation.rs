@@ -22,20 +22,20 @@ pub(super) async fn verify(
     let asked = task.part.as_ref().ok_or(Error::Task("part"))?;
     let key = keys::evaluation(expectation.task, expectation.attempt);
     let object = output.part.as_ref().ok_or_else(|| Error::NoObject { expected: key.clone() })?;
-    let (least, most) = tensor_bytes(asked, expectation.plan);
+    let (least, most) = tensor_bytes(asked, task.rounds.len(), expectation.plan);
     check_ref(object, &key, least, (most - least).saturating_add(MAX_HEADER_BYTES))?;
     let bytes = objects.get_verified(object).await?;
     let part = off_thread(&key, move || Part::parse(&bytes))
         .await?
         .map_err(|source| Error::Part { key: key.clone(), source })?;
-    check(&part, asked, expectation.plan, &key)
+    check(&part, (asked, task.rounds.len()), expectation.plan, &key)
 }
 
 /// The least and the most bytes that the tensors of such a part take.
-fn tensor_bytes(asked: &evaluate_task::Part, plan: &JobPlan) -> (u64, u64) {
+fn tensor_bytes(asked: &evaluate_task::Part, rounds: usize, plan: &JobPlan) -> (u64, u64) {
     match asked {
         evaluate_task::Part::Noise(range) => {
-            let bytes = samples(range) as u64 * 4 * 8;
+            let bytes = samples(range) as u64 * (4 + rounds as u64) * 8;
             (bytes, bytes)
         }
         evaluate_task::Part::Pictures(range) => {
@@ -51,7 +51,7 @@ fn samples(range: &SampleRange) -> usize {
     range.end.saturating_sub(range.start) as usize
 }
 
-fn check(part: &Part, asked: &evaluate_task::Part, plan: &JobPlan, key: &str) -> Result<(), Error> {
+fn check(part: &Part, (asked, rounds): (&evaluate_task::Part, usize), plan: &JobPlan, key: &str) -> Result<(), Error> {
     let value =
         |what: &str, found: String, expected: String| Error::Value { what: format!("{key}: {what}"), found, expected };
     match (part, asked) {
@@ -59,6 +59,9 @@ fn check(part: &Part, asked: &evaluate_task::Part, plan: &JobPlan, key: &str) ->
             if noise.timestep.len() != samples(range) {
                 let expected = samples(range).to_string();
                 return Err(value("number of samples", noise.timestep.len().to_string(), expected));
+            }
+            if noise.round_error.len() != rounds {
+                return Err(value("number of rounds", noise.round_error.len().to_string(), rounds.to_string()));
             }
             if let Some(timestep) = noise.timestep.iter().find(|t| !(0..MAX_TIMESTEPS).contains(*t)) {
                 return Err(value("timestep", timestep.to_string(), format!("0 to {}", MAX_TIMESTEPS - 1)));

@@ -110,7 +110,7 @@ async fn shards_are_checked_by_size_and_header() {
     let range = SampleRange { start: 96, end: 100 };
     let capture = |plan: &JobPlan| {
         let layers = plan.layers[1..3].iter().map(|layer| layer.name.clone()).collect();
-        Kind::Capture(CaptureTask { round: 0, range: Some(range), layers })
+        Kind::Capture(CaptureTask { round: 0, range: Some(range), layers, blocks: Vec::new() })
     };
     let case = Case::new(capture).await;
     let shard = async |layer: usize, map: [usize; 4], dtype: Dtype| {
@@ -182,7 +182,7 @@ async fn a_shard_holds_each_sample_in_one_bucket() {
         let plan = crate::plan::plan(&job.spec).await.expect("plans");
         plan.layers[1..3].iter().map(|layer| layer.name.clone()).collect()
     };
-    let task = CaptureTask { round: 0, range: Some(range), layers };
+    let task = CaptureTask { round: 0, range: Some(range), layers, blocks: Vec::new() };
     let case = in_buckets(Kind::Capture(task)).await;
     // Samples by bucket, with the map that their tensors have.
     let shard = async |layer: usize, parts: &[(usize, usize, [usize; 2])]| {
@@ -251,7 +251,7 @@ async fn latents_of_several_buckets_are_checked_by_bucket() {
 async fn evaluation_parts_are_what_was_asked_for() {
     let noise = |_: &JobPlan| {
         let part = evaluate_task::Part::Noise(SampleRange { start: 0, end: 2 });
-        Kind::Evaluate(EvaluateTask { part: Some(part), output: Vec::new() })
+        Kind::Evaluate(EvaluateTask { part: Some(part), output: Vec::new(), rounds: Vec::new() })
     };
     let case = Case::new(noise).await;
     let key = keys::evaluation(&case.task, &case.attempt);
@@ -274,7 +274,7 @@ async fn evaluation_parts_are_what_was_asked_for() {
 
     let pictures = |_: &JobPlan| {
         let part = evaluate_task::Part::Pictures(SampleRange { start: 0, end: 1 });
-        Kind::Evaluate(EvaluateTask { part: Some(part), output: Vec::new() })
+        Kind::Evaluate(EvaluateTask { part: Some(part), output: Vec::new(), rounds: Vec::new() })
     };
     let case = Case { kind: pictures(&case.plan), ..case };
     let part = async |prompt: i64, side: usize| {

@@ -17,11 +17,20 @@ pub(super) struct Comparison {
     pub(super) psnr_each_db: Vec<f64>,
 }
 
-/// Both comparisons.
+/// The predicted noise of one student.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct NoiseError {
+    pub(super) epsilon_relative_mse: f64,
+    pub(super) by_timestep_quarter: [Option<f64>; 4],
+}
+
+/// All comparisons.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Compared {
     pub(super) student: Comparison,
     pub(super) removed: Comparison,
+    /// The student of each round before the last.
+    pub(super) rounds: Vec<NoiseError>,
     pub(super) noise_samples: u64,
 }
 
@@ -33,6 +42,8 @@ pub(super) struct Measured {
     energy: [f64; 4],
     student: Sums,
     removed: Sums,
+    /// Sums of errors of each round before the last.
+    rounds: Vec<[f64; 4]>,
 }
 
 #[derive(Debug, Default)]
@@ -45,16 +56,20 @@ impl Measured {
     /// `timesteps` are those of the noise schedule.
     pub(super) fn new(timesteps: usize) -> Self {
         let (student, removed) = (Sums::default(), Sums::default());
-        Self { timesteps: timesteps.max(1), samples: 0, energy: [0.0; 4], student, removed }
+        Self { timesteps: timesteps.max(1), samples: 0, energy: [0.0; 4], student, removed, rounds: Vec::new() }
     }
 
     pub(super) fn add_noise(&mut self, noise: &Noise) {
+        self.rounds.resize(noise.round_error.len().max(self.rounds.len()), [0.0; 4]);
         for (i, &timestep) in noise.timestep.iter().enumerate() {
             let timestep = usize::try_from(timestep).unwrap_or_default();
             let quarter = (timestep.min(self.timesteps - 1) * 4) / self.timesteps;
             self.energy[quarter] += noise.energy[i];
             self.student.error[quarter] += noise.student_error[i];
             self.removed.error[quarter] += noise.removed_error[i];
+            for (sums, errors) in self.rounds.iter_mut().zip(&noise.round_error) {
+                sums[quarter] += errors[i];
+            }
             self.samples += 1;
         }
     }
@@ -82,14 +97,23 @@ impl Measured {
             return Err(Error::NothingMeasured { found: "no pictures", missing: "psnr_db" });
         }
         let (student, removed) = (self.comparison(&self.student), self.comparison(&self.removed));
-        Ok(Compared { student, removed, noise_samples: self.samples })
+        let rounds = self.rounds.iter().map(|error| self.noise_error(error)).collect();
+        Ok(Compared { student, removed, rounds, noise_samples: self.samples })
+    }
+
+    fn noise_error(&self, error: &[f64; 4]) -> NoiseError {
+        let quarter = |i: usize| (self.energy[i] > 0.0).then(|| error[i] / self.energy[i]);
+        NoiseError {
+            epsilon_relative_mse: error.iter().sum::<f64>() / self.energy.iter().sum::<f64>(),
+            by_timestep_quarter: std::array::from_fn(quarter),
+        }
     }
 
     fn comparison(&self, sums: &Sums) -> Comparison {
-        let quarter = |i: usize| (self.energy[i] > 0.0).then(|| sums.error[i] / self.energy[i]);
+        let NoiseError { epsilon_relative_mse, by_timestep_quarter } = self.noise_error(&sums.error);
         Comparison {
-            epsilon_relative_mse: sums.error.iter().sum::<f64>() / self.energy.iter().sum::<f64>(),
-            by_timestep_quarter: std::array::from_fn(quarter),
+            epsilon_relative_mse,
+            by_timestep_quarter,
             psnr_db: psnr::mean(&sums.psnr),
             psnr_median_db: psnr::median(&sums.psnr),
             psnr_each_db: sums.psnr.clone(),

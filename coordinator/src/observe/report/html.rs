@@ -5,8 +5,9 @@ use std::fmt::{Display, Write};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use deltaconv_proto::shard::Contents;
+use deltaconv_proto::v1::Recipe;
 
-use super::json::{Measures, Report};
+use super::json::{Measures, Report, Round};
 use super::number::{grouped, seconds, significant};
 use crate::observe::escape::escape;
 
@@ -119,16 +120,26 @@ fn layers(report: &Report) -> String {
 }
 
 fn quarters(report: &Report) -> String {
-    let head = [Cell::Text("timesteps".to_owned()), number("student"), number("attention removed")];
-    let of = |measures: &Measures, i: usize| {
-        let value = measures.epsilon_relative_mse_by_timestep_quarter[i];
-        number(value.map_or("–".to_owned(), significant))
+    let whole = |name: &str, measures: &Measures| {
+        (name.to_owned(), measures.epsilon_relative_mse, measures.epsilon_relative_mse_by_timestep_quarter)
     };
+    let round = |round: &Round| {
+        let name = format!("round {}", round.round);
+        (name, round.epsilon_relative_mse, round.epsilon_relative_mse_by_timestep_quarter)
+    };
+    let mut columns = vec![whole("attention removed", &report.attention_removed)];
+    columns.extend(report.rounds.iter().map(round));
+    columns.push(whole("student", &report.student));
+    let mut head = vec![Cell::Text("timesteps".to_owned())];
+    head.extend(columns.iter().map(|(name, ..)| number(name)));
     let names = ["first quarter, least noise", "second", "third", "last quarter, most noise"];
-    let row = |(i, name): (usize, &str)| {
-        vec![Cell::Text(name.to_owned()), of(&report.student, i), of(&report.attention_removed, i)]
+    let quarter = |(i, name): (usize, &str)| {
+        let cells = columns.iter().map(|(.., quarters)| number(quarters[i].map_or("–".to_owned(), significant)));
+        std::iter::once(Cell::Text(name.to_owned())).chain(cells).collect::<Vec<_>>()
     };
-    table(&head, names.into_iter().enumerate().map(row))
+    let all = columns.iter().map(|(_, all, _)| number(significant(*all)));
+    let all = std::iter::once(Cell::Text("all".to_owned())).chain(all);
+    table(&head, names.into_iter().enumerate().map(quarter).chain([all.collect()]))
 }
 
 fn prompts(report: &Report) -> String {
@@ -147,7 +158,11 @@ fn stages(report: &Report) -> String {
     ];
     let row = |stage: &super::StageFigures| {
         vec![
-            Cell::Text(stage.stage.clone()),
+            Cell::Text(if stage.round > 0 {
+                format!("{}, round {}", stage.stage, stage.round)
+            } else {
+                stage.stage.clone()
+            }),
             number(stage.tasks),
             number(grouped(stage.samples)),
             number(seconds(stage.seconds)),
@@ -155,6 +170,15 @@ fn stages(report: &Report) -> String {
         ]
     };
     table(&head, report.stages.iter().map(row))
+}
+
+fn rounds(recipe: &Recipe) -> String {
+    if recipe.rounds == 0 {
+        return "none".to_owned();
+    }
+    let share = recipe.teacher_share * 100.0;
+    let steps = grouped(recipe.round_steps.into());
+    format!("{} of {steps} steps, {share:.0} % of the samples from the teacher", recipe.rounds)
 }
 
 fn provenance(report: &Report) -> String {
@@ -169,6 +193,7 @@ fn provenance(report: &Report) -> String {
         ),
         ("stored of them", recipe.store.clone().unwrap_or_else(|| Contents::NAMED[0].0.to_owned())),
         ("steps", format!("{} of {} samples", grouped(recipe.steps.into()), recipe.batch)),
+        ("further rounds", rounds(recipe)),
         ("learning rate", format!("{} after {} steps of warm-up", recipe.learning_rate, recipe.warmup_steps)),
         ("block", format!("inner width {} of the channels, scales {scales}", recipe.inter_ratio)),
     ];

@@ -3,7 +3,7 @@
 use deltaconv_proto::v1::{Figures, ObjectRef, Recipe};
 use serde::Serialize;
 
-use super::figures::{Compared, Comparison};
+use super::figures::{Compared, Comparison, NoiseError};
 use super::samples::Pair;
 use super::{Error, Layer, ReportInput, StageFigures};
 use crate::assemble;
@@ -22,6 +22,8 @@ pub(super) struct Report {
     #[serde(flatten)]
     pub(super) student: Measures,
     pub(super) attention_removed: Measures,
+    /// The student of each round before the last.
+    pub(super) rounds: Vec<Round>,
     pub(super) noise_samples: u64,
     pub(super) samples: Samples,
     pub(super) layers: Vec<LayerEntry>,
@@ -36,6 +38,13 @@ pub(super) struct Measures {
     pub(super) epsilon_relative_mse_by_timestep_quarter: [Option<f64>; 4],
     pub(super) psnr_db: f64,
     pub(super) psnr_median_db: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Round {
+    pub(super) round: usize,
+    pub(super) epsilon_relative_mse: f64,
+    pub(super) epsilon_relative_mse_by_timestep_quarter: [Option<f64>; 4],
 }
 
 #[derive(Debug, Serialize)]
@@ -87,6 +96,7 @@ impl Report {
             seed: spec.data.as_ref().map_or(0, |data| data.seed),
             student: Measures::new(&compared.student),
             attention_removed: Measures::new(&compared.removed),
+            rounds: compared.rounds.iter().enumerate().map(Round::new).collect(),
             noise_samples: compared.noise_samples,
             samples: Samples {
                 prompts: pictures.iter().map(|pair| pair.prompt.clone()).collect(),
@@ -128,6 +138,16 @@ impl Measures {
             epsilon_relative_mse_by_timestep_quarter: comparison.by_timestep_quarter,
             psnr_db: comparison.psnr_db,
             psnr_median_db: comparison.psnr_median_db,
+        }
+    }
+}
+
+impl Round {
+    fn new((round, error): (usize, &NoiseError)) -> Self {
+        Self {
+            round,
+            epsilon_relative_mse: error.epsilon_relative_mse,
+            epsilon_relative_mse_by_timestep_quarter: error.by_timestep_quarter,
         }
     }
 }

@@ -35,6 +35,8 @@ use deltaconv_proto::description::Description;
 pub struct StageFigures {
     /// "capture", "distill", "assemble" or "evaluate".
     pub stage: String,
+    /// Of a stage that is repeated.
+    pub round: u32,
     /// From its first lease to its last commit.
     pub seconds: f64,
     /// Sum over the attempts that were committed.

@@ -1,13 +1,16 @@
 //! A part of the evaluation, as a worker writes it: a safetensors object of one of two forms.
 //!
 //! Noise: `timestep` [n] I64, `energy` [n] F64 (sum of squares of the teacher's predicted noise), `student_error` and
-//! `removed_error` [n] F64 (sums of squared differences from it, of the student and of the teacher without attention).
+//! `removed_error` [n] F64 (sums of squared differences from it, of the student and of the teacher without attention), and
+//! after further rounds `round_error` [r, n] F64 (of the student of each round before the last).
 //! Pictures: `teacher`, `student`, `removed` [n,3,H,W] F32, about −1 to 1, and `prompt` [n] I64.
 
 use deltaconv_proto::safetensors::Dtype;
 
 use crate::assemble::TensorError;
 use crate::assemble::tensors::{Expected, Tensors, exactly};
+
+const ROUND_ERROR: &str = "round_error";
 
 /// The error of the predicted noise, sample by sample.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +23,8 @@ pub struct Noise {
     pub student_error: Vec<f64>,
     /// Σ(ε − ε_removed)²: attention removed, and nothing in its place.
     pub removed_error: Vec<f64>,
+    /// Σ(ε − ε_student)² of each round before the last.
+    pub round_error: Vec<Vec<f64>>,
 }
 
 /// Pictures from the same noise and prompt.
@@ -95,9 +100,13 @@ impl Part {
 impl Noise {
     fn read(tensors: &Tensors<'_>) -> Result<Self, PartError> {
         let n = tensors.header.tensors.get("energy").and_then(|info| info.shape.first().copied()).unwrap_or_default();
-        let sums = ["energy", "student_error", "removed_error"].map(|name| Expected::new(name, Dtype::F64, [n]));
-        let timestep = Expected::new("timestep", Dtype::I64, [n]);
-        exactly(&tensors.header, &[&sums[..], &[timestep]].concat())?;
+        let rounds =
+            tensors.header.tensors.get(ROUND_ERROR).map(|info| info.shape.first().copied().unwrap_or_default());
+        let mut expected =
+            ["energy", "student_error", "removed_error"].map(|name| Expected::new(name, Dtype::F64, [n])).to_vec();
+        expected.push(Expected::new("timestep", Dtype::I64, [n]));
+        expected.extend(rounds.map(|rounds| Expected::new(ROUND_ERROR, Dtype::F64, [rounds, n])));
+        exactly(&tensors.header, &expected)?;
         let sum = |name: &'static str| {
             let numbers = tensors.f64(name)?;
             match numbers.iter().enumerate().find(|(_, value)| **value < 0.0) {
@@ -112,6 +121,10 @@ impl Noise {
             energy: sum("energy")?,
             student_error: sum("student_error")?,
             removed_error: sum("removed_error")?,
+            round_error: match rounds {
+                None => Vec::new(),
+                Some(_) => sum(ROUND_ERROR)?.chunks(n.max(1)).map(<[f64]>::to_vec).collect(),
+            },
         })
     }
 }

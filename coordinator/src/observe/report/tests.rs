@@ -38,10 +38,14 @@ async fn noise(objects: &Objects, key: &str, rows: &[(i64, f64, f64, f64)]) -> O
     let shape = [rows.len()];
     let names = ["energy", "student_error", "removed_error"].map(|name| (name, Dtype::F64, &shape[..]));
     let timestep = [("timestep", Dtype::I64, &shape[..])];
-    let mut bytes = serialize_header(timestep.into_iter().chain(names), &BTreeMap::new()).expect("a header");
+    let by_round = [1, rows.len()];
+    let rounds = [("round_error", Dtype::F64, &by_round[..])];
+    let tensors = timestep.into_iter().chain(names).chain(rounds);
+    let mut bytes = serialize_header(tensors, &BTreeMap::new()).expect("a header");
     bytes.extend(rows.iter().flat_map(|row| row.0.to_le_bytes()));
-    for column in 0..3 {
-        bytes.extend(rows.iter().flat_map(|row| [row.1, row.2, row.3][column].to_le_bytes()));
+    // The round before the last was worse by half.
+    for column in 0..4 {
+        bytes.extend(rows.iter().flat_map(|row| [row.1, row.2, row.3, 1.5 * row.2][column].to_le_bytes()));
     }
     objects.put(key, bytes).await.expect("writes")
 }
@@ -90,6 +94,7 @@ async fn written(job: &Job) -> (JobPlan, deltaconv_proto::v1::Figures) {
     }
     let stage = |stage: &str, seconds, samples, tasks| StageFigures {
         stage: stage.to_owned(),
+        round: 0,
         seconds,
         busy_seconds: seconds * 1.9,
         samples,
@@ -129,6 +134,8 @@ async fn figures_follow_their_definitions() {
     for (quarter, expected) in quarters.iter().zip([4.0 / 200.0, 0.01, 0.01, 0.005]) {
         near(quarter.as_f64().expect("a number"), expected);
     }
+    near(report["rounds"][0]["epsilon_relative_mse"].as_f64().expect("a number"), 1.5 * 6.75 / 500.0);
+    near(report["rounds"][0]["epsilon_relative_mse_by_timestep_quarter"][3].as_f64().expect("a number"), 0.0075);
     near(report["attention_removed"]["psnr_median_db"].as_f64().expect("a number"), 12.0412);
     assert_eq!(report["layers"].as_array().map(Vec::len), Some(plan.layers.len()));
     assert_eq!(report["layers"][2]["name"], plan.layers[2].name);

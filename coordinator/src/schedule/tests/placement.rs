@@ -11,7 +11,7 @@ const LAYERS: [&str; 3] = ["down", "mid", "up"];
 fn shards(layer: &str) -> Vec<u64> {
     let attempt = AttemptId::new("a").expect("an id");
     let range = |start| v1::SampleRange { start, end: start + 2 };
-    let digest = |start| shard(layer, &range(start), &attempt).digest;
+    let digest = |start| shard(0, layer, &range(start), &attempt).digest;
     [0, 2, 4].map(|start| digest::prefix(&digest(start)).expect("a digest")).to_vec()
 }
 

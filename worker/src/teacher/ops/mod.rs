@@ -318,7 +318,12 @@ impl Row<'_> {
         if self.index >= self.table.dim(1)? {
             bail!("row {} was asked for of a table of {:?}", self.index, self.table.dims());
         }
-        self.table.narrow(1, self.index, 1)?.flatten_all()?.to_vec1()
+        self.tensor()?.flatten_all()?.to_vec1()
+    }
+
+    /// [B, C].
+    pub(super) fn tensor(self) -> candle_core::Result<Tensor> {
+        self.table.narrow(1, self.index, 1)?.squeeze(1)?.contiguous()
     }
 }
 

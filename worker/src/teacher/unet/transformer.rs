@@ -87,7 +87,7 @@ impl Block {
     fn forward(&self, h: &Tensor, pass: &mut Pass<'_>) -> Result<Tensor, Error> {
         let input = self.norm1.forward(h)?;
         let h = match &self.attn1 {
-            Attn1::Layer(own) => add(h, &pass.layers.next(own.as_ref(), &input, h)?)?,
+            Attn1::Layer(own) => add(h, &pass.layers.next(own.as_ref(), &input, h, None)?)?,
             Attn1::Cross(attn1) => attn1.forward_onto(h, &input, &pass.text)?,
         };
         let h = self.attn2.forward_onto(&h, &self.norm2.forward(&h)?, &pass.text)?;

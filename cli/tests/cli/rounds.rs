@@ -1,0 +1,59 @@
+//! A job with a further round, in which the student's inputs are recorded.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::process::until;
+use crate::scaled;
+use crate::service::{Coordinator, digest, tasks_in};
+
+fn job_file(folder: &Path, name: &str) -> std::path::PathBuf {
+    let job = scaled::job_file(folder, &scaled::teacher(), &folder.join(name));
+    let rounds = "[recipe]\nrounds = 1\nround_steps = 20\nteacher_share = 0.5";
+    let text = fs::read_to_string(&job).expect("read").replacen("[recipe]", rounds, 1);
+    fs::write(&job, text).expect("written");
+    job
+}
+
+#[test]
+fn a_further_round_gives_the_same_blocks_whoever_works_on_it_and_is_told_beside_the_first() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let coordinator = Coordinator::start(folder.path());
+    let first = job_file(folder.path(), "first");
+    let planned = coordinator.json(&["submit", "--dry-run", first.to_str().expect("UTF-8")]);
+    let stages = planned["plan"]["stages"].as_array().expect("stages").clone();
+    let written = |index: usize| stages[index]["written_bytes"].as_f64().expect("bytes");
+    let names: Vec<_> = stages.iter().map(|s| (s["stage"].as_str().expect("a name"), s["round"].clone())).collect();
+    let expected = [("capture", 0), ("distill", 0), ("capture", 1), ("distill", 1), ("assemble", 0), ("evaluate", 0)];
+    assert_eq!(names, expected.map(|(stage, round)| (stage, Value::from(round))));
+    assert_eq!(written(0), written(2));
+
+    let alone = coordinator.worker("alone");
+    let first = coordinator.done(&coordinator.submit(&first));
+    drop(alone);
+
+    let second = coordinator.submit(&job_file(folder.path(), "second"));
+    let mut victim = coordinator.worker("victim");
+    until("the further round's capture to run", || {
+        let status = coordinator.status(&second);
+        let running = tasks_in(&status, "capture", "running");
+        running.iter().find(|task| task["task_id"].as_str().expect("an id").contains("/r1/")).map(drop)
+    });
+    victim.kill();
+    let _others = ["a", "b"].map(|name| coordinator.worker(name));
+    let second = coordinator.done(&second);
+    assert_eq!(digest(&first), digest(&second));
+
+    let report: Value =
+        serde_json::from_slice(&fs::read(folder.path().join("first/report/report.json")).expect("read"))
+            .expect("a report");
+    let quiet = &scaled::quiet().told["figures"];
+    let error = |of: &Value| of["epsilon_relative_mse"].as_f64().expect("a number");
+    // The first round is the job that has no other.
+    assert!((error(&report["rounds"][0]) / error(quiet) - 1.0).abs() < 1e-6, "{report:#}");
+    assert!(error(&report) < error(&report["rounds"][0]), "{report:#}");
+    let status = String::from_utf8(coordinator.run(&["status", "tiny-1"]).stdout).expect("text");
+    assert!(status.contains("capture, round 1") && status.contains("distill, round 1"), "{status}");
+}

@@ -1,0 +1,64 @@
+//! The trained blocks of a round, from the objects that tasks wrote.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use deltaconv_kernels::{BlockOp, Parameters};
+use deltaconv_proto::objects::Objects;
+use deltaconv_proto::{block, v1};
+use futures::{StreamExt, TryStreamExt};
+
+use crate::container::Container;
+use crate::distill::block_shape;
+use crate::task::Error;
+use crate::teacher::{self, Call, SelfAttention};
+
+/// Objects that are read at a time.
+const READS: usize = 8;
+
+/// Blocks by layer.
+pub(crate) type Blocks = HashMap<String, BlockOp>;
+
+/// Reads the blocks, which are verified. Each is of a layer of the plan.
+pub(crate) async fn read(objects: &Objects, plan: &v1::JobPlan, blocks: &[v1::BlockRef]) -> Result<Blocks, Error> {
+    let of_layer = |block: &v1::BlockRef| {
+        let planned = plan.layers.iter().find(|layer| layer.name == block.layer).cloned();
+        let object = block.object.clone();
+        async move {
+            let layer = planned.ok_or(Error::Incomplete("layer"))?;
+            let object = object.ok_or(Error::Incomplete("block"))?;
+            let parameters = read_one(objects, &layer, &object).await?;
+            Ok::<_, Error>((layer.name, BlockOp::new(Arc::new(parameters))))
+        }
+    };
+    futures::stream::iter(blocks.iter().map(of_layer)).buffered(READS).try_collect().await
+}
+
+/// Reads the block of one layer, which is verified.
+pub(crate) async fn read_one(
+    objects: &Objects,
+    layer: &v1::LayerPlan,
+    object: &v1::ObjectRef,
+) -> Result<Parameters, Error> {
+    let bytes = objects.get_verified(object).await?;
+    let container = Container::parse(&object.key, &bytes)?;
+    let mut parameters = Parameters::zeros(&block_shape(layer)?);
+    for (name, dims) in block::tensors(layer) {
+        parameters.set(&name, &container.f32(&name, &dims)?)?;
+    }
+    Ok(parameters)
+}
+
+/// The blocks in place of attention.
+pub(crate) struct InPlace<'a>(pub(crate) &'a Blocks);
+
+impl SelfAttention for InPlace<'_> {
+    fn apply(&mut self, call: &Call<'_>) -> Result<Tensor, teacher::Error> {
+        match self.0.get(&call.layer.name) {
+            Some(block) => Ok(call.input.apply_op1_no_bwd(block)?),
+            // A layer that was kept.
+            None => call.attention(),
+        }
+    }
+}
