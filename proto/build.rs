@@ -6,7 +6,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = protox::compile(services, ["proto"])?;
     let mut config = tonic_prost_build::configure();
     // A spec without these is written as it was before there were any.
-    for field in ["Images.buckets", "Synthesis.buckets", "JobSpec.max_storage", "JobSpec.retention", "Recipe.store"] {
+    let added = [
+        "Images.buckets",
+        "Synthesis.buckets",
+        "JobSpec.max_storage",
+        "JobSpec.retention",
+        "Recipe.store",
+        "Recipe.schedule",
+    ];
+    for field in added {
         let attribute = "#[serde(skip_serializing_if = \"Option::is_none\")]";
         config = config.field_attribute(format!(".deltaconv.v1.{field}"), attribute);
     }

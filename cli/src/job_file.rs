@@ -7,6 +7,7 @@ use deltaconv_proto::v1;
 use serde::Deserialize;
 
 use crate::error::Error;
+use crate::preset::Preset;
 use crate::{byte_size, location};
 
 /// A job as an operator writes it.
@@ -193,54 +194,64 @@ impl SynthesisTable {
     }
 }
 
-/// `[recipe]`: what is recorded and how every block is trained.
-#[derive(Clone, Debug, Deserialize)]
+/// `[recipe]`: what is recorded and how every block is trained, where that departs from the preset.
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(crate) struct RecipeTable {
-    pub(crate) samples: u32,
-    pub(crate) held_out_samples: u32,
-    pub(crate) shard_samples: u32,
-    pub(crate) steps: u32,
-    pub(crate) batch: u32,
-    pub(crate) learning_rate: f64,
-    pub(crate) warmup_steps: u32,
-    pub(crate) weight_decay: f64,
-    pub(crate) clip_norm: f64,
-    pub(crate) ema_decay: f64,
-    pub(crate) empty_prompt_fraction: f64,
-    pub(crate) inter_ratio: f64,
-    pub(crate) scales: Vec<f64>,
-    pub(crate) kernel_sizes: BTreeMap<String, u32>,
-    pub(crate) keep: Vec<String>,
-    pub(crate) store: Option<String>,
-    pub(crate) rounds: u32,
-    pub(crate) round_steps: u32,
-    pub(crate) teacher_share: f64,
+struct RecipeTable {
+    preset: Preset,
+    samples: Option<u32>,
+    held_out_samples: Option<u32>,
+    shard_samples: Option<u32>,
+    steps: Option<u32>,
+    batch: Option<u32>,
+    learning_rate: Option<f64>,
+    warmup_steps: Option<u32>,
+    weight_decay: Option<f64>,
+    clip_norm: Option<f64>,
+    ema_decay: Option<f64>,
+    empty_prompt_fraction: Option<f64>,
+    inter_ratio: Option<f64>,
+    scales: Option<Vec<f64>>,
+    kernel_sizes: Option<BTreeMap<String, u32>>,
+    keep: Option<Vec<String>>,
+    rounds: Option<u32>,
+    round_steps: Option<u32>,
+    teacher_share: Option<f64>,
+    store: Option<String>,
+    schedule: Option<String>,
 }
 
-impl Default for RecipeTable {
-    fn default() -> Self {
-        Self {
-            samples: 1024,
-            held_out_samples: 64,
-            shard_samples: 64,
-            steps: 600,
-            batch: 16,
-            learning_rate: 2e-3,
-            warmup_steps: 50,
-            weight_decay: 0.0,
-            clip_norm: 1.0,
-            ema_decay: 0.99,
-            empty_prompt_fraction: 0.15,
-            inter_ratio: 0.5,
-            scales: vec![1.0, 0.5],
-            kernel_sizes: BTreeMap::new(),
-            keep: Vec::new(),
-            store: None,
-            rounds: 0,
-            round_steps: 300,
-            teacher_share: 0.0,
-        }
+impl RecipeTable {
+    fn message(self) -> v1::Recipe {
+        let mut recipe = self.preset.recipe();
+        set(&mut recipe.samples, self.samples);
+        set(&mut recipe.held_out_samples, self.held_out_samples);
+        set(&mut recipe.shard_samples, self.shard_samples);
+        set(&mut recipe.steps, self.steps);
+        set(&mut recipe.batch, self.batch);
+        set(&mut recipe.learning_rate, self.learning_rate);
+        set(&mut recipe.warmup_steps, self.warmup_steps);
+        set(&mut recipe.weight_decay, self.weight_decay);
+        set(&mut recipe.clip_norm, self.clip_norm);
+        set(&mut recipe.ema_decay, self.ema_decay);
+        set(&mut recipe.empty_prompt_fraction, self.empty_prompt_fraction);
+        set(&mut recipe.inter_ratio, self.inter_ratio);
+        set(&mut recipe.scales, self.scales);
+        set(&mut recipe.kernel_sizes, self.kernel_sizes);
+        set(&mut recipe.keep, self.keep);
+        set(&mut recipe.rounds, self.rounds);
+        set(&mut recipe.round_steps, self.round_steps);
+        set(&mut recipe.teacher_share, self.teacher_share);
+        recipe.store = self.store.or(recipe.store);
+        recipe.schedule = self.schedule.or(recipe.schedule);
+        recipe
+    }
+}
+
+/// Takes what is given in place of what is there.
+fn set<T>(value: &mut T, given: Option<T>) {
+    if let Some(given) = given {
+        *value = given;
     }
 }
 
@@ -282,7 +293,7 @@ pub(crate) fn read(path: &Path) -> Result<v1::JobSpec, Error> {
     let data = v1::Data { url, seed: file.data.seed, held_out_latents: file.data.held_out_latents, synthesis, images };
     let max_storage = file.max_storage.map(|value| value.bytes(path)).transpose()?;
     let retention = file.retention.message();
-    let spec = spec(name, teacher_url, output_url, data, file.recipe, file.evaluation);
+    let spec = spec(name, teacher_url, output_url, data, file.recipe.message(), file.evaluation);
     Ok(v1::JobSpec { max_storage, retention, ..spec })
 }
 
@@ -292,36 +303,19 @@ pub(crate) fn spec(
     teacher_url: String,
     output_url: String,
     data: v1::Data,
-    recipe: RecipeTable,
+    mut recipe: v1::Recipe,
     evaluation: EvaluationTable,
 ) -> v1::JobSpec {
+    if recipe.rounds == 0 {
+        // Without further rounds, a job that says what they would be is the same as one that doesn't.
+        (recipe.round_steps, recipe.teacher_share) = (0, 0.0);
+    }
     v1::JobSpec {
         name,
         teacher_url,
         output_url,
         data: Some(data),
-        recipe: Some(v1::Recipe {
-            samples: recipe.samples,
-            held_out_samples: recipe.held_out_samples,
-            shard_samples: recipe.shard_samples,
-            steps: recipe.steps,
-            batch: recipe.batch,
-            learning_rate: recipe.learning_rate,
-            warmup_steps: recipe.warmup_steps,
-            weight_decay: recipe.weight_decay,
-            clip_norm: recipe.clip_norm,
-            ema_decay: recipe.ema_decay,
-            empty_prompt_fraction: recipe.empty_prompt_fraction,
-            inter_ratio: recipe.inter_ratio,
-            scales: recipe.scales,
-            kernel_sizes: recipe.kernel_sizes,
-            keep: recipe.keep,
-            store: recipe.store,
-            rounds: recipe.rounds,
-            // Without further rounds, a job that says what they would be is the same as one that doesn't.
-            round_steps: if recipe.rounds > 0 { recipe.round_steps } else { 0 },
-            teacher_share: if recipe.rounds > 0 { recipe.teacher_share } else { 0.0 },
-        }),
+        recipe: Some(recipe),
         evaluation: Some(v1::Evaluation {
             samples: evaluation.samples,
             prompts: evaluation.prompts,
@@ -353,8 +347,25 @@ mod tests {
         let data = spec.data.expect("data");
         assert_eq!((data.url.as_str(), data.seed, data.held_out_latents), ("file:///t", 0, 48));
         let recipe = spec.recipe.expect("a recipe");
-        assert_eq!((recipe.steps, recipe.samples, recipe.scales), (7, 1024, vec![1.0, 0.5]));
+        assert_eq!((recipe.steps, recipe.samples, recipe.scales), (7, 2048, vec![1.0, 0.5]));
         assert_eq!(spec.evaluation.expect("an evaluation").ddim_steps, 20);
+    }
+
+    #[test]
+    fn a_preset_is_what_a_recipe_departs_from() {
+        let read = |of: &str| {
+            let spec = read_text(&format!("teacher = 't'\noutput = 'o'\n[recipe]\n{of}\n"))?;
+            Ok::<_, Error>(spec.recipe.expect("a recipe"))
+        };
+        assert_eq!(read("").expect("a job"), read("preset = 'balanced'").expect("a job"));
+        let recipe = read("preset = 'faithful'\nbatch = 32\nstore = 'inputs'").expect("a job");
+        let faithful = Preset::Faithful.recipe();
+        assert_eq!(recipe, v1::Recipe { batch: 32, store: Some("inputs".to_owned()), ..faithful });
+        // What rounds would be says nothing where there are none.
+        assert_eq!(read("round_steps = 7").expect("a job"), read("teacher_share = 0.5").expect("a job"));
+        assert_eq!(read("preset = 'paper'").expect("a job").schedule.as_deref(), Some("constant"));
+        let error = read("preset = 'best'").expect_err("refused").to_string();
+        assert!(error.contains("best") && error.contains("faithful"), "{error}");
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod job_file;
 mod location;
 mod logs;
 mod output;
+mod preset;
 mod progress;
 mod stage;
 mod table;

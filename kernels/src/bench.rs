@@ -108,7 +108,17 @@ pub fn measure_cpu(case: &Case) -> Result<(f64, f64)> {
     let size = case.size;
     let forward = median(|| cpu::forward(&shape, &weights, &x, size, &mut y, &mut workspace))?;
     let step = median(|| {
-        cpu::loss_and_gradient(&shape, &weights, &x, &target, size, 1.0, &mut gradients, None, &mut workspace)?;
+        cpu::loss_and_gradient(
+            &shape,
+            &weights,
+            &x,
+            target[..].into(),
+            size,
+            1.0,
+            &mut gradients,
+            None,
+            &mut workspace,
+        )?;
         optimiser.step(1e-6, &mut weights, &gradients, &mut state).map(drop)
     })?;
     Ok((forward, step))

@@ -83,7 +83,7 @@ fn compare(path: &Path, entry: &Entry) -> Result<(), Failed> {
         &shape,
         &parameters,
         &x,
-        &target,
+        target[..].into(),
         size,
         1.0,
         &mut gradients,

@@ -5,7 +5,7 @@
 
 mod reference;
 
-use deltaconv_kernels::cpu::{Workspace, features, forward, loss_and_gradient};
+use deltaconv_kernels::cpu::{Target, Workspace, features, forward, loss_and_gradient};
 use deltaconv_kernels::{BlockShape, Error, Gate, Parameters};
 use proptest::prelude::*;
 
@@ -18,6 +18,7 @@ struct Case {
     shape: BlockShape,
     size: [usize; 3],
     seed: u64,
+    gated: bool,
 }
 
 fn cases() -> impl Strategy<Value = Case> {
@@ -25,11 +26,12 @@ fn cases() -> impl Strategy<Value = Case> {
     let gate = prop::sample::select(vec![Gate::Scaled, Gate::Sigmoid]);
     let kernel_size = (0usize..7).prop_map(|half| 2 * half + 1);
     let size = (1usize..4, 3usize..12, 3usize..20);
-    (2usize..12, kernel_size, scales, gate, size, any::<u64>()).prop_map(
-        |(quarter, kernel_size, scales, gate, (batch, height, width), seed)| Case {
+    (2usize..12, kernel_size, scales, gate, size, any::<u64>(), any::<bool>()).prop_map(
+        |(quarter, kernel_size, scales, gate, (batch, height, width), seed, gated)| Case {
             shape: BlockShape::new(4 * quarter, 0.5, kernel_size, scales, gate).unwrap(),
             size: [batch, height, width],
             seed,
+            gated,
         },
     )
 }
@@ -62,6 +64,11 @@ impl Case {
         self.values(2, self.size.iter().product::<usize>() * self.shape.channels(), 1.0)
     }
 
+    /// What the model multiplies the output by.
+    fn gates(&self) -> Option<Vec<f32>> {
+        self.gated.then(|| self.values(3, self.size[0] * self.shape.channels(), 2.0))
+    }
+
     fn run(&self, x: &[f32], scale: f64, workspace: &mut Workspace) -> Outcome {
         let parameters = self.parameters();
         let mut y = vec![f32::NAN; x.len()];
@@ -73,7 +80,7 @@ impl Case {
             &self.shape,
             &parameters,
             x,
-            &self.target(),
+            Target { output: &self.target(), gates: self.gates().as_deref() },
             self.size,
             scale,
             &mut gradients,
@@ -101,8 +108,9 @@ proptest! {
     fn block_and_gradients_match_the_reference(case in cases()) {
         let (x, scale) = (case.input(), 3.0);
         let ours = case.run(&x, scale, &mut Workspace::default());
-        let reference =
-            reference::run(&case.shape, &case.parameters(), &x, &case.target(), case.size, scale);
+        let (target, gates) = (case.target(), case.gates());
+        let aim = (&target[..], gates.as_deref());
+        let reference = reference::run(&case.shape, &case.parameters(), &x, aim, case.size, scale);
         assert_close("y", &ours.y, &reference.y);
         assert_close("loss", &[ours.loss as f32], &[reference.loss]);
         assert_close("x's gradient", &ours.x_gradient, &reference.x_gradient);

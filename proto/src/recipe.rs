@@ -3,6 +3,9 @@
 use crate::v1::{Recipe, SampleRange};
 
 impl Recipe {
+    /// The schedule that keeps the learning rate.
+    pub const CONSTANT: &str = "constant";
+
     /// Steps of every block's training in a round.
     pub fn steps_of(&self, round: u32) -> u32 {
         if round == 0 { self.steps } else { self.round_steps }

@@ -17,7 +17,8 @@ use crate::client::Client;
 use crate::commands::{interrupted, status, watch};
 use crate::ending::Signals;
 use crate::error::Error;
-use crate::job_file::{self, DataTable, EvaluationTable, RecipeTable};
+use crate::job_file::{self, DataTable, EvaluationTable};
+use crate::preset::Preset;
 use crate::progress::Progress;
 use crate::watching::{self, Watcher as _};
 use crate::{output, table};
@@ -137,7 +138,7 @@ fn tell(outcome: &Outcome, arguments: &Arguments) {
 
 fn spec(arguments: &Arguments, folder: &Folder) -> Result<v1::JobSpec, Error> {
     let scale = &arguments.scale;
-    let mut recipe = RecipeTable::default();
+    let mut recipe = Preset::Fast.recipe();
     let mut evaluation = EvaluationTable::default();
     for (field, asked) in [
         (&mut recipe.samples, scale.samples),

@@ -53,7 +53,7 @@ pub(crate) fn job_file(folder: &Path, teacher: &Path, output: &Path) -> PathBuf 
     let path = folder.join(format!("{}.toml", output.file_name().expect("a name").to_string_lossy()));
     let text = format!(
         "name = 'tiny'\nteacher = '{}'\noutput = '{}'\n\
-         [recipe]\nsamples = {SAMPLES}\nheld_out_samples = {HELD_OUT_SAMPLES}\nshard_samples = {SHARD_SAMPLES}\n\
+         [recipe]\npreset = 'fast'\nsamples = {SAMPLES}\nheld_out_samples = {HELD_OUT_SAMPLES}\nshard_samples = {SHARD_SAMPLES}\n\
          steps = {STEPS}\nwarmup_steps = {WARMUP_STEPS}\n\
          [evaluation]\nsamples = {EVALUATE_SAMPLES}\nprompts = {EVALUATE_PROMPTS}\nddim_steps = {DDIM_STEPS}\n",
         teacher.display(),

@@ -194,10 +194,10 @@ fn images_are_sorted_into_buckets_by_their_aspect_ratio() {
     let layer = status["layers"][0]["name"].as_str().expect("a layer").to_owned();
     let shards = tensors(&one, &format!("rounds/0/activations/{layer}"));
     let rows = |shard: &BTreeMap<String, Vec<usize>>, name: &str| shard.get(name).map_or(0, |shape| shape[0]);
-    for name in ["activations.0", "activations.2"] {
+    for name in ["timestep.0", "timestep.2"] {
         assert!(shards.iter().any(|shard| rows(shard, name) > 0), "no sample in {name}: {shards:?}");
     }
-    let samples = shards.iter().map(|shard| rows(shard, "activations.0") + rows(shard, "activations.2"));
+    let samples = shards.iter().map(|shard| rows(shard, "timestep.0") + rows(shard, "timestep.2"));
     let samples: Vec<usize> = samples.collect();
     assert_eq!(samples, [8, 8, 4]);
 }

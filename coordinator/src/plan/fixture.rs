@@ -42,6 +42,7 @@ impl Job {
                 rounds: 0,
                 round_steps: 0,
                 teacher_share: 0.0,
+                schedule: None,
             }),
             evaluation: Some(Evaluation { samples: 64, prompts: 8, ddim_steps: 20, guidance: 2.0 }),
             max_storage: None,

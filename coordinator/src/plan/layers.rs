@@ -81,6 +81,7 @@ fn plan_layer(teacher: &Teacher, layer: &Layer, maps: Vec<Map>, recipe: &Recipe)
         inter_ratio: recipe.inter_ratio,
         parameters: 0,
         maps,
+        weighted: true,
     };
 
     let inner = block::inner(plan.channels, plan.inter_ratio);
@@ -125,9 +126,10 @@ fn gate(teacher: &Teacher) -> &'static str {
     }
 }
 
-/// Bytes that one sample takes in a shard, at most: its maps in f16, and the timestep.
+/// Bytes that one sample takes in a shard, at most: its maps and its weights in f16, and the timestep.
 pub(crate) fn sample_bytes(layer: &LayerPlan, contents: Contents) -> u64 {
     let area = |(height, width): buckets::Size| (height as u64).saturating_mul(width as u64);
     let largest = buckets::maps(layer).into_iter().map(area).max().unwrap_or(0);
-    largest.saturating_mul(u64::from(layer.channels)).saturating_mul(2 * contents.maps() as u64).saturating_add(8)
+    let rows = largest.saturating_mul(contents.maps() as u64).saturating_add(u64::from(layer.weighted));
+    rows.saturating_mul(2 * u64::from(layer.channels)).saturating_add(8)
 }

@@ -17,6 +17,8 @@ use super::Error;
 pub(crate) const RESULTS: &str = "results";
 /// All that there are.
 const RETENTIONS: [&str; 2] = ["all", RESULTS];
+/// Of the learning rate, after its warm-up.
+const SCHEDULES: [&str; 2] = ["cosine", Recipe::CONSTANT];
 const MAX_SAMPLES: u32 = 1 << 24;
 const MAX_URL_BYTES: usize = 2048;
 /// Each distill task lists the shards of all ranges; so many fit a message.
@@ -171,6 +173,10 @@ fn check_recipe(recipe: &Recipe) -> Result<(), Error> {
     let stores = Contents::NAMED.map(|(name, _)| name);
     if let Some(store) = recipe.store.as_deref().filter(|store| !stores.contains(store)) {
         return Err(invalid("recipe.store", format!("{store:?}"), format!("one of {}", stores.join(", "))));
+    }
+    if let Some(schedule) = recipe.schedule.as_deref().filter(|schedule| !SCHEDULES.contains(schedule)) {
+        let expected = format!("one of {}", SCHEDULES.join(", "));
+        return Err(invalid("recipe.schedule", format!("{schedule:?}"), expected));
     }
     for (layer, &size) in &recipe.kernel_sizes {
         if !(1..=31).contains(&size) || size.is_multiple_of(2) {

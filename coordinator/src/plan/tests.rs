@@ -130,6 +130,7 @@ async fn specs_that_no_job_can_have_are_refused_by_field_and_value() {
         (|j| j.recipe().empty_prompt_fraction = 1.5, &["recipe.empty_prompt_fraction = 1.5"]),
         (|j| j.recipe().inter_ratio = 0.51, &["recipe.inter_ratio = 0.51", "down_blocks.1", "65", "even"]),
         (|j| j.recipe().store = Some("outputs".to_owned()), &["recipe.store = \"outputs\"", "activations, inputs"]),
+        (|j| j.recipe().schedule = Some("linear".to_owned()), &["recipe.schedule = \"linear\"", "cosine, constant"]),
         (|j| j.recipe().rounds = 9, &["recipe.rounds = 9", "0 to 8"]),
         (|j| j.recipe().rounds = 1, &["recipe.round_steps = 0"]),
         (

@@ -76,7 +76,24 @@ pub fn features(
     Ok(())
 }
 
-/// Computes the mean squared error of the block's output against `target` `[B, H, W, C]`, and the
+/// What a block's output should be.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    /// `[B, H, W, C]`.
+    pub output: &'a [f32],
+    /// What the model multiplies each channel of each sample's output by, `[B, C]`, where it does: errors count as much
+    /// as they reach the model.
+    pub gates: Option<&'a [f32]>,
+}
+
+impl<'a> From<&'a [f32]> for Target<'a> {
+    /// Of a model without gates.
+    fn from(output: &'a [f32]) -> Self {
+        Self { output, gates: None }
+    }
+}
+
+/// Computes the mean squared error of the block's output against `target`, each difference times its gate, and the
 /// gradients of `scale` times that error: those of the parameters overwrite `gradients`, that of
 /// `x` goes to `x_gradient` where one is given.
 ///
@@ -87,7 +104,7 @@ pub fn loss_and_gradient(
     shape: &BlockShape,
     parameters: &Parameters,
     x: &[f32],
-    target: &[f32],
+    target: Target<'_>,
     size: [usize; 3],
     scale: f64,
     gradients: &mut Parameters,
@@ -95,7 +112,11 @@ pub fn loss_and_gradient(
     workspace: &mut Workspace,
 ) -> Result<f64> {
     let sample = check(shape, parameters, x, size)?;
+    let Target { output: target, gates } = target;
     check_length("target", x.len(), target.len())?;
+    if let Some(gates) = gates {
+        check_length("gates", size[0] * shape.channels(), gates.len())?;
+    }
     gradients.check_shape("gradients", shape)?;
     if let Some(x_gradient) = &x_gradient {
         check_length("x_gradient", x.len(), x_gradient.len())?;
@@ -114,13 +135,17 @@ pub fn loss_and_gradient(
         Some(x_gradient) => Either::Left(x_gradient.par_chunks_mut(chunk * sample).map(Some)),
         None => Either::Right(rayon::iter::repeat_n((), batch.div_ceil(chunk)).map(|()| None)),
     };
-    let inputs = x.par_chunks(chunk * sample).zip(target.par_chunks(chunk * sample));
+    let gates = match gates {
+        Some(gates) => Either::Left(gates.par_chunks(chunk * channels).map(Some)),
+        None => Either::Right(rayon::iter::repeat_n((), batch.div_ceil(chunk)).map(|()| None)),
+    };
+    let inputs = x.par_chunks(chunk * sample).zip(target.par_chunks(chunk * sample)).zip(gates);
     let partials = totals.partials.par_chunks_exact_mut(partial_len).zip(x_gradients);
     let sums = totals.squares.par_chunks_mut(chunk);
     let means = totals.means.par_chunks_mut(chunk * channels);
     let gradient_sums = totals.gradient_sums.par_chunks_mut(chunk * channels);
     let chunks = inputs.zip(partials).zip(sums.zip(means).zip(gradient_sums));
-    chunks.for_each(|(((x, target), (partial, mut x_gradient)), ((squares, means), sums))| {
+    chunks.for_each(|((((x, target), gates), (partial, mut x_gradient)), ((squares, means), sums))| {
         let mut scratch = scratches.of_this_thread();
         let mut partial = PartialGradient::split(shape, partial);
         for (index, squares) in squares.iter_mut().enumerate() {
@@ -135,7 +160,11 @@ pub fn loss_and_gradient(
             forward::features(plan, weights, x, scratch, &mut features);
             linear::apply(&features, shape.features(), weights.out, &mut scratch.output);
             scratch.features = features;
-            *squares = sums::residual(&mut scratch.output, &scratch.bias, &target[map.clone()], factor);
+            let (output, bias, target) = (&mut scratch.output, &scratch.bias, &target[map.clone()]);
+            *squares = match gates {
+                None => sums::residual(output, bias, target, factor),
+                Some(gates) => sums::gated_residual(output, bias, target, &gates[vector.clone()], factor),
+            };
             let sample = backward::Sample {
                 x,
                 gradient_sum: &mut sums[vector],

@@ -89,6 +89,34 @@ multiversion! {
 }
 
 multiversion! {
+    /// As [`residual`] with a gate for each column: the sum is that of (gate · difference)², and `rows` turns into
+    /// `factor · gate² · difference`.
+    pub(super) fn gated_residual<V>(
+        rows: &mut [f32],
+        bias: &[f32],
+        target: &[f32],
+        gates: &[f32],
+        factor: f32,
+    ) -> f64 {
+        const WIDTH: usize = 16;
+        let columns = bias.len();
+        let mut sums = [0.0f64; WIDTH];
+        for (row, target) in rows.chunks_exact_mut(columns).zip(target.chunks_exact(columns)) {
+            let columns = row.chunks_mut(WIDTH).zip(target.chunks(WIDTH)).zip(bias.chunks(WIDTH).zip(gates.chunks(WIDTH)));
+            for ((row, target), (bias, gates)) in columns {
+                let lanes = row.iter_mut().zip(target).zip(bias.iter().zip(gates)).zip(&mut sums);
+                for (((value, target), (bias, gate)), sum) in lanes {
+                    let difference = gate * (*value + bias - target);
+                    *sum += f64::from(difference) * f64::from(difference);
+                    *value = factor * gate * difference;
+                }
+            }
+        }
+        sums.iter().sum()
+    }
+}
+
+multiversion! {
     /// `sum += part`.
     pub(super) fn add<V>(sum: &mut [f32], part: &[f32]) {
         for (sum, part) in sum.iter_mut().zip(part) {

@@ -8,10 +8,10 @@ use candle_core::{DType, Device, Tensor};
 use super::gpu::Gpu;
 use super::rows::{DeviceMemory, HostMemory, Memory, Piece};
 use super::tensor::View;
-use super::trainer::{Precision, Trainer};
+use super::trainer::{Batch, Precision, Trainer};
 use crate::adamw::{AdamW, State};
 use crate::bench::{self, noise};
-use crate::cpu::{self, Workspace};
+use crate::cpu::{self, Target, Workspace};
 use crate::error::{Error, Result};
 use crate::op::BlockOp;
 use crate::parameters::Parameters;
@@ -35,6 +35,8 @@ pub struct Case {
     pub dtype: DType,
     /// Whether conv_up's outputs and the gate's products are far above f16's largest value, 65504, while y is not.
     pub loud: bool,
+    /// Whether the differences to the target are multiplied by gates.
+    pub gated: bool,
     seed: u64,
 }
 
@@ -71,13 +73,14 @@ pub fn case(seed: u64, index: u64) -> Result<Case> {
     let size = [[1, 1, 2, 3, 5, 8][below(6)], edges[below(16)].max(least), edges[below(16)].max(least)];
     let dtype = [DType::F32, DType::BF16, DType::BF16, DType::F16][below(4)];
     let loud = below(4) == 0 && gate == Gate::Scaled;
+    let gated = below(3) == 0;
     let shape = BlockShape::new(channels, 0.5, kernel_size, scales, gate)?;
-    Ok(Case { size, shape, dtype, loud, seed: seed ^ index })
+    Ok(Case { size, shape, dtype, loud, gated, seed: seed ^ index })
 }
 
 /// Runs a case on a device and on the CPU.
 pub fn run(gpu: &Arc<Gpu>, device: &Device, case: &Case) -> Result<Outcome> {
-    let Case { size, shape, dtype, loud, seed } = case;
+    let Case { size, shape, dtype, loud, gated, seed } = case;
     let [batch, height, width] = *size;
     let dims = (batch, height, width, shape.channels());
     let length = batch * height * width * shape.channels();
@@ -87,6 +90,9 @@ pub fn run(gpu: &Arc<Gpu>, device: &Device, case: &Case) -> Result<Outcome> {
     let values = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
     let candle = |error: candle_core::Error| Error::of_candle("making a batch", length * 4, &error);
     let (x, target) = (rounded(seed ^ 1, 1.7).map_err(candle)?, rounded(seed ^ 2, 1.7).map_err(candle)?);
+    // As shards hold them.
+    let gates = noise(seed ^ 3, batch * shape.channels(), 1.7).into_iter().map(half::f16::from_f32);
+    let gates: Vec<f32> = gates.map(half::f16::to_f32).collect();
     let (x_values, target_values) = (values(&x).map_err(candle)?, values(&target).map_err(candle)?);
     let mut weights = bench::weights(shape, seed.wrapping_mul(31), 1.7);
     if *loud {
@@ -109,7 +115,7 @@ pub fn run(gpu: &Arc<Gpu>, device: &Device, case: &Case) -> Result<Outcome> {
         shape,
         &weights,
         &x_values,
-        &target_values,
+        Target { output: &target_values, gates: gated.then_some(&gates[..]) },
         *size,
         3.0,
         &mut gradients,
@@ -121,13 +127,15 @@ pub fn run(gpu: &Arc<Gpu>, device: &Device, case: &Case) -> Result<Outcome> {
     let precision = if *dtype == DType::F32 { Precision::F32 } else { Precision::Bf16 };
     let tolerance = if *dtype == DType::F32 { TOLERANCE_F32 } else { TOLERANCE_BF16 };
     let (x, target) = (x.to_device(device).map_err(candle)?, target.to_device(device).map_err(candle)?);
+    let gates = Tensor::from_slice(&gates, (batch, 1, 1, shape.channels()), device).map_err(candle)?;
+    let given = Batch { x: &x, target: &target, gates: gated.then_some(&gates) };
     let mut trainer = Trainer::new(gpu, &weights, optimiser, &State::new(&weights, true), &[*size], precision)?;
     trainer.poison()?;
     let output = values(&trainer.forward(&x, false)?).map_err(candle)?;
     let block = BlockOp::new(Arc::new(weights.clone()));
     let of_op = x.apply_op1_no_bwd(&block).and_then(|y| values(&y)).map_err(candle)?;
     trainer.poison()?;
-    let (device_loss, device_gradients, device_x) = trainer.gradients(&x, &target, 3.0, true)?;
+    let (device_loss, device_gradients, device_x) = trainer.gradients(given, 3.0, true)?;
     let device_x = match device_x {
         Some(tensor) => values(&tensor).map_err(candle)?,
         None => Vec::new(),
@@ -147,12 +155,12 @@ pub fn run(gpu: &Arc<Gpu>, device: &Device, case: &Case) -> Result<Outcome> {
     let mut state = State::new(&weights, true);
     for _ in 0..3 {
         let mut other = Trainer::new(gpu, &after, optimiser, &state, &[*size], precision)?;
-        let (_, gradients, _) = other.gradients(&x, &target, 3.0, false)?;
+        let (_, gradients, _) = other.gradients(given, 3.0, false)?;
         optimiser.step(1e-3, &mut after, &gradients, &mut state)?;
     }
     for _ in 0..3 {
         trainer.poison()?;
-        trainer.step(&x, &target, 3.0, 1e-3)?;
+        trainer.step(given, 3.0, 1e-3)?;
     }
     let (found, found_state) = trainer.download()?;
     errors.push(("weights after steps".into(), change(&found, &after, &weights) * tolerance / TOLERANCE_BF16));
@@ -164,16 +172,16 @@ pub fn run(gpu: &Arc<Gpu>, device: &Device, case: &Case) -> Result<Outcome> {
     let other = if height == width { [batch + 1, height, width] } else { [batch, width, height] };
     let mut again = Trainer::new(gpu, &weights, optimiser, &State::new(&weights, true), &[other, *size], precision)?;
     let repeated = values(&again.forward(&x, false)?).map_err(candle)?;
-    let (_, repeated_gradients, _) = again.gradients(&x, &target, 3.0, false)?;
+    let (_, repeated_gradients, _) = again.gradients(given, 3.0, false)?;
     for _ in 0..3 {
-        again.step(&x, &target, 3.0, 1e-3)?;
+        again.step(given, 3.0, 1e-3)?;
     }
     let (repeated_weights, repeated_state) = again.download()?;
     let repeats = repeated == output
         && repeated_gradients == device_gradients
         && repeated_weights == found
         && repeated_state == found_state
-        && repeats_in_pieces(gpu, case, [&x, &target], |sizes| {
+        && repeats_in_pieces(gpu, case, [&x, &target, &gates], |sizes| {
             Trainer::new(gpu, &weights, optimiser, &State::new(&weights, true), sizes, precision)
         })?;
     View::new(&x, "x")?.release(gpu)?;
@@ -184,21 +192,23 @@ pub fn run(gpu: &Arc<Gpu>, device: &Device, case: &Case) -> Result<Outcome> {
 fn repeats_in_pieces(
     gpu: &Arc<Gpu>,
     case: &Case,
-    tensors: [&Tensor; 2],
+    tensors: [&Tensor; 3],
     trainer: impl Fn(&[[usize; 3]]) -> Result<Trainer>,
 ) -> Result<bool> {
     let halves = tensors.map(|tensor| tensor.to_dtype(DType::F16));
-    let [Ok(x), Ok(target)] = halves else { return Ok(false) };
+    let [Ok(x), Ok(target), Ok(gates)] = halves else { return Ok(false) };
     let (mut whole, mut in_pieces) = (trainer(&[case.size])?, trainer(&[case.size])?);
     for step in 0..5 {
-        whole.step(&x, &target, 3.0, 1e-3)?;
+        whole.step(Batch { x: &x, target: &target, gates: case.gated.then_some(&gates) }, 3.0, 1e-3)?;
         let pieces = |tensor: &Tensor, salt: u64| -> Result<Vec<Piece>> {
             let values = tensor.flatten_all().and_then(|tensor| tensor.to_vec1::<half::f16>());
             let bytes = 2 * tensor.elem_count();
             let values = values.map_err(|error| Error::of_candle("reading a batch", bytes, &error))?;
-            cut(gpu, &values, case.seed.wrapping_mul(31).wrapping_add(2 * step + salt))
+            cut(gpu, &values, case.seed.wrapping_mul(31).wrapping_add(3 * step + salt))
         };
-        in_pieces.step_on_pieces(case.size, &pieces(&x, 0)?, &pieces(&target, 1)?, 3.0, 1e-3)?;
+        let (x, target, gates) = (pieces(&x, 0)?, pieces(&target, 1)?, pieces(&gates, 2)?);
+        let batch = Batch { x: &x[..], target: &target, gates: case.gated.then_some(&gates) };
+        in_pieces.step_on_pieces(case.size, batch, 3.0, 1e-3)?;
     }
     let (whole_losses, losses) = (whole.losses()?, in_pieces.losses()?);
     Ok(whole_losses == losses && whole.download()? == in_pieces.download()?)

@@ -19,4 +19,4 @@ pub(crate) use forward::Forward;
 pub use gpu::Gpu;
 pub use rows::{DeviceMemory, HostMemory, Memory, Piece};
 pub use timing::{StepTimes, Times, measure, measure_samples};
-pub use trainer::{Precision, Trainer};
+pub use trainer::{Batch, Precision, Trainer};

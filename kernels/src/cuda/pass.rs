@@ -23,6 +23,15 @@ const LONGEST_EDGE: usize = 32768;
 /// Values of a block's weights; their indices are 32 bits in the optimiser.
 const MOST_VALUES: usize = 1 << 31;
 
+/// Where a step finds its batch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub(super) struct Given {
+    pub(super) x: Address,
+    pub(super) target: Address,
+    /// f32 [B, C]; 0 where there are none.
+    pub(super) gates: Address,
+}
+
 /// A block's forward pass, and its way back where it is trained, for batches of one size.
 #[derive(Debug)]
 pub(super) struct Pass {
@@ -214,15 +223,16 @@ impl Pass {
         unsafe { self.output(weights, x, y, y, 0.0) }
     }
 
-    /// The residual of x's output against the target, its sums, and its mean square in `losses[slot]`, which moves on.
+    /// The residual of x's output against the target, its sums, and its mean square in `losses[slot]`, which moves on. With
+    /// gates the residual, and its sums, are times their squares, and the mean square is that of gate · residual.
     ///
     /// # Safety
-    /// `x` and `target` must be addresses of B·H·W·C values of the pass' type, and the pass one for training.
+    /// `x` and `target` must be addresses of B·H·W·C values of the pass' type, `gates` 0 or that of B·C f32, and the pass one
+    /// for training.
     pub(super) unsafe fn residual(
         &mut self,
         weights: &Weights,
-        x: Address,
-        target: Address,
+        Given { x, target, gates }: Given,
         losses: Address,
         slot: Address,
     ) -> Result<()> {
@@ -230,8 +240,14 @@ impl Pass {
         // SAFETY: the caller's promise.
         unsafe {
             self.output(weights, x, residual, target, -1.0)?;
-            self.gpu.fork()?;
-            self.column_sums(On::Side, residual, 1.0, self.at.residual_parts, self.at.squares)?;
+            if gates == 0 {
+                self.gpu.fork()?;
+                self.column_sums(On::Side, residual, 0, self.at.residual_parts, self.at.squares)?;
+            } else {
+                // What comes next reads the residual that this writes.
+                self.column_sums(On::Main, residual, gates, self.at.residual_parts, self.at.squares)?;
+                self.gpu.fork()?;
+            }
             let share = 1.0 / (self.positions() * self.shape.channels()) as f64;
             let (parts, sums, squares) = (self.at.residual_parts, self.at.residual_sums, self.at.squares);
             self.reduce(parts, 1.0, sums, squares, share, losses, slot)
@@ -246,11 +262,11 @@ impl Pass {
         unsafe {
             let large = LARGE_BATCH.contains(&(self.positions() * self.shape.channels() * self.kind.bytes()));
             if large {
-                self.column_sums(On::Main, x, 1.0, at.input_parts, 0)?;
+                self.column_sums(On::Main, x, 0, at.input_parts, 0)?;
             }
             gpu.fork()?;
             if !large {
-                self.column_sums(On::Side, x, 1.0, at.input_parts, 0)?;
+                self.column_sums(On::Side, x, 0, at.input_parts, 0)?;
             }
             self.shared(weights)?;
             let operands =
@@ -371,13 +387,20 @@ impl Pass {
         }
     }
 
-    unsafe fn column_sums(&self, on: On, x: Address, factor: f32, parts: Address, squares: Address) -> Result<()> {
+    unsafe fn column_sums(&self, on: On, x: Address, gates: Address, parts: Address, squares: Address) -> Result<()> {
         let ending = if self.sums.wide { "" } else { "_single" };
-        let function = self.gpu.function(Source::Step, &format!("column_sums_{}{ending}", suffix(self.kind)))?;
+        let name = if gates == 0 { "column_sums" } else { "gated_sums" };
+        let function = self.gpu.function(Source::Step, &format!("{name}_{}{ending}", suffix(self.kind)))?;
         let (rows, channels) = ((self.size[1] * self.size[2]) as i32, self.shape.channels() as i32);
         let grid = Grid { blocks: self.sums.blocks, threads: 256, shared: 0 };
+        let (gpu, factor) = (&self.gpu, 1.0_f32);
         // SAFETY: the caller's promise.
-        unsafe { launch!(self.gpu, on, function, grid, [x, factor, parts, squares, rows, channels]) }
+        unsafe {
+            match gates {
+                0 => launch!(gpu, on, function, grid, [x, factor, parts, squares, rows, channels]),
+                gates => launch!(gpu, on, function, grid, [x, gates, factor, parts, squares, rows, channels]),
+            }
+        }
     }
 
     #[expect(clippy::too_many_arguments, reason = "the kernel's")]

@@ -6,7 +6,9 @@ use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DriverError, PinnedHostSl
 use half::f16;
 
 use super::gpu::{self, Address, Gpu, Grid, Source, failed, launch_on};
+use super::pass::Given;
 use super::product::Type;
+use super::trainer::Batch;
 use super::weights::suffix;
 use crate::error::{Error, Result};
 
@@ -148,8 +150,8 @@ fn table(pieces: &[Piece], values: usize, what: &'static str) -> Result<Vec<Entr
 #[derive(Debug, Default)]
 pub(super) struct Slot {
     room: Option<Room>,
-    /// Where inputs and targets lie, for a step to read.
-    pub(super) at: (Address, Address),
+    /// Where the batch lies, for a step to read.
+    pub(super) at: Given,
     /// What they are collected from, which must stay until they are.
     pieces: Vec<Arc<Memory>>,
     collected: Option<CudaEvent>,
@@ -160,24 +162,30 @@ pub(super) struct Slot {
 /// A slot's memory on the device.
 #[derive(Debug)]
 struct Room {
-    /// Inputs and targets.
-    batch: [CudaSlice<u8>; 2],
+    /// Inputs, targets and gates.
+    batch: [CudaSlice<u8>; 3],
     /// Of their pieces.
     tables: CudaSlice<u8>,
 }
 
 impl Slot {
-    /// Collects a batch of `values` inputs and targets on `feed`, as `kind`, and lets the device's main stream wait for it.
+    /// Collects a batch of `values` inputs and targets and of `gate_values` gates on `feed`, as `kind`, the gates in f32, and
+    /// lets the device's main stream wait for it.
     pub(super) fn collect(
         &mut self,
         gpu: &Gpu,
         feed: &CudaStream,
         kind: Type,
-        pieces: [&[Piece]; 2],
-        values: usize,
+        batch: Batch<'_, [Piece]>,
+        [values, gate_values]: [usize; 2],
     ) -> Result<()> {
         let what = failed("collecting a batch");
-        let tables = [table(pieces[0], values, "x")?, table(pieces[1], values, "target")?];
+        let Batch { x, target, gates } = batch;
+        let mut tables = vec![(table(x, values, "x")?, values, kind), (table(target, values, "target")?, values, kind)];
+        if let Some(gates) = gates {
+            tables.push((table(gates, gate_values, "gates")?, gate_values, Type::F32));
+        }
+        let pieces = [x, target, gates.unwrap_or_default()];
         if let Some(collected) = self.collected.take() {
             // Its pieces and tables are nobody's any more; and the host stays at most two steps ahead.
             collected.synchronize().map_err(&what)?;
@@ -187,42 +195,44 @@ impl Slot {
         }
         let all = || pieces.iter().flat_map(|pieces| pieces.iter());
         let from_host = all().any(|piece| matches!(*piece.memory, Memory::Host(_)));
-        let bytes = tables.iter().map(Vec::len).sum::<usize>() * size_of::<Entry>();
-        let room = self.room(gpu, feed, values * kind.bytes(), bytes)?;
+        let bytes = tables.iter().map(|(entries, ..)| entries.len()).sum::<usize>() * size_of::<Entry>();
+        let of_gates = gates.map_or(1, |_| gate_values * Type::F32.bytes());
+        let room = self.room(gpu, feed, [values * kind.bytes(), values * kind.bytes(), of_gates], bytes)?;
         let at = |of: &CudaSlice<u8>| gpu::address(of, &gpu.stream);
-        let [x, target] = [0, 1].map(|i| at(&room.batch[i]));
+        let places = [0, 1, 2].map(|i| at(&room.batch[i]));
         let mut table_at = at(&room.tables);
-        let vectors = values.div_ceil(LANES);
-        let mut grid = Grid::over(vectors);
-        if from_host {
-            // What is read over the bus must not keep the steps from the multiprocessors.
-            grid.blocks.0 = BLOCKS_FROM_HOST.min(vectors) as u32;
-        }
-        let function = gpu.function(Source::Step, &format!("collect_{}", suffix(kind)))?;
-        for (entries, to) in tables.iter().zip([x, target]) {
+        for ((entries, values, kind), to) in tables.iter().zip(places) {
+            let vectors = values.div_ceil(LANES);
+            let mut grid = Grid::over(vectors);
+            if from_host {
+                // What is read over the bus must not keep the steps from the multiprocessors.
+                grid.blocks.0 = BLOCKS_FROM_HOST.min(vectors) as u32;
+            }
+            let function = gpu.function(Source::Step, &format!("collect_{}", suffix(*kind)))?;
             // SAFETY: the table has that much room, and pageable memory is copied before the call returns.
             unsafe { result::memcpy_htod_async(table_at, entries, feed.cu_stream()) }.map_err(&what)?;
-            let (count, length) = (entries.len() as i32 - 1, values as i64);
+            let (count, length) = (entries.len() as i32 - 1, *values as i64);
             // SAFETY: the pieces lie in memory that is kept until the kernel has ended, and the buffer has the values.
             unsafe { launch_on!(gpu, feed, function, grid, [table_at, count, to, length])? };
             table_at += size_of_val(entries.as_slice()) as u64;
         }
         let collected = feed.record_event(None).map_err(&what)?;
         gpu.stream.wait(&collected).map_err(&what)?;
-        self.at = (x, target);
+        let [x, target, of_gates] = places;
+        self.at = Given { x, target, gates: gates.map_or(0, |_| of_gates) };
         self.collected = Some(collected);
         self.pieces = all().map(|piece| piece.memory.clone()).collect();
         Ok(())
     }
 
     /// Memory of these sizes in bytes, which nothing uses.
-    fn room(&mut self, gpu: &Gpu, feed: &CudaStream, batch: usize, tables: usize) -> Result<&Room> {
+    fn room(&mut self, gpu: &Gpu, feed: &CudaStream, batch: [usize; 3], tables: usize) -> Result<&Room> {
         let room = match self.room.take() {
             Some(room) if room.tables.len() >= tables => room,
             former => {
                 let batch = match former {
                     Some(room) => room.batch,
-                    None => [gpu.alloc(batch)?, gpu.alloc(batch)?],
+                    None => [gpu.alloc(batch[0])?, gpu.alloc(batch[1])?, gpu.alloc(batch[2])?],
                 };
                 let room = Room { batch, tables: gpu.alloc(tables)? };
                 // Allocated in the main stream's order.

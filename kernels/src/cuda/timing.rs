@@ -10,7 +10,7 @@ use super::gpu::{Gpu, failed};
 use super::pass::Pass;
 use super::rows::{DeviceMemory, HostMemory, Memory, Piece};
 use super::tensor::View;
-use super::trainer::{Precision, Trainer};
+use super::trainer::{Batch, Precision, Trainer};
 use super::weights::Weights;
 use crate::adamw::{AdamW, State};
 use crate::bench::{self, Case};
@@ -74,7 +74,7 @@ pub fn measure(gpu: &Arc<Gpu>, device: &Device, case: &Case, step: bool) -> Resu
     let mut trainer = Trainer::new(gpu, &weights, AdamW::default(), &state, &[case.size], precision)?;
     let step = median(gpu, |call| {
         let (x, target) = &pairs[call % pairs.len()];
-        trainer.step(x, target, 1.0, 1e-6)
+        trainer.step(Batch { x, target, gates: None }, 1.0, 1e-6)
     })?;
     let one = (length * kind.bytes()) as f64;
     let activations = trainer.activation_bytes() as f64 / one + 2.0;
@@ -113,7 +113,8 @@ pub fn measure_samples(gpu: &Arc<Gpu>, device: &Device, case: &Case) -> Result<S
     let mut of_tensors = trainer()?;
     let tensor = median(gpu, |call| {
         let index = call % BATCHES;
-        of_tensors.step(&tensors[2 * index], &tensors[2 * index + 1], 1.0, 1e-6)
+        let batch = Batch { x: &tensors[2 * index], target: &tensors[2 * index + 1], gates: None };
+        of_tensors.step(batch, 1.0, 1e-6)
     })?;
     drop((of_tensors, tensors));
 
@@ -126,7 +127,8 @@ pub fn measure_samples(gpu: &Arc<Gpu>, device: &Device, case: &Case) -> Result<S
         let mut trainer = trainer()?;
         median(gpu, |call| {
             let index = call % BATCHES;
-            trainer.step_on_pieces(case.size, &batches[2 * index], &batches[2 * index + 1], 1.0, 1e-6)
+            let batch = Batch { x: &batches[2 * index][..], target: &batches[2 * index + 1], gates: None };
+            trainer.step_on_pieces(case.size, batch, 1.0, 1e-6)
         })
     };
     let device = in_pieces(&|values| DeviceMemory::copied(gpu, values).map(Memory::Device))?;

@@ -9,7 +9,7 @@ use cudarc::driver::{CudaEvent, CudaFunction, CudaGraph, CudaSlice, CudaStream, 
 
 use super::forward::Passes;
 use super::gpu::{Address, Gpu, Grid, On, Source, address, failed, launch};
-use super::pass::Pass;
+use super::pass::{Given, Pass};
 use super::product::Type;
 use super::rows::{Piece, Slot};
 use super::tensor::{self, Input, View};
@@ -18,6 +18,25 @@ use crate::adamw::{self, AdamW, State};
 use crate::error::{Error, Result};
 use crate::parameters::Parameters;
 use crate::shape::BlockShape;
+
+/// What a step reads: tensors, or pieces of them.
+#[derive(Debug)]
+pub struct Batch<'a, T: ?Sized> {
+    /// The block's input, [B, H, W, C].
+    pub x: &'a T,
+    /// What its output should be, [B, H, W, C].
+    pub target: &'a T,
+    /// What the model multiplies each channel of each sample's output by, [B, 1, 1, C], where it does.
+    pub gates: Option<&'a T>,
+}
+
+impl<T: ?Sized> Clone for Batch<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T: ?Sized> Copy for Batch<'_, T> {}
 
 /// Losses that wait on the device to be read.
 const SLOTS: usize = 1024;
@@ -97,8 +116,8 @@ pub struct Trainer {
     _factors: CudaSlice<u8>,
     _slot: CudaSlice<u8>,
     at: Addresses,
-    /// Inputs and targets of the step that is started.
-    batch: (Address, Address),
+    /// That of the step that is started.
+    batch: Given,
     /// Where batches in pieces are collected.
     feed: Arc<CudaStream>,
     last: Option<Held>,
@@ -113,15 +132,16 @@ struct OfSize {
     pass: Pass,
     input: Input,
     target: Input,
+    gates: Input,
     /// For batches in pieces, by turns.
     slots: [Slot; 2],
-    graphs: HashMap<(Address, Address), CudaGraph>,
+    graphs: HashMap<Given, CudaGraph>,
 }
 
 /// A step's tensors, and when it ended.
 struct Held {
     x: Tensor,
-    _target: Tensor,
+    _others: [Option<Tensor>; 2],
     ended: CudaEvent,
 }
 
@@ -169,8 +189,8 @@ impl Trainer {
         let kind = precision.kind(shape, *smallest);
         let of_size = |size: &[usize; 3]| -> Result<OfSize> {
             let pass = Pass::new(gpu, shape, *size, kind, true)?;
-            let (input, target) = (Input::default(), Input::default());
-            Ok(OfSize { pass, input, target, slots: Default::default(), graphs: HashMap::new() })
+            let (input, target, gates) = Default::default();
+            Ok(OfSize { pass, input, target, gates, slots: Default::default(), graphs: HashMap::new() })
         };
         let sizes = sizes.iter().map(of_size).collect::<Result<_>>()?;
         let zeros = |length: usize| gpu.stream.alloc_zeros::<f64>(length).map_err(failed("allocating memory"));
@@ -204,7 +224,7 @@ impl Trainer {
             _factors: factors,
             _slot: slot,
             at,
-            batch: (0, 0),
+            batch: Given::default(),
             feed: gpu.context.new_stream().map_err(failed("opening a stream"))?,
             last: None,
             steps: state.step,
@@ -237,44 +257,40 @@ impl Trainer {
     /// Bytes of device memory that steps of all sizes need besides their inputs and the weights, their moments and one
     /// gradient.
     pub fn activation_bytes(&self) -> usize {
-        let of_size = |OfSize { pass, input, target, slots, .. }: &OfSize| {
-            let inputs = input.bytes() + target.bytes() + slots.iter().map(Slot::bytes).sum::<usize>();
+        let of_size = |OfSize { pass, input, target, gates, slots, .. }: &OfSize| {
+            let inputs = input.bytes() + target.bytes() + gates.bytes() + slots.iter().map(Slot::bytes).sum::<usize>();
             pass.bytes - pass.gradient_bytes + inputs
         };
         self.sizes.iter().map(of_size).sum()
     }
 
-    /// Starts one step with learning rate `lr` on `scale` times the mean squared error of the block's output for `x`
-    /// against `target`, both contiguous [B, H, W, C] on the device: f32 in f32 precision, else bf16 or f16.
-    pub fn step(&mut self, x: &Tensor, target: &Tensor, scale: f64, lr: f64) -> Result<()> {
-        self.begin(x, target, scale, lr, self.steps + 1)?;
+    /// Starts one step with learning rate `lr` on `scale` times the mean squared error of the block's output for
+    /// `batch.x` against `batch.target`, each difference times its gate where there are any. All contiguous on the device:
+    /// f32 in f32 precision, else bf16 or f16, the gates f32 or f16.
+    pub fn step(&mut self, batch: Batch<'_, Tensor>, scale: f64, lr: f64) -> Result<()> {
+        self.begin(batch, scale, lr, self.steps + 1)?;
         self.replay()?;
         let ended = self.gpu.stream.record_event(None).map_err(failed("recording an event"))?;
-        let held = Held { x: x.clone(), _target: target.clone(), ended };
+        let others = [Some(batch.target.clone()), batch.gates.cloned()];
+        let held = Held { x: batch.x.clone(), _others: others, ended };
         match self.last.replace(held) {
             Some(before) => before.release(),
             None => Ok(()),
         }
     }
 
-    /// As [`Self::step`] on a batch of `size` `[B, H, W]` whose inputs and targets, [B, H, W, C] each, lie in pieces. They
-    /// are collected while earlier steps run; the call waits for the step before the last one to have begun.
-    pub fn step_on_pieces(
-        &mut self,
-        size: [usize; 3],
-        x: &[Piece],
-        target: &[Piece],
-        scale: f64,
-        lr: f64,
-    ) -> Result<()> {
+    /// As [`Self::step`] on a batch of `size` `[B, H, W]` that lies in pieces. They are collected while earlier steps run; the
+    /// call waits for the step before the last one to have begun.
+    pub fn step_on_pieces(&mut self, size: [usize; 3], batch: Batch<'_, [Piece]>, scale: f64, lr: f64) -> Result<()> {
         self.current = self.find(size)?;
-        let values = size.iter().product::<usize>() * self.shape().channels();
+        let channels = self.shape().channels();
+        let values = size.iter().product::<usize>() * channels;
         let (gpu, kind, turn) = (self.gpu.clone(), self.pass().kind, (self.steps % 2) as usize);
         if self.waiting == SLOTS {
             self.read_losses()?;
         }
         let slot = &mut self.sizes[self.current].slots[turn];
-        slot.collect(&gpu, &self.feed, kind, [x, target], values)?;
+        slot.collect(&gpu, &self.feed, kind, batch, [values, size[0] * channels])?;
         self.batch = slot.at;
         self.set_factors(scale, lr, self.steps + 1, values)?;
         self.replay()?;
@@ -310,12 +326,12 @@ impl Trainer {
     /// The mean squared error, and the gradients of `scale` times it: of the weights, and of `x` where wanted.
     pub fn gradients(
         &mut self,
-        x: &Tensor,
-        target: &Tensor,
+        batch: Batch<'_, Tensor>,
         scale: f64,
         of_x: bool,
     ) -> Result<(f64, Parameters, Option<Tensor>)> {
-        self.begin(x, target, scale, 0.0, self.steps + 1)?;
+        let x = batch.x;
+        self.begin(batch, scale, 0.0, self.steps + 1)?;
         self.passes()?;
         self.collect()?;
         let x_gradient = match of_x {
@@ -393,10 +409,18 @@ impl Trainer {
     }
 
     /// Checks the tensors, lets this trainer's stream wait for theirs, and sets the step's numbers.
-    fn begin(&mut self, x: &Tensor, target: &Tensor, scale: f64, lr: f64, step: u64) -> Result<()> {
+    fn begin(&mut self, batch: Batch<'_, Tensor>, scale: f64, lr: f64, step: u64) -> Result<()> {
+        let Batch { x, target, gates } = batch;
         let channels = self.shape().channels();
         let (x_view, target_view) = (View::new(x, "x")?, View::new(target, "target")?);
+        let gates_view = gates.map(|gates| View::new(gates, "gates")).transpose()?;
         let size = x_view.size(channels)?;
+        if let Some(view) = &gates_view
+            && view.size(channels)? != [size[0], 1, 1]
+        {
+            let (found, expected) = (format!("{:?}", view.dims), format!("[{}, 1, 1, {channels}]", size[0]));
+            return Err(Error::Tensor { what: "gates", found, expected });
+        }
         let current = self.find(size)?;
         let of_target = target_view.size(channels)?;
         if of_target != size {
@@ -409,10 +433,14 @@ impl Trainer {
         }
         let gpu = self.gpu.clone();
         x_view.wait(&gpu)?;
-        let OfSize { pass, input, target: of_target, .. } = &mut self.sizes[current];
+        let OfSize { pass, input, target: of_target, gates: of_gates, .. } = &mut self.sizes[current];
         input.take(&gpu, &x_view, pass.kind)?;
         of_target.take(&gpu, &target_view, pass.kind)?;
-        self.batch = (input.at, of_target.at);
+        self.batch = Given { x: input.at, target: of_target.at, gates: 0 };
+        if let Some(view) = &gates_view {
+            of_gates.take(&gpu, view, Type::F32)?;
+            self.batch.gates = of_gates.at;
+        }
         self.set_factors(scale, lr, step, x.elem_count())
     }
 
@@ -476,12 +504,12 @@ impl Trainer {
     /// Forward and backward, up to the parts of the gradients.
     fn passes(&mut self) -> Result<()> {
         let Addresses { losses, slot, .. } = self.at;
-        let (input, target) = self.batch;
+        let given = self.batch;
         let pass = &mut self.sizes[self.current].pass;
         // SAFETY: the inputs were checked and hold the pass' type.
         unsafe {
-            pass.residual(&self.weights, input, target, losses, slot)?;
-            pass.backward(&self.weights, input)
+            pass.residual(&self.weights, given, losses, slot)?;
+            pass.backward(&self.weights, given.x)
         }
     }
 

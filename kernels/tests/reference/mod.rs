@@ -138,7 +138,7 @@ pub(crate) fn run(
     shape: &BlockShape,
     parameters: &Parameters,
     x: &[f32],
-    target: &[f32],
+    (target, gates): (&[f32], Option<&[f32]>),
     [_, height, width]: [usize; 3],
     scale: f64,
 ) -> Reference {
@@ -152,8 +152,10 @@ pub(crate) fn run(
         x_gradient: Vec::new(),
     };
     let (c, total) = (shape.channels(), x.len() as f64);
-    for (x, target) in x.chunks(height * width * c).zip(target.chunks(height * width * c)) {
-        sample(shape, &weights, [height, width], &wide(x), &wide(target), scale / total, &mut reference);
+    for (index, (x, target)) in x.chunks(height * width * c).zip(target.chunks(height * width * c)).enumerate() {
+        let gates = gates.map_or(vec![1.0; c], |gates| wide(&gates[index * c..][..c]));
+        let aim = (&wide(target)[..], &gates[..]);
+        sample(shape, &weights, [height, width], &wide(x), aim, scale / total, &mut reference);
     }
     reference.loss /= total;
     reference
@@ -164,7 +166,7 @@ fn sample(
     weights: &HashMap<String, Vec<f64>>,
     [height, width]: [usize; 2],
     x: &[f64],
-    target: &[f64],
+    (target, gates): (&[f64], &[f64]),
     factor: f64,
     reference: &mut Reference,
 ) {
@@ -211,9 +213,10 @@ fn sample(
     y.chunks_mut(c).for_each(|row| row.iter_mut().zip(&pooled).for_each(|(a, b)| *a += b));
 
     let residual: Vec<f64> = y.iter().zip(target).map(|(y, target)| y - target).collect();
-    reference.loss += residual.iter().map(|r| r * r).sum::<f64>();
+    let gated: Vec<f64> = residual.iter().enumerate().map(|(at, r)| gates[at % c] * r).collect();
+    reference.loss += gated.iter().map(|r| r * r).sum::<f64>();
     reference.y.extend(y);
-    let dy: Vec<f64> = residual.iter().map(|r| 2.0 * factor * r).collect();
+    let dy: Vec<f64> = gated.iter().enumerate().map(|(at, r)| 2.0 * factor * gates[at % c] * r).collect();
 
     let sums = &mut reference.gradients;
     let df = linear_back("conv_out", &features, &weights["conv_out.weight"], &dy, sums);

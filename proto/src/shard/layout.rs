@@ -20,6 +20,17 @@ pub struct Layout {
     pub first: usize,
 }
 
+/// Where the parts of a sample lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// What went into the layer.
+    pub input: Range<usize>,
+    /// What came out of it; empty where the shard has no outputs.
+    pub output: Range<usize>,
+    /// Empty where samples have none.
+    pub weights: Range<usize>,
+}
+
 impl Layout {
     /// From an object's first bytes, which must hold the header, of a shard of `samples` samples of the layer.
     ///
@@ -32,7 +43,7 @@ impl Layout {
         let header = parse_header(json, size)?;
         let shapes = check_header(&header, layer, contents, samples)?;
         let start = |bucket: usize| {
-            let info = header.tensors.get(&buckets::tensor(contents.tensor(), bucket, shapes.len()));
+            let info = header.tensors.get(&buckets::tensor(&contents.tensor(&shapes[bucket]), bucket, shapes.len()));
             info.map_or(0, |info| (LENGTH_BYTES + header.header_len + info.start) as usize)
         };
         let starts: Vec<usize> = (0..shapes.len()).map(start).collect();
@@ -44,28 +55,35 @@ impl Layout {
         Ok(Self { first, contents, starts: starts.into_iter().map(|start| start / 2).collect(), shapes })
     }
 
-    /// All that there is of row `row` of a bucket: its input, and behind it its output where the shard has outputs.
+    /// All that there is of row `row` of a bucket: its input, behind it its output where the shard has outputs, and its
+    /// weights where samples have any.
     pub fn sample(&self, bucket: usize, row: usize) -> Range<usize> {
-        let len = self.contents.maps() * self.shapes[bucket].sample_len();
+        let len = self.contents.numbers(&self.shapes[bucket]);
         let start = self.starts[bucket] + row * len;
         start..start + len
     }
 
-    /// The input and the output of row `row` of a bucket; the output is empty where the shard has none.
-    pub fn row(&self, bucket: usize, row: usize) -> [Range<usize>; 2] {
+    /// The parts of row `row` of a bucket.
+    pub fn row(&self, bucket: usize, row: usize) -> Row {
         let Range { start, end } = self.sample(bucket, row);
-        let middle = start + self.shapes[bucket].sample_len();
-        [start..middle, middle..end]
+        let shape = &self.shapes[bucket];
+        let (middle, last) = (start + shape.sample_len(), end - shape.weight_len());
+        Row { input: start..middle, output: middle..last, weights: last..end }
     }
 
     /// The tensor and the sample, counted from the shard's first, that number `at` is of.
     pub fn place_of(&self, at: usize) -> (&'static str, usize) {
         let mut before = 0;
         for (shape, start) in self.shapes.iter().zip(&self.starts) {
-            let (map, maps) = (shape.sample_len().max(1), self.contents.maps());
-            if (*start..*start + maps * shape.len()).contains(&at) {
-                let map = (at - start) / map;
-                return (["input", "output"][map % maps], before + map / maps);
+            let numbers = self.contents.numbers(shape).max(1);
+            if (*start..*start + numbers * shape.samples).contains(&at) {
+                let (row, within) = ((at - start) / numbers, (at - start) % numbers);
+                let tensor = match within / shape.sample_len().max(1) {
+                    map if map >= self.contents.maps() => "weights",
+                    0 => "input",
+                    _ => "output",
+                };
+                return (tensor, before + row);
             }
             before += shape.samples;
         }

@@ -1,7 +1,9 @@
 //! The shard format: recorded activations of one layer for one range of samples, as one safetensors object.
 //!
 //! Of a job of one size: tensors `timestep` [n] i64 and `activations` [n, 2, h, w, c] f16, the input and the output of each
-//! sample, channels last, in sample order; or `inputs` [n, h, w, c] f16 where the job keeps no outputs ([`Contents`]). Of a
+//! sample, channels last, in sample order; or `inputs` [n, h, w, c] f16 where the job keeps no outputs ([`Contents`]).
+//! Where samples have weights, `activations_HxW` [n, 2·h·w + 1, c] or `inputs_HxW` [n, h·w + 1, c]: the last row is what
+//! differences to the sample's output are multiplied by. Of a
 //! job with buckets: these of each bucket b that occurs in the range, as `timestep.b` and `activations.b`, with the map of
 //! that bucket. So a shard can be written while its samples are recorded, and a sample be read at once. The same activations
 //! give the same bytes.
@@ -18,7 +20,7 @@ use crate::buckets;
 use crate::safetensors::{self, Dtype, Header, LENGTH_BYTES, serialize_header};
 use crate::v1::{JobSpec, LayerPlan, Recipe};
 
-pub use layout::Layout;
+pub use layout::{Layout, Row};
 
 /// Why bytes aren't the shard that was expected.
 #[derive(Debug, thiserror::Error)]
@@ -97,19 +99,30 @@ impl Contents {
         }
     }
 
-    fn tensor(self) -> &'static str {
-        match self {
+    /// The name of its tensor, which says what the map is where the shape doesn't.
+    fn tensor(self, shape: &Shape) -> String {
+        let name = match self {
             Self::Activations => "activations",
             Self::Inputs => "inputs",
+        };
+        match shape {
+            Shape { weighted: true, height, width, .. } => format!("{name}_{height}x{width}"),
+            _ => name.to_owned(),
         }
     }
 
     fn dims(self, shape: &Shape) -> Vec<usize> {
-        let Shape { samples, height, width, channels } = *shape;
+        let Shape { samples, height, width, channels, weighted } = *shape;
         match self {
+            _ if weighted => vec![samples, self.maps() * height * width + 1, channels],
             Self::Activations => vec![samples, 2, height, width, channels],
             Self::Inputs => vec![samples, height, width, channels],
         }
+    }
+
+    /// Numbers that there are of one sample.
+    fn numbers(self, shape: &Shape) -> usize {
+        self.maps() * shape.sample_len() + shape.weight_len()
     }
 }
 
@@ -124,9 +137,16 @@ pub struct Shape {
     pub width: usize,
     /// Channels c.
     pub channels: usize,
+    /// Whether each sample has weights.
+    pub weighted: bool,
 }
 
 impl Shape {
+    /// How many.
+    pub fn weight_len(&self) -> usize {
+        if self.weighted { self.channels } else { 0 }
+    }
+
     /// Numbers in one sample's input, or output.
     pub fn sample_len(&self) -> usize {
         self.height * self.width * self.channels
@@ -145,19 +165,25 @@ impl Shape {
 
 /// The shapes of a layer's shard with so many samples of each bucket.
 pub fn shapes(layer: &LayerPlan, samples: &[usize]) -> Vec<Shape> {
-    let channels = layer.channels as usize;
-    let shape =
-        |((height, width), samples): (buckets::Size, &usize)| Shape { samples: *samples, height, width, channels };
+    let (channels, weighted) = (layer.channels as usize, layer.weighted);
+    let shape = |((height, width), samples): (buckets::Size, &usize)| Shape {
+        samples: *samples,
+        height,
+        width,
+        channels,
+        weighted,
+    };
     buckets::maps(layer).into_iter().zip(samples).map(shape).collect()
 }
 
 /// A shard's tensors in the order in which they stand.
 fn tensors(shapes: &[Shape], contents: Contents) -> Vec<(String, Dtype, Vec<usize>)> {
     let occurring = || shapes.iter().enumerate().filter(|(_, shape)| !shape.is_empty());
-    let name = |name: &'static str, bucket| buckets::tensor(name, bucket, shapes.len());
+    let name = |name: &str, bucket| buckets::tensor(name, bucket, shapes.len());
     // The i64 come first, so that every tensor is aligned.
     let timesteps = occurring().map(|(bucket, shape)| (name("timestep", bucket), Dtype::I64, vec![shape.samples]));
-    let maps = occurring().map(|(bucket, shape)| (name(contents.tensor(), bucket), Dtype::F16, contents.dims(shape)));
+    let maps =
+        occurring().map(|(bucket, shape)| (name(&contents.tensor(shape), bucket), Dtype::F16, contents.dims(shape)));
     timesteps.chain(maps).collect()
 }
 
@@ -193,7 +219,7 @@ pub fn head(shapes: &[Shape], contents: Contents, timesteps: &[i64]) -> Result<V
 /// # Errors
 /// Shapes that no object can have.
 pub fn object_len(shapes: &[Shape], contents: Contents) -> Result<u64, Error> {
-    let bytes = |shape: &Shape| 8 * shape.samples as u64 + 2 * (contents.maps() * shape.len()) as u64;
+    let bytes = |shape: &Shape| (8 + 2 * contents.numbers(shape) as u64) * shape.samples as u64;
     Ok(header(shapes, contents)?.len() as u64 + shapes.iter().map(bytes).sum::<u64>())
 }
 
@@ -208,25 +234,32 @@ pub struct Shard {
     pub input: Vec<f16>,
     /// What came out of it. [n, h, w, c], flat.
     pub output: Vec<f16>,
+    /// What differences to it are multiplied by in training. [n, c], flat; empty where samples have no weights.
+    pub weights: Vec<f16>,
 }
 
 impl Shard {
     /// The object's bytes. Refuses activations that aren't finite: nothing could be learned from them.
     pub fn encode(&self) -> Result<Bytes, Error> {
         let expected = self.shapes.iter().map(Shape::len).sum();
-        for found in [self.input.len(), self.output.len()] {
+        let weights = self.shapes.iter().map(|shape| shape.samples * shape.weight_len()).sum();
+        for (expected, found) in
+            [(expected, self.input.len()), (expected, self.output.len()), (weights, self.weights.len())]
+        {
             if found != expected {
                 return Err(Error::Length { expected, found });
             }
         }
         let mut bytes = head(&self.shapes, Contents::Activations, &self.timesteps)?;
-        bytes.reserve_exact(4 * expected);
-        let (mut sample, mut start) = (0, 0);
+        bytes.reserve_exact(4 * expected + 2 * weights);
+        let (mut sample, mut start, mut weight_start) = (0, 0, 0);
         for shape in &self.shapes {
             for _ in 0..shape.samples {
                 let row = start..start + shape.sample_len();
-                start = row.end;
-                for (tensor, values) in [("input", &self.input[row.clone()]), ("output", &self.output[row])] {
+                let of_weights = weight_start..weight_start + shape.weight_len();
+                (start, weight_start) = (row.end, of_weights.end);
+                let (input, output) = (&self.input[row.clone()], &self.output[row]);
+                for (tensor, values) in [("input", input), ("output", output), ("weights", &self.weights[of_weights])] {
                     if not_finite(values).is_some() {
                         return Err(Error::NotFinite { tensor, sample });
                     }
@@ -309,25 +342,29 @@ mod tests {
         let numbers: usize = shapes.iter().map(Shape::len).sum();
         let samples: usize = shapes.iter().map(|shape| shape.samples).sum();
         let values = |from: f32| (0..numbers).map(|i| f16::from_f32(from + i as f32)).collect();
-        Shard { shapes, timesteps: (5..).take(samples).collect(), input: values(0.5), output: values(-7.0) }
+        let weights = shapes.iter().map(|shape| shape.samples * shape.weight_len()).sum();
+        let weights = (0..weights).map(|i| f16::from_f32(2.0 + i as f32)).collect();
+        Shard { shapes, timesteps: (5..).take(samples).collect(), input: values(0.5), output: values(-7.0), weights }
     }
 
-    /// The inputs and outputs of every sample, as they lie in `bytes`.
-    fn rows(bytes: &[u8], layer: &LayerPlan, samples: usize) -> Result<[Vec<f16>; 2], Error> {
+    /// The inputs, outputs and weights of every sample, as they lie in `bytes`.
+    fn rows(bytes: &[u8], layer: &LayerPlan, samples: usize) -> Result<[Vec<f16>; 3], Error> {
         let layout = Layout::read(bytes, bytes.len() as u64, layer, Contents::Activations, samples)?;
         let numbers: Vec<f16> = bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect();
         assert!((2 * layout.first).is_multiple_of(ALIGNMENT));
-        let mut found = [Vec::new(), Vec::new()];
+        let mut found = [const { Vec::new() }; 3];
         let mut sample = 0;
         for (bucket, shape) in layout.shapes.iter().enumerate() {
             for row in 0..shape.samples {
-                let [input, output] = layout.row(bucket, row);
+                let Row { input, output, weights } = layout.row(bucket, row);
                 assert_eq!(
                     [layout.place_of(input.start), layout.place_of(output.end - 1)],
                     [("input", sample), ("output", sample)]
                 );
+                assert!(weights.clone().all(|at| layout.place_of(at) == ("weights", sample)));
                 found[0].extend(&numbers[input]);
                 found[1].extend(&numbers[output]);
+                found[2].extend(&numbers[weights]);
                 sample += 1;
             }
         }
@@ -337,14 +374,16 @@ mod tests {
     #[test]
     fn what_is_encoded_is_found() {
         let three = &[(3, 2), (2, 3), (1, 5)][..];
-        for (maps, samples) in [(&[][..], &[2][..]), (three, &[1, 0, 3]), (three, &[0, 2, 0])] {
-            let (layer, all) = (layer(maps), samples.iter().sum());
+        let cases = [(&[][..], &[2][..]), (three, &[1, 0, 3]), (three, &[0, 2, 0])];
+        for ((maps, samples), weighted) in cases.into_iter().flat_map(|case| [(case, false), (case, true)]) {
+            let (layer, all) = (LayerPlan { weighted, ..layer(maps) }, samples.iter().sum());
             let shard = shard(shapes(&layer, samples));
             let bytes = shard.encode().expect("encodes");
             let len = object_len(&shard.shapes, Contents::Activations).expect("a length");
             assert_eq!(bytes.len() as u64, len);
-            let [input, output] = rows(&bytes, &layer, all).expect("a shard");
-            assert!(input == shard.input && output == shard.output);
+            let [input, output, weights] = rows(&bytes, &layer, all).expect("a shard");
+            assert!(input == shard.input && output == shard.output && weights == shard.weights);
+            assert_eq!(weights.is_empty(), !weighted);
             assert!(rows(&bytes, &layer, all + 1).is_err());
         }
     }

@@ -11,7 +11,7 @@ use deltaconv_proto::weights::{self, Files};
 use half::f16;
 
 use super::{Device, Error};
-use crate::capture::{Recorder, Sink};
+use crate::capture::{Maps, Recorder, Sink};
 use crate::models::{denoiser_folder, load_denoiser, read_config};
 use crate::task;
 use crate::teacher::{self, Call, Conditions, Denoiser, LoadOptions, Original, Place, SelfAttention};
@@ -76,7 +76,7 @@ pub fn time(options: &Options, capture: bool) -> Result<Measured, Error> {
         let mut passes = |count| -> Result<(), task::Error> {
             for _ in 0..count {
                 model.pass(&inputs, &mut recorder)?;
-                recorder.end_batch()?;
+                recorder.end_batch(Vec::new())?;
             }
             recorder.settle()
         };
@@ -144,7 +144,7 @@ struct Copied {
 }
 
 impl Sink for Copied {
-    fn take(&mut self, input: &[f16], output: Option<&[f16]>) -> Result<(), task::Error> {
+    fn take(&mut self, Maps { input, output, .. }: Maps<'_>) -> Result<(), task::Error> {
         for (copy, values) in [(&mut self.input, Some(input)), (&mut self.output, output)] {
             copy.clear();
             copy.extend_from_slice(values.unwrap_or_default());

@@ -15,16 +15,19 @@ use deltaconv_proto::{buckets, keys, v1};
 use crate::data::Data;
 use crate::models::Teacher;
 use crate::task::{Context, Error};
-use crate::teacher::{Conditions, SelfAttention};
+use crate::teacher::{Conditions, Removed, SelfAttention};
 
 use drift::{Reached, Recorded};
-pub(crate) use recorder::{Recorder, Sink};
+pub(crate) use recorder::{Maps, Recorder, Sink};
 use shard_sink::ShardSink;
 
 /// Samples that go through the teacher at a time: on the processor, where their activations have the same bits in any
 /// batch, and at most on a GPU.
 const BATCH: usize = 8;
 const BATCH_ON_GPU: usize = 16;
+/// Bounds of [`importance`].
+const LEAST: f32 = 0.02;
+const MOST: f32 = 2.0;
 /// Bytes that a batch on a GPU records, at most: up to three batches are on their way to the host.
 const BATCH_BYTES: usize = 1 << 30;
 
@@ -52,16 +55,19 @@ pub(crate) fn run(context: &Context, task: &v1::CaptureTask) -> Result<v1::Done,
     for batch in by_bucket.iter().flat_map(|numbers| numbers.chunks(batch_size)) {
         context.check_stop()?;
         let batch: Vec<Sample> = batch.iter().map(|i| draw.capture(*i)).collect();
-        match student.as_ref().and_then(|rounds| rounds.first()) {
-            None => predict(&teacher, &data, &batch, &mut recorder)?,
+        let inputs = Inputs::new(&teacher, &data, &batch)?;
+        let predicted = match student.as_ref().and_then(|rounds| rounds.first()) {
+            None => inputs.predict(&teacher, &mut recorder)?,
             Some(blocks) => {
                 let mut reached = Reached::default();
-                predict(&teacher, &data, &batch, &mut reached)?;
+                let predicted = inputs.predict(&teacher, &mut reached)?;
                 let mut student = Recorded { blocks, reached, recorder: &mut recorder };
-                predict(&teacher, &data, &batch, &mut student)?;
+                inputs.predict(&teacher, &mut student)?;
+                predicted
             }
-        }
-        recorder.end_batch()?;
+        };
+        let mut removed = Removed { kept: context.plan.kept.iter().cloned().collect() };
+        recorder.end_batch(importance(&predicted, &inputs.predict(&teacher, &mut removed)?)?)?;
         recorded += batch.len();
         context.report(|progress| {
             progress.step = recorded as u64;
@@ -112,17 +118,16 @@ fn batch_size(context: &Context, teacher: &Teacher) -> usize {
     (BATCH_BYTES / (values * size_of::<half::f16>()).max(1)).clamp(1, BATCH_ON_GPU)
 }
 
-/// Runs the teacher on a batch of samples, with `attention` in it, which is a student where blocks take its place.
-pub(crate) fn predict(
-    teacher: &Teacher,
-    data: &Data,
-    batch: &[Sample],
-    attention: &mut dyn SelfAttention,
-) -> Result<(), Error> {
-    let inputs = Inputs::new(teacher, data, batch)?;
-    // On a GPU the pass goes on behind; what it predicts is not asked for.
-    teacher.denoiser.forward(&inputs.noised, &inputs.timesteps, &inputs.conditions, attention)?;
-    Ok(())
+/// How much each sample counts in training: the part of its predicted noise, [B, ..] each, that goes wrong where the layers'
+/// outputs are missing, ‖ε − ε_removed‖ / ‖ε‖.
+///
+/// What is learned of a layer is judged by the noise that the whole model predicts. At little noise that hangs on attention
+/// ten times as much as at much noise, so errors there count more. Within bounds, so that no sample is lost or is all.
+fn importance(predicted: &Tensor, removed: &Tensor) -> Result<Vec<f32>, Error> {
+    let norms = |x: &Tensor| -> Result<Vec<f32>, Error> { Ok(x.sqr()?.flatten_from(1)?.sum(1)?.sqrt()?.to_vec1()?) };
+    let (missed, whole) = (norms(&predicted.sub(removed)?)?, norms(predicted)?);
+    let share = |(missed, whole): (f32, f32)| (missed / whole.max(f32::MIN_POSITIVE)).clamp(LEAST, MOST);
+    Ok(missed.into_iter().zip(whole).map(share).collect())
 }
 
 /// What a model is given for a batch of samples.
@@ -151,10 +156,30 @@ impl Inputs {
         let conditions = data.conditions(bucket, &prompts)?;
         Ok(Self { noised, timesteps: Tensor::new(timesteps, &Device::Cpu)?, conditions })
     }
+
+    /// The noise [B, c, h, w] f32 that the teacher predicts with `attention` in it, where it is computed.
+    pub(crate) fn predict(&self, teacher: &Teacher, attention: &mut dyn SelfAttention) -> Result<Tensor, Error> {
+        let Self { noised, timesteps, conditions } = self;
+        Ok(teacher.denoiser.predict(noised, timesteps, conditions, attention)?)
+    }
 }
 
 /// Numbers in one sample of a layer, in the bucket where they are most.
 fn sample_len(layer: &v1::LayerPlan) -> usize {
     let every = vec![1; buckets::maps(layer).len()];
     shard::shapes(layer, &every).iter().map(Shape::sample_len).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_count_by_what_attention_gives_to_their_noise() {
+        let noise = |values: &[f32]| Tensor::from_slice(values, (values.len() / 2, 1, 1, 2), &Device::Cpu).unwrap();
+        // Half of it, nothing, all of it and more, and noise that is none.
+        let predicted = noise(&[3.0, 4.0, 1.0, 2.0, 1.0, 0.0, 0.0, 0.0]);
+        let removed = noise(&[3.0, 1.5, 1.0, 2.0, 9.0, 0.0, 1.0, 0.0]);
+        assert_eq!(importance(&predicted, &removed).unwrap(), [0.5, LEAST, MOST, MOST]);
+    }
 }

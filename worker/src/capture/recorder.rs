@@ -15,10 +15,23 @@ use crate::teacher::{self, Call, SelfAttention};
 /// Batches at a time: one goes through the model, one is copied to the host, one is taken by the sinks.
 const BATCHES: usize = 3;
 
+/// What is recorded of a layer in one batch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Maps<'a> {
+    /// What went in. [B, H, W, C], flat.
+    pub(crate) input: &'a [f16],
+    /// What came out, where that is recorded. [B, H, W, C], flat.
+    pub(crate) output: Option<&'a [f16]>,
+    /// What the model multiplies that by, where it does. [B, C], flat.
+    pub(crate) gates: Option<&'a [f16]>,
+    /// How much each sample counts in training: what differences are multiplied by. [B].
+    pub(crate) importance: &'a [f32],
+}
+
 /// Takes what is recorded of one layer. Works on a thread beside the model's.
 pub(crate) trait Sink: Send + 'static {
-    /// What went into the layer in the next batch, and what came out of it where that is recorded. [B, H, W, C] each, flat.
-    fn take(&mut self, input: &[f16], output: Option<&[f16]>) -> Result<(), Error>;
+    /// The next batch.
+    fn take(&mut self, maps: Maps<'_>) -> Result<(), Error>;
 }
 
 /// Gives what goes into and out of layers to a sink for each, as it will be stored, while the model goes on.
@@ -36,9 +49,11 @@ pub(crate) struct Recorder<S> {
 /// What was recorded in one pass.
 #[derive(Default)]
 struct Batch {
-    /// The layers, in the order in which they came.
-    layers: Vec<usize>,
-    /// Their inputs and outputs, or inputs alone, where they were computed on the processor.
+    /// The layers, in the order in which they came, and whether a gate came with each.
+    layers: Vec<(usize, bool)>,
+    /// Of its samples.
+    importance: Vec<f32>,
+    /// Their inputs and outputs, or inputs alone, and gates, where they were computed on the processor.
     host: Vec<Vec<f16>>,
     /// The same on their way from a GPU.
     #[cfg(feature = "cuda")]
@@ -63,21 +78,27 @@ impl<S: Sink> Recorder<S> {
         Self { names, contents, current: Batch::default(), on_their_way: 0, filled, taken, thread }
     }
 
-    /// Records what goes into a layer and what should come out of it, [B, H, W, C] each, if it is one of those that are
+    /// Records what goes into a layer and `output`, which should come out of it, [B, H, W, C], if it is one of those that are
     /// recorded.
-    pub(crate) fn record(&mut self, layer: &str, input: &Tensor, output: &Tensor) -> Result<(), teacher::Error> {
-        let Some(index) = self.names.iter().position(|name| name == layer) else { return Ok(()) };
-        self.current.push(index, &[input, output][..self.contents.maps()])
+    pub(crate) fn record(&mut self, call: &Call<'_>, output: &Tensor) -> Result<(), teacher::Error> {
+        let Some(index) = self.names.iter().position(|name| *name == call.layer.name) else { return Ok(()) };
+        let gate = call.gate()?;
+        let mut maps = vec![call.input];
+        maps.extend((self.contents == Contents::Activations).then_some(output));
+        maps.extend(&gate);
+        self.current.push((index, gate.is_some()), &maps)
     }
 
-    /// Says that a batch has gone through the model. Waits where too many are still on their way.
+    /// Says that a batch has gone through the model, and how much each of its samples counts. Waits where too many are still on
+    /// their way.
     ///
     /// # Errors
     /// What kept a batch before from being taken.
-    pub(crate) fn end_batch(&mut self) -> Result<(), Error> {
+    pub(crate) fn end_batch(&mut self, importance: Vec<f32>) -> Result<(), Error> {
         if self.current.layers.is_empty() {
             return Ok(());
         }
+        self.current.importance = importance;
         let next = if self.on_their_way + 1 < BATCHES { Batch::default() } else { self.wait()? };
         // The thread is gone only after a panic, which the next wait reports.
         let _ = self.filled.send(std::mem::replace(&mut self.current, next));
@@ -87,7 +108,7 @@ impl<S: Sink> Recorder<S> {
 
     /// Waits until everything is taken.
     pub(crate) fn settle(&mut self) -> Result<(), Error> {
-        self.end_batch()?;
+        self.end_batch(Vec::new())?;
         while self.on_their_way > 0 {
             self.current = self.wait()?;
         }
@@ -115,13 +136,13 @@ fn gone() -> Error {
 impl<S: Sink> SelfAttention for Recorder<S> {
     fn apply(&mut self, call: &Call<'_>) -> Result<Tensor, teacher::Error> {
         let output = call.attention()?;
-        self.record(&call.layer.name, call.input, &output)?;
+        self.record(call, &output)?;
         Ok(output)
     }
 }
 
 impl Batch {
-    fn push(&mut self, layer: usize, maps: &[&Tensor]) -> Result<(), teacher::Error> {
+    fn push(&mut self, layer: (usize, bool), maps: &[&Tensor]) -> Result<(), teacher::Error> {
         self.layers.push(layer);
         for map in maps {
             #[cfg(feature = "cuda")]
@@ -145,13 +166,15 @@ impl Batch {
         #[cfg(not(feature = "cuda"))]
         let downloaded: Vec<&[f16]> = Vec::new();
         let maps: Vec<&[f16]> = self.host.iter().map(|map| &map[..]).chain(downloaded).collect();
-        let mut of_layer: Vec<Vec<&[&[f16]]>> = vec![Vec::new(); sinks.len()];
-        for (layer, maps) in self.layers.iter().zip(maps.chunks(contents.maps())) {
-            of_layer[*layer].push(maps);
+        let mut of_layer: Vec<Vec<Maps<'_>>> = vec![Vec::new(); sinks.len()];
+        let mut rest = maps.into_iter();
+        for (layer, is_gated) in &self.layers {
+            let Some(input) = rest.next() else { break };
+            let output = if contents == Contents::Activations { rest.next() } else { None };
+            let gates = if *is_gated { rest.next() } else { None };
+            of_layer[*layer].push(Maps { input, output, gates, importance: &self.importance });
         }
-        let give = |(sink, calls): (&mut S, Vec<&[&[f16]]>)| {
-            calls.into_iter().try_for_each(|maps| sink.take(maps[0], maps.get(1).copied()))
-        };
+        let give = |(sink, calls): (&mut S, Vec<Maps<'_>>)| calls.into_iter().try_for_each(|maps| sink.take(maps));
         sinks.par_iter_mut().zip(of_layer).try_for_each(give)?;
         self.layers.clear();
         self.host.clear();
@@ -185,7 +208,8 @@ mod tests {
     }
 
     impl Sink for Kept {
-        fn take(&mut self, input: &[f16], output: Option<&[f16]>) -> Result<(), Error> {
+        fn take(&mut self, Maps { input, output, gates, importance }: Maps<'_>) -> Result<(), Error> {
+            assert_eq!((gates, importance), (None, &[0.5][..]), "a UNet has no gates");
             if self.batches.len() == self.most {
                 return Err(Error::Incomplete("room"));
             }
@@ -211,7 +235,7 @@ mod tests {
                 let sample = Tensor::ones((1, 3, 32, 32), candle_core::DType::F32, &Device::Cpu).unwrap();
                 let timestep = Tensor::new(&[*timestep], &Device::Cpu).unwrap();
                 model.forward(&sample, &timestep, &text.clone().into(), &mut recorder)?;
-                recorder.end_batch()?;
+                recorder.end_batch(vec![0.5])?;
             }
             recorder.finish()
         };

@@ -7,7 +7,7 @@ use deltaconv_proto::v1::{ObjectRef, SampleRange};
 use half::f16;
 use tokio::runtime::Handle;
 
-use super::recorder::Sink;
+use super::recorder::{Maps, Sink};
 use crate::task::Error;
 
 /// Writes one layer's samples as they come, bucket by bucket.
@@ -16,8 +16,8 @@ pub(super) struct ShardSink {
     range: SampleRange,
     upload: Upload,
     contents: Contents,
-    /// Numbers in the map of each sample, in their order.
-    lengths: Vec<usize>,
+    /// Numbers in the map, and weights, of each sample, in their order.
+    lengths: Vec<(usize, usize)>,
     /// Samples that were written.
     written: usize,
     runtime: Handle,
@@ -32,7 +32,8 @@ impl ShardSink {
         mut upload: Upload,
         runtime: Handle,
     ) -> Result<Self, Error> {
-        let lengths = shapes.iter().flat_map(|shape| vec![shape.sample_len(); shape.samples]).collect();
+        let lengths =
+            shapes.iter().flat_map(|shape| vec![(shape.sample_len(), shape.weight_len()); shape.samples]).collect();
         let head = shard::head(shapes, contents, timesteps).map_err(|error| refused(&layer, range, error))?;
         runtime.block_on(upload.write(&head))?;
         Ok(Self { layer, range, upload, contents, lengths, written: 0, runtime })
@@ -60,14 +61,26 @@ impl ShardSink {
 }
 
 impl Sink for ShardSink {
-    fn take(&mut self, input: &[f16], output: Option<&[f16]>) -> Result<(), Error> {
-        let mut start = 0;
+    fn take(&mut self, Maps { input, output, gates, importance }: Maps<'_>) -> Result<(), Error> {
+        let (mut start, first) = (0, self.written);
+        let mut weights = Vec::new();
         while start < input.len() {
-            let of_sample = start..start + self.lengths.get(self.written).copied().unwrap_or(usize::MAX - start);
-            let maps = [("input", Some(input)), ("output", output)];
-            for (tensor, values) in maps.into_iter().take(self.contents.maps()) {
-                let Some(values) = values.and_then(|values| values.get(of_sample.clone())) else {
-                    let (expected, found) = (self.lengths.iter().skip(self.written).sum(), input.len() - start);
+            let (map, channels) = self.lengths.get(self.written).copied().unwrap_or((usize::MAX - start, 0));
+            let (of_sample, row) = (start..start + map, self.written - first);
+            let outputs = (self.contents == Contents::Activations).then_some(("output", output, of_sample.clone()));
+            weights.clear();
+            if let Some(importance) = importance.get(row) {
+                let gates = gates.map(|gates| gates.iter().skip(row * channels).map(|gate| gate.to_f32()));
+                let gates = gates.into_iter().flatten().chain(std::iter::repeat(1.0));
+                weights.extend(gates.take(channels).map(|gate| f16::from_f32(gate * importance)));
+            }
+            let weights = (channels > 0).then_some(("weights", Some(&weights[..]), 0..channels));
+            for (tensor, values, range) in
+                [Some(("input", Some(input), of_sample.clone())), outputs, weights].into_iter().flatten()
+            {
+                let Some(values) = values.and_then(|values| values.get(range)) else {
+                    let left = self.lengths.iter().skip(self.written);
+                    let (expected, found) = (left.map(|(map, _)| map).sum(), input.len() - start);
                     return Err(self.refused(shard::Error::Length { expected, found }));
                 };
                 self.write(tensor, values)?;
@@ -94,7 +107,7 @@ mod tests {
     use super::*;
 
     fn shapes() -> Vec<Shape> {
-        let shape = |samples, height, width| Shape { samples, height, width, channels: 4 };
+        let shape = |samples, height, width| Shape { samples, height, width, channels: 4, weighted: true };
         vec![shape(3, 2, 2), shape(0, 4, 1), shape(2, 1, 3)]
     }
 
@@ -103,8 +116,10 @@ mod tests {
         let shapes = shapes();
         let len: usize = shapes.iter().map(Shape::len).sum();
         let values = |sign: f32| (0..len).map(|i| f16::from_f32(sign * i as f32)).collect();
-        let mut shard =
-            Shard { timesteps: vec![5, 4, 3, 2, 1], input: values(1.0), output: values(-1.0), shapes: shapes.clone() };
+        let (input, output) = (values(1.0), values(-1.0));
+        // Gates 0 to 19, times a half.
+        let weights = (0..5 * 4).map(|i| f16::from_f32(0.5 * i as f32)).collect();
+        let mut shard = Shard { timesteps: vec![5, 4, 3, 2, 1], input, output, weights, shapes: shapes.clone() };
         alter(&mut shard);
         let objects = Objects::new("memory:", Arc::new(InMemory::new()));
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
@@ -114,7 +129,14 @@ mod tests {
             let of = (&shapes[..], Contents::Activations);
             let mut sink = ShardSink::new(name, of, &shard.timesteps, upload, runtime.handle().clone())?;
             for bounds in bounds.windows(2) {
-                sink.take(&shard.input[bounds[0]..bounds[1]], Some(&shard.output[bounds[0]..bounds[1]]))?;
+                let range = bounds[0]..bounds[1];
+                // Four numbers a pixel: 16 a sample of the first bucket, 12 of the other.
+                let samples = |number: usize| if number <= 48 { number / 16 } else { 3 + (number - 48) / 12 };
+                let of_batch = samples(range.start)..samples(range.end);
+                let gates: Vec<f16> = (4 * of_batch.start..4 * of_batch.end).map(|i| f16::from_f32(i as f32)).collect();
+                let (gates, importance) = (Some(&gates[..]), &vec![0.5; of_batch.len()][..]);
+                let (input, output) = (&shard.input[range.clone()], Some(&shard.output[range]));
+                sink.take(Maps { input, output, gates, importance })?;
             }
             Ok(runtime.block_on(sink.finish())?.1)
         };

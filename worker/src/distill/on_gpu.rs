@@ -58,8 +58,11 @@ impl OnGpu {
 
     /// Starts a step on a batch.
     pub(super) fn step(&mut self, batch: &Batch, scale: f64, rate: f64) -> Result<(), Error> {
-        let (x, target) = (self.pieces(&batch.input)?, self.pieces(&batch.output)?);
-        let started = self.trainer.step_on_pieces(batch.size, &x, &target, scale, rate);
+        let [x, target, weights] = [&batch.input, &batch.output, &batch.weights].map(|pieces| self.pieces(pieces));
+        let (x, target, weights) = (x?, target?, weights?);
+        let gates = (!weights.is_empty()).then_some(&weights[..]);
+        let given = cuda::Batch { x: &x[..], target: &target[..], gates };
+        let started = self.trainer.step_on_pieces(batch.size, given, scale, rate);
         Ok(started.inspect_err(|error| self.cuda.note(error))?)
     }
 
@@ -84,7 +87,8 @@ impl OnGpu {
         Ok(self.trainer.losses().inspect_err(|error| self.cuda.note(error))?)
     }
 
-    /// The sum of squares by which the averaged block misses a batch, which lies in the host's memory.
+    /// The sum of squares by which the averaged block misses a batch, which lies in the host's memory, each difference times
+    /// its weight.
     pub(super) fn squares(&mut self, batch: &Batch) -> Result<f64, Error> {
         let [samples, height, width] = batch.size;
         let dims = (samples, height, width, self.channels);
@@ -94,8 +98,9 @@ impl OnGpu {
         let input = Tensor::from_vec(joined(&batch.input), dims, &self.cuda.device)?;
         let predicted = self.trainer.forward(&input, true).inspect_err(|error| self.cuda.note(error))?;
         let predicted = predicted.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let output = joined(&batch.output);
-        Ok(predicted.iter().zip(&output).map(|(y, target)| f64::from(y - target.to_f32()).powi(2)).sum())
+        let output: Vec<f32> = joined(&batch.output).into_iter().map(f16::to_f32).collect();
+        let weights: Vec<f32> = joined(&batch.weights).into_iter().map(f16::to_f32).collect();
+        Ok(super::training::squares(&predicted, &output, &weights, (height * width, self.channels)))
     }
 
     /// The weights and the optimiser's state.

@@ -3,10 +3,11 @@
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
 
-use deltaconv_kernels::cpu::{self, Workspace};
+use deltaconv_kernels::cpu::{self, Target, Workspace};
 use deltaconv_kernels::{AdamW, BlockShape, Parameters, adamw};
 use deltaconv_proto::draw::Batches;
 use deltaconv_proto::v1::{LayerPlan, Recipe};
+use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::on_gpu::OnGpu;
@@ -128,11 +129,14 @@ impl Training {
         self.trained.optimiser.ema.as_ref().unwrap_or(&self.trained.weights)
     }
 
-    /// Linear warm-up, then a half cosine.
+    /// Linear warm-up, then a half cosine, unless the recipe keeps the rate.
     fn learning_rate(&self, step: u64) -> f64 {
         let (step, warmup) = (step as f64, f64::from(self.recipe.warmup_steps));
         if step < warmup {
             return self.recipe.learning_rate * (step + 1.0) / warmup;
+        }
+        if self.recipe.schedule.as_deref() == Some(Recipe::CONSTANT) {
+            return self.recipe.learning_rate;
         }
         let fraction = (step - warmup) / (f64::from(self.recipe.steps) - warmup).max(1.0);
         let cosine = 0.5 * (1.0 + (std::f64::consts::PI * fraction).cos());
@@ -174,7 +178,7 @@ impl Training {
             &self.shape,
             &self.trained.weights,
             &self.batch.input,
-            &self.batch.output,
+            Target { output: &self.batch.output, gates: self.batch.weights() },
             batch.size,
             1.0 / self.energy,
             &mut self.gradients,
@@ -242,12 +246,33 @@ impl Training {
             predicted.resize(self.batch.input.len(), 0.0);
             let block = self.trained.optimiser.ema.as_ref().unwrap_or(&self.trained.weights);
             cpu::forward(&self.shape, block, &self.batch.input, batch.size, &mut predicted, &mut self.workspace)?;
-            let pairs = predicted.iter().zip(&self.batch.output);
-            squares += pairs.map(|(y, target)| f64::from(y - target).powi(2)).sum::<f64>();
+            let [_, height, width] = batch.size;
+            let map = (height * width, self.shape.channels());
+            squares += self::squares(&predicted, &self.batch.output, &self.batch.weights, map);
         }
         let numbers = data.numbers(data.held_out());
         Ok(squares / numbers as f64 / self.energy)
     }
+}
+
+/// The sum of the squared differences between maps of `pixels` pixels, each times its weight [n, channels] where there are any.
+pub(super) fn squares(y: &[f32], target: &[f32], weights: &[f32], (pixels, channels): (usize, usize)) -> f64 {
+    let sample = pixels * channels;
+    let of_sample = |(index, (y, target)): (usize, (&[f32], &[f32]))| -> f64 {
+        let weights = weights.get(index * channels..(index + 1) * channels);
+        let pixels = y.chunks_exact(channels).zip(target.chunks_exact(channels));
+        let of_pixel = |(y, target): (&[f32], &[f32])| -> f64 {
+            let differences = y.iter().zip(target).map(|(y, target)| y - target);
+            match weights {
+                None => differences.map(|difference| f64::from(difference).powi(2)).sum(),
+                Some(weights) => differences.zip(weights).map(|(d, weight)| f64::from(weight * d).powi(2)).sum(),
+            }
+        };
+        pixels.map(of_pixel).sum()
+    };
+    // Summed by sample, whatever the threads.
+    let samples: Vec<f64> = y.par_chunks(sample).zip(target.par_chunks(sample)).enumerate().map(of_sample).collect();
+    samples.iter().sum()
 }
 
 #[cfg(test)]
@@ -269,6 +294,7 @@ pub(super) mod tests {
             inter_ratio: 0.5,
             parameters: 0,
             maps: Vec::new(),
+            weighted: false,
         }
     }
 
@@ -297,9 +323,31 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn differences_count_times_their_weights() {
+        // Two samples of two pixels and two channels.
+        let (y, target) = ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], [0.0; 8]);
+        let weights = [1.0, 0.0, 0.5, 2.0];
+        assert_eq!(squares(&y, &target, &[], (2, 2)), 204.0);
+        assert_eq!(squares(&y, &target, &weights, (2, 2)), 1.0 + 9.0 + 0.25 * (25.0 + 49.0) + 4.0 * (36.0 + 64.0));
+    }
+
+    #[test]
+    fn the_learning_rate_rises_and_falls_or_stays() {
+        let data = LayerData::made_up(&layer(), 12, 4);
+        let rates = |recipe: &Recipe| {
+            let training = started(&layer(), recipe, &data);
+            [0, 3, 4, 22, 40].map(|step| (training.learning_rate(step) / recipe.learning_rate * 1e3).round() / 1e3)
+        };
+        assert_eq!(rates(&recipe()), [0.25, 1.0, 1.0, 0.505, 0.01]);
+        let constant = Recipe { schedule: Some(Recipe::CONSTANT.to_owned()), ..recipe() };
+        assert_eq!(rates(&constant), [0.25, 1.0, 1.0, 1.0, 1.0]);
+    }
+
+    #[test]
     fn training_learns_what_a_block_can_express() {
         let maps = [(6, 4), (4, 6), (5, 5)].map(|(height, width)| Map { height, width });
-        for layer in [layer(), LayerPlan { maps: maps.to_vec(), ..layer() }] {
+        let weighted = LayerPlan { weighted: true, ..layer() };
+        for layer in [layer(), LayerPlan { maps: maps.to_vec(), ..layer() }, weighted] {
             let data = LayerData::made_up(&layer, 96, 8);
             let recipe = Recipe { steps: 400, batch: 16, learning_rate: 1e-2, ema_decay: 0.95, ..recipe() };
             let mut training = started(&layer, &recipe, &data);

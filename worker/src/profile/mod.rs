@@ -7,7 +7,7 @@ use deltaconv_proto::draw::{Draw, Sample};
 use deltaconv_proto::objects::{self, Objects};
 use deltaconv_proto::weights::{self, Files};
 
-use crate::capture::predict;
+use crate::capture::Inputs;
 use crate::data::{self, Data};
 use crate::models::{self, Teacher};
 use crate::task;
@@ -130,7 +130,7 @@ fn observe(
     let samples: Vec<usize> = (0..options.samples).collect();
     for batch in samples.chunks(BATCH) {
         let drawn: Vec<Sample> = batch.iter().map(|i| draw.capture(*i)).collect();
-        predict(teacher, data, &drawn, &mut observer)?;
+        Inputs::new(teacher, data, &drawn)?.predict(teacher, &mut observer)?;
         progress(batch.last().map_or(0, |last| last + 1));
     }
     Ok(observer.layers.into_iter().map(Observed::layer).collect())

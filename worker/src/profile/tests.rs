@@ -49,7 +49,7 @@ async fn figures_depend_neither_on_threads_nor_on_batches() {
     let draw = draw(&options, &teacher, &data);
     let mut observer = Observer::default();
     for i in 0..options.samples {
-        predict(&teacher, &data, &[draw.capture(i)], &mut observer).unwrap();
+        Inputs::new(&teacher, &data, &[draw.capture(i)]).unwrap().predict(&teacher, &mut observer).unwrap();
     }
     assert_eq!(observer.layers.into_iter().map(Observed::layer).collect::<Vec<_>>(), layers);
 }

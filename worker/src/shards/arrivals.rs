@@ -323,7 +323,7 @@ impl Receiver {
                 if let Some(stop) = self.supervision.stopped() {
                     return Err(Error::Stopped(stop));
                 }
-                let range = layout.sample(bucket, row);
+                let range = layout.row(bucket, row).input;
                 input.clear();
                 memory::cut(range.clone()).for_each(|(part, at)| input.extend_from_slice(&inputs[part].numbers()[at]));
                 let output = targets.output(&input, shape)?;

@@ -26,6 +26,8 @@ pub(crate) struct Batch {
     pub(crate) input: Vec<Piece>,
     /// As the input.
     pub(crate) output: Vec<Piece>,
+    /// What differences are multiplied by, [B, C], in pieces; empty where samples have none.
+    pub(crate) weights: Vec<Piece>,
 }
 
 /// Batches in their order, as long as they are taken.

@@ -19,10 +19,11 @@ use std::time::SystemTime;
 
 use deltaconv_proto::draw::Batches;
 use deltaconv_proto::objects::Objects;
-use deltaconv_proto::shard::{self, Contents, Shape};
+use deltaconv_proto::shard::{self, Contents, Row, Shape};
 use deltaconv_proto::v1::{LayerPlan, ObjectRef};
 use deltaconv_proto::{buckets, header, v1};
 use futures::{StreamExt, TryStreamExt};
+use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 pub(crate) use budget::Budget;
@@ -73,6 +74,13 @@ struct Sample {
     row: usize,
 }
 
+/// Where a sample's input and output lie, and its weights where it has any.
+struct InPieces {
+    input: Vec<Piece>,
+    output: Vec<Piece>,
+    weights: Vec<Piece>,
+}
+
 /// A sample and its shard, which has arrived.
 type OfShard = (Sample, Arc<Placed>);
 
@@ -99,6 +107,8 @@ impl Incoming {
 pub(crate) struct Rows {
     pub(crate) input: Vec<f32>,
     pub(crate) output: Vec<f32>,
+    /// What differences are multiplied by, [n, c]; empty where samples have none.
+    pub(crate) weights: Vec<f32>,
 }
 
 impl LayerData {
@@ -166,21 +176,27 @@ impl LayerData {
         Feed::new(&self.samples, order, receiver, std::mem::take(&mut self.awaited))
     }
 
-    /// Mean square of the held-out outputs.
+    /// Mean square of the held-out outputs, each times its weight.
     fn energy(&self) -> Result<f64, Error> {
         let mut squares = 0.0;
         let mut numbers = 0;
         for sample in self.held_out() {
-            let Some([_, output]) = self.samples.row(sample)? else { return Ok(f64::NAN) };
-            for values in output.iter().filter_map(Piece::numbers) {
-                squares += values.iter().map(|value| f64::from(value.to_f32()).powi(2)).sum::<f64>();
-                numbers += values.len();
-            }
+            let Some(row) = self.samples.row(sample)? else { return Ok(f64::NAN) };
+            let flat = |pieces: &[Piece]| -> Vec<f16> {
+                pieces.iter().filter_map(Piece::numbers).flat_map(|numbers| numbers.iter().copied()).collect()
+            };
+            let (output, weights) = (flat(&row.output), flat(&row.weights));
+            let one = weights.is_empty().then_some(f16::ONE);
+            let weights: Vec<f64> = weights.into_iter().chain(one).map(|weight| f64::from(weight.to_f32())).collect();
+            let pairs = output.iter().zip(weights.iter().cycle());
+            let weighted = pairs.map(|(value, weight)| f64::from(value.to_f32()) * weight);
+            squares += weighted.map(|value| value * value).sum::<f64>();
+            numbers += output.len();
         }
         Ok(squares / numbers as f64)
     }
 
-    /// Mean square of the layer's output, to which errors are relative.
+    /// Mean square of the layer's output, times its weights where samples have any, to which errors are relative.
     pub(crate) fn output_energy(&self) -> f64 {
         self.energy
     }
@@ -258,8 +274,8 @@ impl Samples {
         samples.iter().map(placed).collect()
     }
 
-    /// The input and the output of a sample, if memory holds it.
-    fn row(&self, sample: usize) -> Result<Option<[Vec<Piece>; 2]>, Error> {
+    /// A sample, if memory holds it.
+    fn row(&self, sample: usize) -> Result<Option<InPieces>, Error> {
         let placed = self.placed(&[sample])?;
         Ok(placed.and_then(|placed| placed.first().and_then(|(sample, placed)| placed.near(*sample))))
     }
@@ -267,10 +283,12 @@ impl Samples {
     /// The samples, which are of one bucket. `None` where they don't come any more.
     fn batch(&self, samples: &[usize]) -> Result<Option<Batch>, Error> {
         let Some(placed) = self.placed(samples)? else { return Ok(None) };
-        let mut batch = Batch { size: self.size(samples), input: Vec::new(), output: Vec::new() };
-        let mut push = |[input, output]: [Vec<Piece>; 2]| {
-            batch.input.extend(input);
-            batch.output.extend(output);
+        let (input, output, weights) = Default::default();
+        let mut batch = Batch { size: self.size(samples), input, output, weights };
+        let mut push = |row: InPieces| {
+            batch.input.extend(row.input);
+            batch.output.extend(row.output);
+            batch.weights.extend(row.weights);
         };
         let all_near = placed.iter().all(|(_, placed)| matches!(placed.place, Place::Near { .. }));
         match &self.remote {
@@ -287,37 +305,44 @@ impl Samples {
         Ok(Some(batch))
     }
 
-    /// The input and the output of a sample that was read alone.
+    /// A sample that was read alone.
     fn of_memory(
         &self,
         placed: &Placed,
         Sample { bucket, row, .. }: Sample,
         memory: Memory,
-    ) -> Result<[Vec<Piece>; 2], Error> {
-        let whole = placed.layout.sample(bucket, row);
-        let of_memory = |row: Range<usize>| row.start - whole.start..row.end - whole.start;
-        let piece = |memory: &Memory, at| vec![Piece { memory: memory.clone(), at }];
-        match &self.targets {
-            None => Ok(placed.layout.row(bucket, row).map(|row| piece(&memory, of_memory(row)))),
+    ) -> Result<InPieces, Error> {
+        let start = placed.layout.sample(bucket, row).start;
+        let Row { input, output, weights } = placed.layout.row(bucket, row);
+        let of_memory = |at: Range<usize>| at.start - start..at.end - start;
+        let piece = |memory: &Memory, at: Range<usize>| match at.is_empty() {
+            true => Vec::new(),
+            false => vec![Piece { memory: memory.clone(), at }],
+        };
+        let output = match &self.targets {
+            None => piece(&memory, of_memory(output)),
             Some(targets) => {
-                let input = memory.numbers().unwrap_or_default();
-                let output = targets.output(&input[..whole.len()], &placed.layout.shapes[bucket])?;
-                let output = Memory::Plain(Arc::new(output));
-                Ok([piece(&memory, 0..whole.len()), piece(&output, 0..whole.len())])
+                let numbers = memory.numbers().unwrap_or_default();
+                let output = targets.output(&numbers[of_memory(input.clone())], &placed.layout.shapes[bucket])?;
+                piece(&Memory::Plain(Arc::new(output)), 0..input.len())
             }
-        }
+        };
+        Ok(InPieces { input: piece(&memory, of_memory(input)), output, weights: piece(&memory, of_memory(weights)) })
     }
 }
 
 impl Placed {
-    fn near(&self, Sample { bucket, row, .. }: Sample) -> Option<[Vec<Piece>; 2]> {
+    fn near(&self, Sample { bucket, row, .. }: Sample) -> Option<InPieces> {
         let Place::Near { parts, outputs, .. } = &self.place else { return None };
         let pieces = |parts, range| memory::pieces(parts, range).collect();
-        Some(match (outputs, self.layout.row(bucket, row)) {
-            (None, [input, output]) => [pieces(parts, input), pieces(parts, output)],
+        let Row { input, output, weights } = self.layout.row(bucket, row);
+        let output = match outputs {
+            None => pieces(parts, output),
             // Outputs that were computed lie in their parts as the inputs in theirs.
-            (Some(outputs), [input, _]) => [pieces(parts, input.clone()), pieces(outputs, input)],
-        })
+            Some(outputs) => pieces(outputs, input.clone()),
+        };
+        let weights = if weights.is_empty() { Vec::new() } else { pieces(parts, weights) };
+        Some(InPieces { input: pieces(parts, input), output, weights })
     }
 
     /// All that there is of a sample that is away; nothing of one that isn't.
@@ -327,10 +352,18 @@ impl Placed {
     }
 }
 
+impl Rows {
+    /// Where samples have them.
+    pub(crate) fn weights(&self) -> Option<&[f32]> {
+        (!self.weights.is_empty()).then_some(&self.weights)
+    }
+}
+
 impl Batch {
     /// The numbers in f32. Only of a batch that the processor can read.
     pub(crate) fn to_f32(&self, rows: &mut Rows) {
-        for (pieces, values) in [(&self.input, &mut rows.input), (&self.output, &mut rows.output)] {
+        let Rows { input, output, weights } = rows;
+        for (pieces, values) in [(&self.input, input), (&self.output, output), (&self.weights, weights)] {
             values.resize(pieces.iter().map(|piece| piece.at.len()).sum(), 0.0);
             let mut rest = values.as_mut_slice();
             for numbers in pieces.iter().filter_map(Piece::numbers) {

@@ -71,7 +71,7 @@ mod tests {
     use deltaconv_proto::weights::{DIFFUSERS, Files};
 
     use super::*;
-    use crate::capture::{Recorder, Sink};
+    use crate::capture::{Maps, Recorder, Sink};
     use crate::models::{load_denoiser, read_config};
     use crate::teacher::LoadOptions;
 
@@ -80,7 +80,7 @@ mod tests {
     struct Kept(Vec<f16>, Vec<f16>);
 
     impl Sink for Kept {
-        fn take(&mut self, input: &[f16], output: Option<&[f16]>) -> Result<(), Error> {
+        fn take(&mut self, Maps { input, output, .. }: Maps<'_>) -> Result<(), Error> {
             (self.0, self.1) = (input.to_vec(), output.unwrap_or_default().to_vec());
             Ok(())
         }
@@ -113,7 +113,8 @@ mod tests {
                 let attention = load_attention(&objects, &plan, &planned, &place).await.unwrap();
                 let targets =
                     Targets { attention: Mutex::new(attention), place: place.clone(), layer: layer.name.clone() };
-                let shape = Shape { samples: 1, height: layer.height, width: layer.width, channels: layer.channels };
+                let (height, width, channels) = (layer.height, layer.width, layer.channels);
+                let shape = Shape { samples: 1, height, width, channels, weighted: false };
                 let computed = targets.output(&input, &shape).unwrap();
                 let sum = |each: &dyn Fn(f32, f32) -> f32| -> f32 {
                     computed.iter().zip(&recorded).map(|(a, b)| each(a.to_f32(), b.to_f32())).sum()

@@ -45,7 +45,7 @@ impl LayerData {
             let number = |i: usize| f16::from_f32((sample + i / shapes[0].sample_len()) as f32);
             let numbers: Vec<f16> = (0..shapes[0].len()).map(number).collect();
             sample += count;
-            Shard { timesteps: vec![0; *count], input: numbers.clone(), output: numbers, shapes }
+            Shard { timesteps: vec![0; *count], input: numbers.clone(), output: numbers, weights: Vec::new(), shapes }
         };
         let shards: Vec<Shard> = samples.iter().map(shard).collect();
         Self::awaiting(layer, &shards, samples.len() - 1)
@@ -73,7 +73,10 @@ impl LayerData {
                 }
                 inputs.extend(input.iter().map(|value| f16::from_f32(*value)));
             }
-            Shard { shapes, timesteps: vec![0; samples], input: inputs, output: outputs }
+            // Some channels count more than others, and one not at all.
+            let weights: usize = shapes.iter().map(|shape| shape.samples * shape.weight_len()).sum();
+            let weights = (0..weights).map(|i| f16::from_f32((i % layer.channels as usize) as f32 / 4.0)).collect();
+            Shard { shapes, timesteps: vec![0; samples], input: inputs, output: outputs, weights }
         });
         Self::of_shards(layer, &shards, 1)
     }
@@ -93,7 +96,8 @@ fn samples_are_found_in_the_bucket_that_they_are_of() {
         let shapes = shard::shapes(&layer, &samples);
         let numbers: usize = shapes.iter().map(Shape::len).sum();
         let values = |sign: f32| (0..numbers).map(|i| f16::from_f32(sign * (from + i as f32))).collect();
-        Shard { shapes, timesteps: vec![0; samples.iter().sum()], input: values(1.0), output: values(-1.0) }
+        let (input, output, weights) = (values(1.0), values(-1.0), Vec::new());
+        Shard { shapes, timesteps: vec![0; samples.iter().sum()], input, output, weights }
     };
     // Samples 0 and 1 in bucket 0 and sample 2 in bucket 1; then one held-out sample of bucket 1.
     let data = LayerData::of_shards(&layer, &[shard([2, 1], 0.0), shard([0, 1], 100.0)], 1);

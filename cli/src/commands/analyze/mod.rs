@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::args::{Format, Output};
 use crate::error::{Error, explain};
-use crate::job_file::RecipeTable;
+use crate::preset::Preset;
 use crate::{location, output};
 
 /// Samples that show a teacher's attention where there is data: more hardly change a kernel size.
@@ -89,7 +89,7 @@ struct ProfiledLayer {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     let teacher = location::url(&arguments.teacher, Path::new(""))?;
-    let recipe = RecipeTable::default();
+    let recipe = Preset::default().recipe();
     let options = cost::Options {
         resolutions: arguments.resolution.clone(),
         pixels_per_latent: arguments.pixels_per_latent.map(usize::from),
