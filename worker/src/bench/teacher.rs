@@ -76,7 +76,7 @@ pub fn time(options: &Options, capture: bool) -> Result<Measured, Error> {
         let mut passes = |count| -> Result<(), task::Error> {
             for _ in 0..count {
                 model.pass(&inputs, &mut recorder)?;
-                recorder.end_batch(Vec::new())?;
+                recorder.end_batch(None)?;
             }
             recorder.settle()
         };

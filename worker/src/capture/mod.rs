@@ -6,6 +6,7 @@ mod recorder;
 mod shard_sink;
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use deltaconv_proto::draw::{Draw, Sample};
@@ -24,10 +25,10 @@ use shard_sink::ShardSink;
 /// Samples that go through the teacher at a time: on the processor, where their activations have the same bits in any
 /// batch, and at most on a GPU.
 const BATCH: usize = 8;
-const BATCH_ON_GPU: usize = 16;
+const BATCH_ON_GPU: usize = 64;
 /// Bounds of [`importance`].
-const LEAST: f32 = 0.02;
-const MOST: f32 = 2.0;
+const LEAST: f64 = 0.02;
+const MOST: f64 = 2.0;
 /// Bytes that a batch on a GPU records, at most: up to three batches are on their way to the host.
 const BATCH_BYTES: usize = 1 << 30;
 
@@ -50,12 +51,16 @@ pub(crate) fn run(context: &Context, task: &v1::CaptureTask) -> Result<v1::Done,
         round => Some(context.models.blocks(context, &[v1::Blocks { round, blocks: task.blocks.clone() }])?),
     };
     let mut recorded = 0;
-    let began = std::time::Instant::now();
+    let began = Instant::now();
+    let mut spent = Spent::default();
     let batch_size = batch_size(context, &teacher);
     for batch in by_bucket.iter().flat_map(|numbers| numbers.chunks(batch_size)) {
         context.check_stop()?;
         let batch: Vec<Sample> = batch.iter().map(|i| draw.capture(*i)).collect();
+        let at = Instant::now();
         let inputs = Inputs::new(&teacher, &data, &batch)?;
+        spent.inputs += at.elapsed();
+        let at = Instant::now();
         let predicted = match student.as_ref().and_then(|rounds| rounds.first()) {
             None => inputs.predict(&teacher, &mut recorder)?,
             Some(blocks) => {
@@ -67,21 +72,40 @@ pub(crate) fn run(context: &Context, task: &v1::CaptureTask) -> Result<v1::Done,
             }
         };
         let mut removed = Removed { kept: context.plan.kept.iter().cloned().collect() };
-        recorder.end_batch(importance(&predicted, &inputs.predict(&teacher, &mut removed)?)?)?;
+        let importance = importance(&predicted, &inputs.predict(&teacher, &mut removed)?)?;
+        spent.models += at.elapsed();
+        let at = Instant::now();
+        recorder.end_batch(Some(importance))?;
+        spent.shards += at.elapsed();
         recorded += batch.len();
         context.report(|progress| {
             progress.step = recorded as u64;
             progress.samples_per_second = recorded as f64 / began.elapsed().as_secs_f64();
         });
     }
+    let at = Instant::now();
     let finished = recorder.finish()?.into_iter().map(ShardSink::finish);
     let finished = context.wait(futures::future::try_join_all(finished))?;
+    spent.shards += at.elapsed();
+    let Spent { inputs, models, shards } = spent;
+    tracing::debug!(task = %context.task, samples, ?inputs, ?models, ?shards, "captured");
     let shards = finished.into_iter().map(|(layer, object)| v1::ShardRef { layer, object: Some(object) }).collect();
     Ok(v1::Done {
         busy_seconds: 0.0,
         samples: samples as u64,
         output: Some(v1::done::Output::Capture(v1::CaptureOutput { shards })),
     })
+}
+
+/// Where an attempt's time went.
+#[derive(Default)]
+struct Spent {
+    /// Drawing noise, and putting it to latents and conditions.
+    inputs: Duration,
+    /// Passing through models; on a GPU, having it begin with that.
+    models: Duration,
+    /// Waiting for what was recorded to be on its way to the store, and at the end for all of it to be there.
+    shards: Duration,
 }
 
 /// A shard of each wanted layer, with `samples_of` samples of each bucket.
@@ -119,15 +143,14 @@ fn batch_size(context: &Context, teacher: &Teacher) -> usize {
 }
 
 /// How much each sample counts in training: the part of its predicted noise, [B, ..] each, that goes wrong where the layers'
-/// outputs are missing, ‖ε − ε_removed‖ / ‖ε‖.
+/// outputs are missing, ‖ε − ε_removed‖ / ‖ε‖. [B] f32, where they are.
 ///
 /// What is learned of a layer is judged by the noise that the whole model predicts. At little noise that hangs on attention
 /// ten times as much as at much noise, so errors there count more. Within bounds, so that no sample is lost or is all.
-fn importance(predicted: &Tensor, removed: &Tensor) -> Result<Vec<f32>, Error> {
-    let norms = |x: &Tensor| -> Result<Vec<f32>, Error> { Ok(x.sqr()?.flatten_from(1)?.sum(1)?.sqrt()?.to_vec1()?) };
+fn importance(predicted: &Tensor, removed: &Tensor) -> Result<Tensor, Error> {
+    let norms = |x: &Tensor| x.sqr()?.flatten_from(1)?.sum(1)?.sqrt();
     let (missed, whole) = (norms(&predicted.sub(removed)?)?, norms(predicted)?);
-    let share = |(missed, whole): (f32, f32)| (missed / whole.max(f32::MIN_POSITIVE)).clamp(LEAST, MOST);
-    Ok(missed.into_iter().zip(whole).map(share).collect())
+    Ok(missed.div(&whole.maximum(f64::from(f32::MIN_POSITIVE))?)?.clamp(LEAST, MOST)?)
 }
 
 /// What a model is given for a batch of samples.
@@ -180,6 +203,7 @@ mod tests {
         // Half of it, nothing, all of it and more, and noise that is none.
         let predicted = noise(&[3.0, 4.0, 1.0, 2.0, 1.0, 0.0, 0.0, 0.0]);
         let removed = noise(&[3.0, 1.5, 1.0, 2.0, 9.0, 0.0, 1.0, 0.0]);
-        assert_eq!(importance(&predicted, &removed).unwrap(), [0.5, LEAST, MOST, MOST]);
+        let found: Vec<f32> = importance(&predicted, &removed).unwrap().to_vec1().unwrap();
+        assert_eq!(found, [0.5, LEAST as f32, MOST as f32, MOST as f32]);
     }
 }

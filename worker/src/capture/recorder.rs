@@ -51,8 +51,8 @@ pub(crate) struct Recorder<S> {
 struct Batch {
     /// The layers, in the order in which they came, and whether a gate came with each.
     layers: Vec<(usize, bool)>,
-    /// Of its samples.
-    importance: Vec<f32>,
+    /// How much each of its samples counts, [B] f32, where that is computed.
+    importance: Option<Tensor>,
     /// Their inputs and outputs, or inputs alone, and gates, where they were computed on the processor.
     host: Vec<Vec<f16>>,
     /// The same on their way from a GPU.
@@ -89,12 +89,12 @@ impl<S: Sink> Recorder<S> {
         self.current.push((index, gate.is_some()), &maps)
     }
 
-    /// Says that a batch has gone through the model, and how much each of its samples counts. Waits where too many are still on
-    /// their way.
+    /// Says that a batch has gone through the model, and how much each of its samples counts, [B] f32. Waits where too many are
+    /// still on their way.
     ///
     /// # Errors
     /// What kept a batch before from being taken.
-    pub(crate) fn end_batch(&mut self, importance: Vec<f32>) -> Result<(), Error> {
+    pub(crate) fn end_batch(&mut self, importance: Option<Tensor>) -> Result<(), Error> {
         if self.current.layers.is_empty() {
             return Ok(());
         }
@@ -108,7 +108,7 @@ impl<S: Sink> Recorder<S> {
 
     /// Waits until everything is taken.
     pub(crate) fn settle(&mut self) -> Result<(), Error> {
-        self.end_batch(Vec::new())?;
+        self.end_batch(None)?;
         while self.on_their_way > 0 {
             self.current = self.wait()?;
         }
@@ -165,6 +165,8 @@ impl Batch {
         let downloaded = self.download.as_mut().map(Download::wait).transpose()?.unwrap_or_default();
         #[cfg(not(feature = "cuda"))]
         let downloaded: Vec<&[f16]> = Vec::new();
+        // Read here, where nobody waits for a GPU with the next batch at hand.
+        let importance = self.importance.take().map(|importance| importance.to_vec1()).transpose()?.unwrap_or_default();
         let maps: Vec<&[f16]> = self.host.iter().map(|map| &map[..]).chain(downloaded).collect();
         let mut of_layer: Vec<Vec<Maps<'_>>> = vec![Vec::new(); sinks.len()];
         let mut rest = maps.into_iter();
@@ -172,7 +174,7 @@ impl Batch {
             let Some(input) = rest.next() else { break };
             let output = if contents == Contents::Activations { rest.next() } else { None };
             let gates = if *is_gated { rest.next() } else { None };
-            of_layer[*layer].push(Maps { input, output, gates, importance: &self.importance });
+            of_layer[*layer].push(Maps { input, output, gates, importance: &importance });
         }
         let give = |(sink, calls): (&mut S, Vec<Maps<'_>>)| calls.into_iter().try_for_each(|maps| sink.take(maps));
         sinks.par_iter_mut().zip(of_layer).try_for_each(give)?;
@@ -235,7 +237,7 @@ mod tests {
                 let sample = Tensor::ones((1, 3, 32, 32), candle_core::DType::F32, &Device::Cpu).unwrap();
                 let timestep = Tensor::new(&[*timestep], &Device::Cpu).unwrap();
                 model.forward(&sample, &timestep, &text.clone().into(), &mut recorder)?;
-                recorder.end_batch(vec![0.5])?;
+                recorder.end_batch(Some(Tensor::new(&[0.5_f32], &Device::Cpu)?))?;
             }
             recorder.finish()
         };
