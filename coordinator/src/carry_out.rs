@@ -15,6 +15,7 @@ use crate::assemble;
 use crate::assemble::verify::{self, Expectation};
 use crate::core::Handle as CoreHandle;
 use crate::observe::report::{self, ReportInput, StageFigures};
+use crate::plan;
 use crate::reclaim;
 use crate::schedule::{Command, Now};
 
@@ -63,6 +64,11 @@ async fn verify(core: CoreHandle, task: TaskId, lease: v1::Lease, done: v1::Done
     if let Err(reason) = &result {
         tracing::warn!(%task, attempt = lease.attempt_id, reason = reason.as_deref(), "output not accepted");
     }
+    if let (Ok(()), Some(v1::done::Output::Distill(output))) = (&result, &done.output)
+        && !output.unlearned.is_empty()
+    {
+        tracing::warn!(%task, reason = output.unlearned, "no block was learned; the layer stays attention");
+    }
     let told = core.call(move |state, now, effects| state.verified(&task, &lease, done, result, now, effects));
     // A core that stops has its worker report again to the next one.
     let _ = told.await;
@@ -100,7 +106,10 @@ async fn check(
 async fn assemble(core: CoreHandle, job: JobId) {
     let id = job.clone();
     let inputs = core.call(move |state, _, _| {
-        state.job(&id).map(|job| (job.spec.clone(), job.plan.clone(), state.blocks(&id, job.rounds())))
+        state.job(&id).map(|job| {
+            let plan = plan::keeping(&job.plan, &state.unlearned(job));
+            (job.spec.clone(), plan, state.blocks(&id, job.rounds()))
+        })
     });
     let Ok(Some((spec, plan, blocks))) = inputs.await else { return };
     let blocks: Vec<assemble::LayerBlock> =
@@ -122,10 +131,12 @@ async fn report(core: CoreHandle, job: JobId) {
             let stages: Vec<StageFigures> =
                 job.steps().map(|step| figures(state.stage_status(job, step, now), now)).collect();
             let blocks = state.blocks(&id, job.rounds());
-            (job.spec.clone(), job.plan.clone(), job.output.clone(), blocks, parts, stages)
+            let unlearned = state.unlearned(job);
+            let plan = plan::keeping(&job.plan, &unlearned);
+            (job.spec.clone(), plan, job.output.clone(), blocks, parts, stages, unlearned)
         })
     });
-    let Ok(Some((spec, plan, output, blocks, evaluation, stages))) = inputs.await else { return };
+    let Ok(Some((spec, plan, output, blocks, evaluation, stages, unlearned))) = inputs.await else { return };
     let input = ReportInput {
         spec: &spec,
         plan: &plan,
@@ -133,6 +144,7 @@ async fn report(core: CoreHandle, job: JobId) {
         blocks: &blocks,
         evaluation: &evaluation,
         stages: &stages,
+        unlearned: &unlearned,
     };
     let result = report::write(input).await.map_err(|error| error.to_string());
     match &result {

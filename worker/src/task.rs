@@ -95,15 +95,15 @@ pub(crate) enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// Training left the numbers that mean something.
-    #[error("training of {layer} diverged at step {step}: the loss is {loss}; lower the recipe's learning_rate")]
+    /// Training went wrong again and again.
+    #[error("training of {layer} diverged at step {step} for good: {story}; lower the recipe's learning_rate")]
     Diverged {
         /// The layer.
         layer: String,
         /// The step.
         step: u64,
-        /// Its loss.
-        loss: f64,
+        /// Each time.
+        story: String,
     },
 }
 

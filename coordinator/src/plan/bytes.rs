@@ -9,18 +9,19 @@ use deltaconv_proto::shard::Contents;
 use deltaconv_proto::v1::{Evaluation, JobPlan, JobSpec, LayerPlan, SampleRange, StagePlan};
 use deltaconv_proto::weights::Files;
 
-use super::{Error, capture_ranges, data, is_mixed_in, layers};
+use super::{Error, capture_ranges, data, is_mixed_in, layers, trained_in};
 
 /// Header of a shard or a block.
 const HEADER_BYTES: u64 = 512;
-/// Weights, their moving average, and AdamW's two moments.
-const CHECKPOINT_COPIES: u64 = 4;
+/// Weights, their moving average, AdamW's two moments, and the best block so far.
+const CHECKPOINT_COPIES: u64 = 5;
 /// Models of which pictures are drawn: teacher, student, and the teacher without attention.
 const DRAWN: u64 = 3;
 
 /// Bytes of the shards of all rounds: input and output of every layer and sample, or inputs alone.
 pub(super) fn capture(spec: &JobSpec, layers: &[LayerPlan]) -> u64 {
-    (0..=rounds(spec)).map(|round| shards(spec, layers, round, &capture_ranges(spec))).fold(0, u64::saturating_add)
+    let of_round = |round| shards(spec, trained_in(round, layers), round, &capture_ranges(spec));
+    (0..=rounds(spec)).map(of_round).fold(0, u64::saturating_add)
 }
 
 /// Bytes of one round's shards of these ranges.
@@ -107,16 +108,19 @@ pub(super) fn stages(spec: &JobSpec, plan: &JobPlan, read: &Read<'_>) -> Vec<Sta
     let ranges = capture_ranges(spec);
     let mixed: Vec<SampleRange> = ranges.iter().filter(|range| is_mixed_in(spec, range)).copied().collect();
     let round = |round: u32| {
-        let captured = shards(spec, &plan.layers, round, &ranges);
+        let layers = trained_in(round, &plan.layers);
+        let captured = shards(spec, layers, round, &ranges);
         let (before, mixed) = match round {
             0 => (0, 0),
-            _ => (blocks, shards(spec, &plan.layers, 0, &mixed)),
+            _ => (blocks, shards(spec, layers, 0, &mixed)),
         };
+        let (trained_blocks, captures) = (self::blocks(layers), if layers.is_empty() { 0 } else { plan.capture_tasks });
         // A layer's shards are read once and kept, however often training comes back to a sample.
-        let trained = [captured, mixed, attention(round), before];
+        let started_from = if round == 0 { 0 } else { trained_blocks };
+        let trained = [captured, mixed, attention(round), started_from];
         [
-            stage("capture", plan.capture_tasks, &[captured], &[models, data.bytes, before]),
-            stage("distill", plan.distill_tasks, &[plan.checkpoint_bytes, blocks], &trained),
+            stage("capture", captures, &[captured], &[models, data.bytes, before]),
+            stage("distill", layers.len() as u32, &[checkpoint(layers), trained_blocks], &trained),
         ]
         .map(|stage| StagePlan { round, ..stage })
     };

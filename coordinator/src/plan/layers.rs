@@ -2,7 +2,7 @@
 
 use deltaconv_proto::shard::Contents;
 use deltaconv_proto::teacher::{Layer, Teacher};
-use deltaconv_proto::v1::{LayerPlan, Map, Recipe};
+use deltaconv_proto::v1::{JobPlan, LayerPlan, Map, Recipe, Unlearned};
 use deltaconv_proto::{block, buckets};
 
 use super::spec::invalid;
@@ -19,6 +19,29 @@ pub(super) struct Planned {
     pub(super) layers: Vec<LayerPlan>,
     /// Names of those that stay attention.
     pub(super) kept: Vec<String>,
+}
+
+/// The layers that a round trains, of all that get a block. What goes into the first one comes from nothing that was
+/// replaced, so rounds after the first have nothing to tell its block.
+pub fn trained_in(round: u32, layers: &[LayerPlan]) -> &[LayerPlan] {
+    layers.get(usize::from(round > 0)..).unwrap_or_default()
+}
+
+/// The plan where these layers stay attention, too.
+pub fn keeping(plan: &JobPlan, unlearned: &[Unlearned]) -> JobPlan {
+    let is_unlearned = |layer: &LayerPlan| unlearned.iter().any(|one| one.layer == layer.name);
+    // The kept ones take the places in forward order that the others leave.
+    let mut replaced = plan.layers.iter().peekable();
+    let mut kept_before = plan.kept.iter();
+    let mut kept = Vec::new();
+    for index in 0..plan.layers.len() + plan.kept.len() {
+        match replaced.next_if(|layer| layer.index as usize <= index) {
+            Some(layer) => kept.extend(is_unlearned(layer).then(|| layer.name.clone())),
+            None => kept.extend(kept_before.next().cloned()),
+        }
+    }
+    let layers = plan.layers.iter().filter(|layer| !is_unlearned(layer)).cloned().collect();
+    JobPlan { layers, kept, ..plan.clone() }
 }
 
 /// Plans what becomes of the layers, which are given for each of the job's sizes, at least one, in forward order.
@@ -132,4 +155,30 @@ pub(crate) fn sample_bytes(layer: &LayerPlan, contents: Contents) -> u64 {
     let largest = buckets::maps(layer).into_iter().map(area).max().unwrap_or(0);
     let rows = largest.saturating_mul(contents.maps() as u64).saturating_add(u64::from(layer.weighted));
     rows.saturating_mul(2 * u64::from(layer.channels)).saturating_add(8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_that_were_not_learned_are_kept_in_forward_order() {
+        let layer = |(name, index): (&str, u32)| LayerPlan { name: name.to_owned(), index, ..LayerPlan::default() };
+        let layers: Vec<LayerPlan> = [("a", 0), ("c", 2), ("d", 3), ("f", 5)].map(layer).into();
+        let plan = JobPlan { layers, kept: vec!["b".into(), "e".into()], ..JobPlan::default() };
+        let unlearned = |layers: &[&str]| -> Vec<Unlearned> {
+            layers.iter().map(|layer| Unlearned { layer: (*layer).to_owned(), reason: "it diverged".into() }).collect()
+        };
+        assert_eq!(keeping(&plan, &[]), plan);
+        let found = keeping(&plan, &unlearned(&["d", "a"]));
+        assert_eq!(found.kept, ["a", "b", "d", "e"]);
+        assert_eq!(found.layers.iter().map(|layer| layer.name.as_str()).collect::<Vec<_>>(), ["c", "f"]);
+    }
+
+    #[test]
+    fn the_first_layer_is_trained_in_the_first_round_alone() {
+        let layers = [1, 2].map(|index| LayerPlan { index, ..LayerPlan::default() });
+        assert_eq!([0, 1, 2].map(|round| trained_in(round, &layers).len()), [2, 1, 1]);
+        assert!(trained_in(1, &layers[..1]).is_empty() && trained_in(1, &[]).is_empty());
+    }
 }

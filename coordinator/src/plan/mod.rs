@@ -27,6 +27,7 @@ use deltaconv_proto::v1;
 use prost::Message;
 
 pub use error::Error;
+pub use layers::{keeping, trained_in};
 pub use output::{check_output, claim_output};
 pub use tasks::{capture_ranges, evaluation_parts, is_mixed_in, synthesis_ranges};
 

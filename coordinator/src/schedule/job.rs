@@ -1,5 +1,7 @@
 //! Jobs: how they come, go from stage to stage, and end.
 
+use std::collections::BTreeMap;
+
 use deltaconv_proto::ids::{JobId, TaskId};
 use deltaconv_proto::{keys, v1};
 
@@ -197,10 +199,13 @@ impl Job {
             add(format!("synthesise/{}", keys::range(&range)), Kind::Synthesise { range })?;
         }
         for round in 0..=self.rounds() {
-            for range in plan::capture_ranges(&self.spec) {
+            let trained = plan::trained_in(round, &self.plan.layers);
+            let ranges = if trained.is_empty() { Vec::new() } else { plan::capture_ranges(&self.spec) };
+            for range in ranges {
                 add(format!("r{round}/capture/{}", keys::range(&range)), Kind::Capture { round, range })?;
             }
-            for (layer, planned) in self.plan.layers.iter().enumerate() {
+            let first = self.plan.layers.len() - trained.len();
+            for (layer, planned) in self.plan.layers.iter().enumerate().skip(first) {
                 add(format!("r{round}/distill/{}", planned.name), Kind::Distill { round, layer })?;
             }
         }
@@ -421,17 +426,34 @@ impl State {
         }
     }
 
-    /// The accepted blocks of a round with the layers' plans, in forward order; of the last one, what assembly needs.
+    /// The blocks that stand after a round with the layers' plans, in forward order; after the last one, what assembly needs.
+    /// A layer that the round doesn't train has that of the round before.
     pub fn blocks(&self, id: &JobId, round: u32) -> Vec<(v1::LayerPlan, v1::DistillOutput)> {
         let Some(job) = self.jobs.get(id) else { return Vec::new() };
-        self.tasks_of(job)
-            .filter_map(|task| match task.kind {
-                Kind::Distill { round: of, layer } if of == round => {
-                    Some((job.plan.layers[layer].clone(), task.distilled.clone()?))
-                }
-                _ => None,
-            })
-            .collect()
+        let mut latest: BTreeMap<usize, &v1::DistillOutput> = BTreeMap::new();
+        // Tasks are in the order of rounds.
+        for task in self.tasks_of(job) {
+            if let (Kind::Distill { round: of, layer }, Some(output)) = (&task.kind, &task.distilled)
+                && *of <= round
+                && output.block.is_some()
+            {
+                latest.insert(*layer, output);
+            }
+        }
+        latest.into_iter().map(|(layer, output)| (job.plan.layers[layer].clone(), output.clone())).collect()
+    }
+
+    /// The layers that stay attention though the plan would replace them, each with the reason: no block was learned.
+    pub fn unlearned(&self, job: &Job) -> Vec<v1::Unlearned> {
+        let of_task = |task: &Task| match &task.kind {
+            Kind::Distill { round: 0, layer } => {
+                let reason = task.distilled.as_ref()?.unlearned.clone();
+                let layer = job.plan.layers.get(*layer)?.name.clone();
+                (!reason.is_empty()).then_some(v1::Unlearned { layer, reason })
+            }
+            _ => None,
+        };
+        self.tasks_of(job).filter_map(of_task).collect()
     }
 
     /// The accepted parts of the evaluation, in the order of [`plan::evaluation_parts`].

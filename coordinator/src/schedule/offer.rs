@@ -8,6 +8,7 @@ use deltaconv_proto::v1;
 
 use super::status::fraction;
 use super::{Command, Effects, Job, Kind, Leased, Now, Phase, Stage, State, Step, Task, Worker};
+use crate::plan;
 use crate::store::Write;
 
 /// A worker whose task is done to this part asks for another one soon.
@@ -114,7 +115,7 @@ impl State {
         self.tasks_of(job).filter(|task| Step::of(&task.kind) == step).all(Task::is_committed)
     }
 
-    /// The accepted blocks of the round.
+    /// The blocks that stand after the round.
     fn blocks_of(&self, job: &Job, round: u32) -> Vec<v1::BlockRef> {
         let block = |(layer, output): (v1::LayerPlan, v1::DistillOutput)| v1::BlockRef {
             layer: layer.name,
@@ -175,7 +176,8 @@ impl State {
         let kind = match &task.kind {
             Kind::Synthesise { range } => v1::task_spec::Kind::Synthesise(v1::SynthesiseTask { range: Some(*range) }),
             Kind::Capture { round, range } => {
-                let missing = job.plan.layers.iter().filter(|layer| !task.shards.contains_key(&layer.name));
+                let trained = plan::trained_in(*round, &job.plan.layers);
+                let missing = trained.iter().filter(|layer| !task.shards.contains_key(&layer.name));
                 let layers = missing.map(|layer| layer.name.clone()).collect();
                 let blocks = round.checked_sub(1).map(|before| self.blocks_of(job, before)).unwrap_or_default();
                 v1::task_spec::Kind::Capture(v1::CaptureTask { round: *round, range: Some(*range), layers, blocks })

@@ -1,5 +1,7 @@
 //! The state as operators see it.
 
+use std::collections::BTreeMap;
+
 use deltaconv_proto::ids::JobId;
 use deltaconv_proto::v1;
 
@@ -104,16 +106,24 @@ impl State {
     fn layers(&self, job: &Job) -> Vec<v1::LayerStatus> {
         let began = |round: &u32| job.times(Step { stage: Stage::Capture, round: *round }).started_unix_ms > 0;
         let round = (0..=job.rounds()).rev().find(began).unwrap_or(0);
-        let distill = self.tasks_of(job).filter_map(|task| match task.kind {
-            Kind::Distill { round: of, layer } if of == round => Some((job.plan.layers.get(layer)?, task)),
-            _ => None,
-        });
-        let steps = steps(job, round);
-        let status = |(layer, task): (&v1::LayerPlan, &Task)| {
+        let mut latest: BTreeMap<usize, (u32, &Task)> = BTreeMap::new();
+        for task in self.tasks_of(job) {
+            if let Kind::Distill { round: of, layer } = task.kind
+                && of <= round
+            {
+                latest.insert(layer, (of, task));
+            }
+        }
+        let latest =
+            latest.into_iter().filter_map(|(layer, (round, task))| Some((job.plan.layers.get(layer)?, round, task)));
+        let status = |(layer, round, task): (&v1::LayerPlan, u32, &Task)| {
+            let steps = steps(job, round);
+            let unlearned = task.distilled.as_ref().is_some_and(|output| !output.unlearned.is_empty());
             let progress = task.leased().and_then(|leased| leased.progress.clone()).unwrap_or_default();
             let resumed = task.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
             let known = task.leased().is_some_and(|leased| leased.progress.is_some());
             let (state, step, error) = match &task.phase {
+                Phase::Committed if unlearned => ("kept", steps, f64::NAN),
                 Phase::Committed => ("done", steps, task.distilled.as_ref().map_or(f64::NAN, |d| d.relative_error)),
                 Phase::Leased(_) if known => ("running", progress.step, progress.held_out_error),
                 Phase::Leased(_) => ("running", resumed, f64::NAN),
@@ -133,7 +143,7 @@ impl State {
                 round,
             }
         };
-        distill.map(status).collect()
+        latest.map(status).collect()
     }
 
     fn task_status(&self, job: &Job, task: &Task) -> v1::TaskStatus {

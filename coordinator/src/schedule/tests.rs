@@ -199,7 +199,11 @@ fn done(start: &v1::Start) -> v1::Done {
         }
         v1::task_spec::Kind::Distill(distill) => {
             let block = object(&keys::block(distill.round, &distill.layer.expect("a layer").name, &attempt));
-            v1::done::Output::Distill(v1::DistillOutput { block: Some(block), relative_error: 0.1 })
+            v1::done::Output::Distill(v1::DistillOutput {
+                block: Some(block),
+                relative_error: 0.1,
+                ..v1::DistillOutput::default()
+            })
         }
         v1::task_spec::Kind::Evaluate(_) => {
             let part = object(&keys::evaluation(&id, &attempt));
@@ -257,6 +261,8 @@ fn a_further_round_has_the_blocks_of_the_one_before_and_shards_of_both() {
             let output = done(&start);
             match start.task.clone().and_then(|task| task.kind).expect("a kind") {
                 v1::task_spec::Kind::Capture(task) if task.round == 1 => {
+                    // Nothing that is replaced stands before the first layer.
+                    assert_eq!(task.layers, ["mid"]);
                     let blocks = task.blocks.into_iter().map(|block| (block.layer, block.object.expect("a block")));
                     assert_eq!(blocks.collect::<BTreeMap<_, _>>(), trained);
                     captured += 1;
@@ -287,7 +293,40 @@ fn a_further_round_has_the_blocks_of_the_one_before_and_shards_of_both() {
             reports.push(report(&start.lease, Report::Done(output)));
         }
     }
-    assert_eq!((captured, distilled, compared), (3, 2, 2));
+    assert_eq!((captured, distilled, compared), (3, 1, 2));
+}
+
+#[test]
+fn a_layer_that_was_not_learned_stays_attention_and_the_job_says_so() {
+    let mut c = Coordinator::new();
+    let job = c.submit_spec(with_rounds(spec()));
+    let worker = c.join();
+    let mut reports = Vec::new();
+    let mut of_mid = Vec::new();
+    for _ in 0..40 {
+        let response = c.sync(&worker, std::mem::take(&mut reports));
+        c.carry_out();
+        for start in response.start {
+            let mut output = done(&start);
+            let task = start.task.clone().and_then(|task| task.kind).expect("a kind");
+            if let v1::task_spec::Kind::Distill(task) = task
+                && task.layer.expect("a layer").name == "mid"
+            {
+                of_mid.push((task.round, task.start));
+                let unlearned = v1::DistillOutput { unlearned: "it diverged".into(), ..v1::DistillOutput::default() };
+                output.output = Some(v1::done::Output::Distill(unlearned));
+            }
+            reports.push(report(&start.lease, Report::Done(output)));
+        }
+    }
+    assert_eq!(c.job_state(&job), &JobState::Done);
+    assert_eq!(of_mid, [(0, None), (1, None)]);
+    let blocks = c.state.blocks(&job, 1);
+    assert_eq!(blocks.iter().map(|(layer, _)| layer.name.as_str()).collect::<Vec<_>>(), ["down"]);
+    let found = c.state.unlearned(c.state.job(&job).expect("known"));
+    assert_eq!(found, [v1::Unlearned { layer: "mid".into(), reason: "it diverged".into() }]);
+    let layers = c.state.status(&job, c.now).expect("known").layers;
+    assert_eq!(layers.iter().map(|layer| layer.state.as_str()).collect::<Vec<_>>(), ["done", "kept"]);
 }
 
 #[test]

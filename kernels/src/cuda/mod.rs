@@ -4,6 +4,7 @@ pub mod check;
 mod forward;
 mod fused;
 mod gpu;
+mod kept;
 mod layout;
 mod middle;
 mod pass;

@@ -9,6 +9,7 @@ use cudarc::driver::{CudaEvent, CudaFunction, CudaGraph, CudaSlice, CudaStream, 
 
 use super::forward::Passes;
 use super::gpu::{Address, Gpu, Grid, On, Source, address, failed, launch};
+use super::kept::{self, Kept};
 use super::pass::{Given, Pass};
 use super::product::Type;
 use super::rows::{Piece, Slot};
@@ -108,8 +109,9 @@ pub struct Trainer {
     m: CudaSlice<f32>,
     v: CudaSlice<f32>,
     ema: Option<CudaSlice<f32>>,
-    /// Weights of the average, prepared for a forward pass when first asked for.
-    average: Option<Weights>,
+    /// Weights of the average, prepared for a forward pass when asked for, and after how many steps that was.
+    average: Option<(Weights, u64)>,
+    kept: Option<Kept>,
     gradients: CudaSlice<f32>,
     _norms: CudaSlice<f64>,
     losses: CudaSlice<f64>,
@@ -124,7 +126,7 @@ pub struct Trainer {
     steps: u64,
     /// Steps whose losses lie on the device, which counts them too.
     waiting: usize,
-    read: Vec<f64>,
+    losses_read: Vec<f64>,
 }
 
 /// What steps on batches of one size need for themselves.
@@ -218,6 +220,7 @@ impl Trainer {
             v,
             ema,
             average: None,
+            kept: None,
             gradients,
             _norms: norms,
             losses,
@@ -229,7 +232,7 @@ impl Trainer {
             last: None,
             steps: state.step,
             waiting: 0,
-            read: Vec::new(),
+            losses_read: Vec::new(),
             gpu: gpu.clone(),
             sizes,
             current: 0,
@@ -353,14 +356,14 @@ impl Trainer {
         self.gpu.synchronize()?;
         let mut losses = self.losses()?;
         let loss = losses.pop().unwrap_or(f64::NAN);
-        self.read = losses;
+        self.losses_read = losses;
         Ok((loss, gradients, x_gradient))
     }
 
     /// The mean squared errors of the steps since the last call, without their scale. Waits for the steps.
     pub fn losses(&mut self) -> Result<Vec<f64>> {
         self.read_losses()?;
-        Ok(std::mem::take(&mut self.read))
+        Ok(std::mem::take(&mut self.losses_read))
     }
 
     /// The block's output for `x`, [B, H, W, C] of any batch and map, in x's dtype; with the weights' moving average
@@ -369,14 +372,18 @@ impl Trainer {
         let kind = self.pass().kind;
         let weights = match (&self.ema, average) {
             (Some(ema), true) => {
-                let mut values = Parameters::zeros(self.shape());
-                self.gpu.stream.memcpy_dtoh(ema, values.values_mut()).map_err(failed("reading the average"))?;
-                self.gpu.synchronize()?;
-                match &mut self.average {
-                    Some(average) => average.set(&self.gpu, values.values(), kind)?,
-                    none => *none = Some(Weights::new(&self.gpu, &values, kind)?),
+                let (average, at) = match &mut self.average {
+                    Some(average) => average,
+                    none => none.insert((
+                        Weights::new(&self.gpu, &Parameters::zeros(&self.sizes[0].pass.shape), kind)?,
+                        u64::MAX,
+                    )),
+                };
+                if *at != self.steps {
+                    average.set(&self.gpu, ema, kind)?;
+                    *at = self.steps;
                 }
-                self.average.as_ref().unwrap_or(&self.weights)
+                &*average
             }
             _ => &self.weights,
         };
@@ -391,16 +398,69 @@ impl Trainer {
 
     /// The weights and the optimiser's state. Waits for the steps.
     pub fn download(&mut self) -> Result<(Parameters, State)> {
-        let read = |slice: &CudaSlice<f32>| {
-            let mut values = Parameters::zeros(self.shape());
-            self.gpu.stream.memcpy_dtoh(slice, values.values_mut()).map_err(failed("reading weights"))?;
-            Ok(values)
-        };
-        let weights = read(self.weights.values())?;
-        let ema = self.ema.as_ref().map(read).transpose()?;
-        let state = State { m: read(&self.m)?, v: read(&self.v)?, ema, step: self.steps };
+        let weights = self.read(self.weights.values())?;
+        let ema = self.ema.as_ref().map(|ema| self.read(ema)).transpose()?;
+        let state = State { m: self.read(&self.m)?, v: self.read(&self.v)?, ema, step: self.steps };
         self.gpu.synchronize()?;
         Ok((weights, state))
+    }
+
+    /// The weights' moving average where one is kept, else the weights. Waits for the steps.
+    pub fn block(&self) -> Result<Parameters> {
+        let block = self.read(self.ema.as_ref().unwrap_or_else(|| self.weights.values()))?;
+        self.gpu.synchronize()?;
+        Ok(block)
+    }
+
+    /// Keeps a copy of the weights and the optimiser's state, on the device, in place of the one before.
+    pub fn keep(&mut self) -> Result<()> {
+        let gpu = &self.gpu;
+        let Some(Kept { weights, m, v, ema, steps }) = &mut self.kept else {
+            let ema = self.ema.as_ref().map(|ema| kept::copied(gpu, ema)).transpose()?;
+            let (m, v) = (kept::copied(gpu, &self.m)?, kept::copied(gpu, &self.v)?);
+            let weights = kept::copied(gpu, self.weights.values())?;
+            self.kept = Some(Kept { weights, m, v, ema, steps: self.steps });
+            return Ok(());
+        };
+        for (from, to) in [(self.weights.values(), weights), (&self.m, m), (&self.v, v)] {
+            kept::copy(gpu, from, to)?;
+        }
+        if let (Some(from), Some(to)) = (&self.ema, ema) {
+            kept::copy(gpu, from, to)?;
+        }
+        *steps = self.steps;
+        Ok(())
+    }
+
+    /// Takes the weights and the optimiser's state that were kept last; steps count on. Without any, nothing changes.
+    pub fn go_back(&mut self) -> Result<()> {
+        let (gpu, kind) = (self.gpu.clone(), self.pass().kind);
+        let Some(Kept { weights, m, v, ema, .. }) = &self.kept else { return Ok(()) };
+        self.weights.set(&gpu, weights, kind)?;
+        kept::copy(&gpu, m, &mut self.m)?;
+        kept::copy(&gpu, v, &mut self.v)?;
+        if let (Some(from), Some(to)) = (ema, &mut self.ema) {
+            kept::copy(&gpu, from, to)?;
+        }
+        self.average = None;
+        Ok(())
+    }
+
+    /// The weights and the optimiser's state that were kept last, with the steps that were taken then; those of now, where
+    /// none were. Waits for the steps.
+    pub fn kept(&mut self) -> Result<(Parameters, State)> {
+        let Some(Kept { weights, m, v, ema, steps }) = &self.kept else { return self.download() };
+        let (weights, m, v) = (self.read(weights)?, self.read(m)?, self.read(v)?);
+        let state = State { m, v, ema: ema.as_ref().map(|ema| self.read(ema)).transpose()?, step: *steps };
+        self.gpu.synchronize()?;
+        Ok((weights, state))
+    }
+
+    /// An arena's values, once the main stream has come so far.
+    fn read(&self, arena: &CudaSlice<f32>) -> Result<Parameters> {
+        let mut values = Parameters::zeros(self.shape());
+        self.gpu.stream.memcpy_dtoh(arena, values.values_mut()).map_err(failed("reading weights"))?;
+        Ok(values)
     }
 
     /// Fills all buffers with bytes that read as NaN, so that what a step doesn't write shows.
@@ -558,7 +618,7 @@ impl Trainer {
         let mut all = vec![0.0; SLOTS];
         self.gpu.stream.memcpy_dtoh(&self.losses, &mut all).map_err(failed("reading losses"))?;
         self.gpu.synchronize()?;
-        self.read.extend_from_slice(&all[..self.waiting]);
+        self.losses_read.extend_from_slice(&all[..self.waiting]);
         self.waiting = 0;
         // Nothing runs any more that reads them.
         self.last = None;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use cudarc::driver::CudaSlice;
 
 use super::fused;
-use super::gpu::{Address, Gpu, Grid, On, Source, address, failed, launch};
+use super::gpu::{Address, Gpu, Grid, On, Source, address, launch};
+use super::kept;
 use super::product::Type;
 use crate::error::Result;
 use crate::parameters::Parameters;
@@ -167,8 +168,9 @@ impl Weights {
         &self.values
     }
 
-    pub(super) fn set(&mut self, gpu: &Gpu, values: &[f32], kind: Type) -> Result<()> {
-        gpu.stream.memcpy_htod(values, &mut self.values).map_err(failed("copying weights to the device"))?;
+    /// Takes the values of an arena on the device.
+    pub(super) fn set(&mut self, gpu: &Gpu, values: &CudaSlice<f32>, kind: Type) -> Result<()> {
+        kept::copy(gpu, values, &mut self.values)?;
         self.prepare(gpu, kind)
     }
 }

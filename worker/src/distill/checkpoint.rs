@@ -1,16 +1,19 @@
 //! Checkpoints: all that training needs to go on, to the bit, where another attempt stopped.
 //!
-//! A safetensors object: `weights`, `first_moments`, `second_moments` and, where one is kept, `average` [parameters]
-//! f32; `curve` [points, 3] f64 of step, training and held-out error; `position` [2] f64 of steps taken and the sum of
-//! errors since the curve's last point. The position in the data follows from the step.
+//! A safetensors object: `weights`, `first_moments`, `second_moments`, and where there is one `average` and `best`, the block
+//! with the least held-out error so far, [parameters] f32; `curve` [points, 3] f64 of step, training and held-out error;
+//! `setbacks` [n, 3] f64 of step, error, and the learning rate from there on over the recipe's; `position` [4] f64 of steps
+//! taken, the sum and the number of errors since the curve's last point, and the least error of a stretch. The position in
+//! the data follows from the step.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use deltaconv_kernels::Parameters;
+use deltaconv_kernels::{Parameters, adamw};
 use deltaconv_proto::safetensors::{Dtype, serialize_header};
 use deltaconv_proto::{keys, v1};
 
+use super::health::{Health, Setback, Stretch};
 use super::training::{CurvePoint, Trained, Training};
 use crate::container::Container;
 use crate::task::{Context, Error};
@@ -36,10 +39,11 @@ impl Schedule {
 }
 
 /// Writes a checkpoint and reports it.
-pub(super) fn store(context: &Context, training: &Training) -> Result<(), Error> {
-    let step = training.step();
+pub(super) fn store(context: &Context, training: &mut Training) -> Result<(), Error> {
+    let trained = training.checkpoint()?;
+    let step = trained.optimiser.step;
     let key = keys::checkpoint(&context.task, &context.attempt, step);
-    let object = context.wait(context.objects.put(&key, encode(&training.trained)?))?;
+    let object = context.wait(context.objects.put(&key, encode(&trained)?))?;
     context.report(|progress| progress.checkpoint = Some(v1::Checkpoint { object: Some(object), step }));
     Ok(())
 }
@@ -49,11 +53,11 @@ pub(super) fn store(context: &Context, training: &Training) -> Result<(), Error>
 pub(super) fn resume(context: &Context, checkpoint: &v1::Checkpoint, training: &mut Training) -> Result<(), Error> {
     let object = checkpoint.object.as_ref().ok_or(Error::Incomplete("checkpoint"))?;
     let read = context.wait(context.objects.get_verified(object)).map_err(Error::from);
-    match read.and_then(|bytes| decode(&object.key, &bytes, &training.trained)) {
+    match read.and_then(|bytes| decode(&object.key, &bytes, training.start())) {
         Ok(trained) => {
             tracing::info!(task = %context.task, step = trained.optimiser.step, "resumed from a checkpoint");
             context.report(|progress| progress.checkpoint = Some(checkpoint.clone()));
-            training.trained = trained;
+            training.resume(trained);
         }
         Err(error) => tracing::warn!(task = %context.task, %error, "the checkpoint can't be used; beginning anew"),
     }
@@ -61,25 +65,27 @@ pub(super) fn resume(context: &Context, checkpoint: &v1::Checkpoint, training: &
 }
 
 fn encode(trained: &Trained) -> Result<Vec<u8>, Error> {
-    let state = &trained.optimiser;
-    let curve: Vec<f64> = trained
-        .curve
-        .iter()
-        .flat_map(|point| [point.step as f64, point.training_error, point.held_out_error])
-        .collect();
-    let position = [state.step as f64, trained.error_sum];
+    let (state, health) = (&trained.optimiser, &trained.health);
+    let point = |point: &CurvePoint| [point.step as f64, point.training_error, point.held_out_error];
+    let setback = |setback: &Setback| [setback.step as f64, setback.error, setback.rate];
+    let curve = trained.curve.iter().flat_map(point);
+    let setbacks = health.setbacks.iter().flat_map(setback);
+    let position = [state.step as f64, trained.since.sum, trained.since.steps as f64, health.least];
     let arenas = [
         Some(("weights", &trained.weights)),
         Some(("first_moments", &state.m)),
         Some(("second_moments", &state.v)),
         state.ema.as_ref().map(|ema| ("average", ema)),
+        trained.best.as_ref().map(|best| ("best", best)),
     ];
     let arenas: Vec<(&str, &Parameters)> = arenas.into_iter().flatten().collect();
-    let (parameters, points) = ([trained.weights.values().len()], [trained.curve.len(), 3]);
-    let doubles: [(&str, Dtype, &[usize]); 2] = [("curve", Dtype::F64, &points), ("position", Dtype::F64, &[2])];
+    let parameters = [trained.weights.values().len()];
+    let (points, of_setbacks) = ([trained.curve.len(), 3], [health.setbacks.len(), 3]);
+    let doubles: [(&str, Dtype, &[usize]); 3] =
+        [("curve", Dtype::F64, &points), ("setbacks", Dtype::F64, &of_setbacks), ("position", Dtype::F64, &[4])];
     let floats = arenas.iter().map(|(name, _)| (*name, Dtype::F32, &parameters[..]));
     let mut bytes = serialize_header(doubles.into_iter().chain(floats), &BTreeMap::new())?;
-    bytes.extend(curve.iter().chain(&position).flat_map(|value| value.to_le_bytes()));
+    bytes.extend(curve.chain(setbacks).chain(position).flat_map(f64::to_le_bytes));
     for (_, arena) in arenas {
         bytes.extend(arena.values().iter().flat_map(|value| value.to_le_bytes()));
     }
@@ -95,19 +101,24 @@ fn decode(key: &str, bytes: &[u8], like: &Trained) -> Result<Trained, Error> {
         arena.values_mut().copy_from_slice(&container.f32(name, &parameters)?);
         Ok(arena)
     };
-    let points = container.rows("curve")?;
-    let curve = container.f64("curve", &[points, 3])?;
-    let position = container.f64("position", &[2])?;
-    let mut trained = like.clone();
-    trained.weights = arena("weights")?;
-    trained.optimiser.m = arena("first_moments")?;
-    trained.optimiser.v = arena("second_moments")?;
-    trained.optimiser.ema = like.optimiser.ema.as_ref().map(|_| arena("average")).transpose()?;
-    trained.optimiser.step = position[0] as u64;
-    trained.error_sum = position[1];
+    let rows = |name: &str| container.f64(name, &[container.rows(name)?, 3]);
+    let (curve, setbacks) = (rows("curve")?, rows("setbacks")?);
+    let position = container.f64("position", &[4])?;
     let point = |row: &[f64]| CurvePoint { step: row[0] as u64, training_error: row[1], held_out_error: row[2] };
-    trained.curve = curve.chunks_exact(3).map(point).collect();
-    Ok(trained)
+    let setback = |row: &[f64]| Setback { step: row[0] as u64, error: row[1], rate: row[2] };
+    Ok(Trained {
+        weights: arena("weights")?,
+        optimiser: adamw::State {
+            m: arena("first_moments")?,
+            v: arena("second_moments")?,
+            ema: like.optimiser.ema.as_ref().map(|_| arena("average")).transpose()?,
+            step: position[0] as u64,
+        },
+        best: container.has("best").then(|| arena("best")).transpose()?,
+        curve: curve.chunks_exact(3).map(point).collect(),
+        since: Stretch { sum: position[1], steps: position[2] as u64 },
+        health: Health { least: position[3], setbacks: setbacks.chunks_exact(3).map(setback).collect() },
+    })
 }
 
 #[cfg(test)]
@@ -119,30 +130,39 @@ mod tests {
     #[test]
     fn a_resumed_training_ends_with_the_same_bits() {
         let data = LayerData::made_up(&tests::layer(), 12, 4);
-        let mut whole = tests::training(&data);
-        let mut resumed = tests::training(&data);
-        let mut batches: Box<dyn Iterator<Item = Batch>> = Box::new(data.batches(1, 4, 0));
-        for (step, batch) in data.batches(1, 4, 0).enumerate().take(40) {
-            whole.take_step(&batch, &data).expect("a step");
-            resumed.take_step(&batches.next().expect("a batch"), &data).expect("a step");
-            if step == 16 {
-                let bytes = encode(&resumed.trained).expect("encodes");
-                resumed = tests::training(&data);
-                resumed.trained = decode("checkpoint", &bytes, &resumed.trained).expect("decodes");
-                batches = Box::new(data.batches(1, 4, resumed.step()));
+        // The second one has to go back on its way.
+        for learning_rate in [5e-3, tests::TOO_MUCH] {
+            let started = || tests::with_rate(learning_rate, &data);
+            let (mut whole, mut resumed) = (started(), started());
+            let mut batches: Box<dyn Iterator<Item = Batch>> = Box::new(data.batches(1, 4, 0));
+            for (step, batch) in data.batches(1, 4, 0).enumerate().take(40) {
+                whole.take_step(&batch, &data).expect("a step");
+                resumed.take_step(&batches.next().expect("a batch"), &data).expect("a step");
+                if step == 16 {
+                    // Of the step before: an odd one has not been looked at.
+                    let bytes = encode(&resumed.checkpoint().expect("a checkpoint")).expect("encodes");
+                    resumed = started();
+                    resumed.resume(decode("checkpoint", &bytes, resumed.start()).expect("decodes"));
+                    resumed.place(&data, None).expect("a place");
+                    assert_eq!(resumed.step(), 16);
+                    batches = Box::new(data.batches(1, 4, 16));
+                    resumed.take_step(&batches.next().expect("a batch"), &data).expect("a step");
+                }
             }
+            assert_eq!(whole.block().values(), resumed.block().values());
+            assert_eq!(whole.curve(), resumed.curve());
+            assert_eq!(whole.setbacks(), resumed.setbacks());
+            assert_eq!(whole.setbacks().is_empty(), learning_rate != tests::TOO_MUCH);
         }
-        assert_eq!(whole.block().values(), resumed.block().values());
-        assert_eq!(whole.trained.curve, resumed.trained.curve);
     }
 
     #[test]
     fn a_truncated_checkpoint_is_refused() {
         let data = LayerData::made_up(&tests::layer(), 12, 4);
-        let training = tests::training(&data);
-        let bytes = encode(&training.trained).expect("encodes");
+        let training = tests::with_rate(5e-3, &data);
+        let bytes = encode(training.start()).expect("encodes");
         for end in [0, 7, 100, bytes.len() - 1] {
-            assert!(decode("checkpoint", &bytes[..end], &training.trained).is_err(), "{end} bytes were taken");
+            assert!(decode("checkpoint", &bytes[..end], training.start()).is_err(), "{end} bytes were taken");
         }
     }
 }

@@ -1,11 +1,14 @@
 //! Trains the block of one layer on its recorded activations.
 
 mod checkpoint;
+mod health;
 mod initial;
 #[cfg(feature = "cuda")]
 mod on_gpu;
 mod output;
 mod training;
+
+use std::time::Instant;
 
 use deltaconv_kernels::{BlockShape, Gate};
 use deltaconv_proto::{block, v1};
@@ -28,52 +31,86 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
         progress.held_out_error = f64::NAN;
     });
 
+    if task.round > 0 && task.start.is_none() {
+        let output = unlearned("it has no block from the round before".to_owned());
+        return Ok(v1::Done { output: Some(v1::done::Output::Distill(output)), ..v1::Done::default() });
+    }
+
+    let opened = Instant::now();
     let mut data = LayerData::open(context, (task.round, layer), &task.shards, recipe.samples as usize)?;
     let weights = match &task.start {
-        None if task.round > 0 => return Err(Error::Incomplete("start")),
         None => initial::weights(&shape, seed, layer.index)?,
         Some(block) => context.wait(blocks::read_one(&context.objects, layer, block))?,
     };
+    let opening = opened.elapsed();
+    let placed = Instant::now();
     let mut training = Training::new(weights, layer, recipe, seed, &data, &context.accelerator);
     if let Some(resume) = &task.resume {
         checkpoint::resume(context, resume, &mut training)?;
     }
     let room = training.place(&data, context.cache.device)?;
+    if task.start.is_some() {
+        training.measure_start(&data)?;
+    }
+    let placing = placed.elapsed();
     let mut feed = data.stream(training.order(&data), room);
     let mut checkpoints = checkpoint::Schedule::new(context.checkpoint_interval);
     let first = training.step();
-    let began = std::time::Instant::now();
-    while training.step() < steps {
+    let began = Instant::now();
+    let mut lost = None;
+    let mut first_step = None;
+    while !training.is_over() {
         let Some(batch) = feed.next(&context.supervision)? else { break };
-        training.take_step(&batch, &data)?;
+        match training.take_step(&batch, &data) {
+            Ok(()) => {}
+            Err(error @ Error::Diverged { .. }) => {
+                tracing::warn!(task = %context.task, %error, "training ends with the best block so far");
+                lost = Some(error);
+                break;
+            }
+            Err(error) => return Err(error),
+        }
+        first_step.get_or_insert_with(|| began.elapsed());
         let done = training.step() - first;
         context.report(|progress| {
             progress.step = training.step();
             progress.held_out_error = training.held_out_error();
             progress.samples_per_second = (done * u64::from(recipe.batch)) as f64 / began.elapsed().as_secs_f64();
         });
-        if checkpoints.is_due() && training.step() < steps {
-            training.settle()?;
-            checkpoint::store(context, &training)?;
+        if checkpoints.is_due() && training.goes_well() && !training.is_over() {
+            checkpoint::store(context, &mut training)?;
             checkpoints.stored();
         }
     }
     drop(feed);
+    let (steps, training_took, measuring) = (training.step() - first, began.elapsed(), training.measuring());
+    tracing::debug!(task = %context.task, steps, ?opening, ?placing, ?first_step, ?measuring, ?training_took, "trained");
     if let Some(stop) = context.stopped() {
-        if stop == Stop::Release && training.step() < steps {
-            training.settle()?;
-            checkpoint::store(context, &training)?;
+        if stop == Stop::Release && lost.is_none() && !training.is_over() {
+            checkpoint::store(context, &mut training)?;
         }
         return Err(Error::Stopped(stop));
     }
-    training.settle()?;
+    let samples = steps * u64::from(recipe.batch);
     let relative_error = training.held_out_error();
-    let block = output::write(context, task.round, layer, &training)?;
-    Ok(v1::Done {
-        busy_seconds: 0.0,
-        samples: (training.step() - first) * u64::from(recipe.batch),
-        output: Some(v1::done::Output::Distill(v1::DistillOutput { block: Some(block), relative_error })),
-    })
+    // A block that misses as much as there is does no better than zeros.
+    let output = match relative_error < 1.0 {
+        true => v1::DistillOutput {
+            block: Some(output::write(context, task.round, layer, &training)?),
+            relative_error,
+            unlearned: String::new(),
+        },
+        false => unlearned(lost.map_or_else(
+            || format!("after {} steps the block misses {relative_error:.3} of its output's energy", training.step()),
+            |error| error.to_string(),
+        )),
+    };
+    Ok(v1::Done { busy_seconds: 0.0, samples, output: Some(v1::done::Output::Distill(output)) })
+}
+
+/// What is reported of a layer whose block can't take the place of its attention.
+fn unlearned(story: String) -> v1::DistillOutput {
+    v1::DistillOutput { block: None, relative_error: 1.0, unlearned: story }
 }
 
 /// The block that the plan has for a layer. Fails if the plan and the kernels disagree about its tensors.

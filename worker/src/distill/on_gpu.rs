@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use deltaconv_kernels::cuda::{self, DeviceMemory, Precision, Trainer};
 use deltaconv_kernels::{AdamW, Parameters, adamw};
 use half::f16;
@@ -13,13 +13,16 @@ use crate::task::Error;
 
 /// Of the device's free memory, the share that a layer's samples may take.
 const RESIDENT_SHARE: f64 = 0.6;
+/// And its held-out ones.
+const HELD_OUT_SHARE: f64 = 0.1;
+/// Numbers in a batch of held-out samples, at most, of which a few copies in f32 are made.
+const MEASURED: usize = 1 << 24;
 
 /// A block in training on a GPU, in bf16 with f32 weights. Batches are of one bucket each.
 #[derive(Debug)]
 pub(super) struct OnGpu {
     cuda: Arc<Cuda>,
     trainer: Trainer,
-    channels: usize,
 }
 
 impl OnGpu {
@@ -42,7 +45,7 @@ impl OnGpu {
         sizes.dedup();
         let trainer = Trainer::new(&cuda.gpu, weights, optimiser, state, &sizes, Precision::Bf16);
         let trainer = trainer.inspect_err(|error| cuda.note(error))?;
-        Ok(Self { cuda: cuda.clone(), trainer, channels: data.channels() })
+        Ok(Self { cuda: cuda.clone(), trainer })
     }
 
     /// Bytes of the device's memory that samples may take, if no limit is set.
@@ -87,24 +90,88 @@ impl OnGpu {
         Ok(self.trainer.losses().inspect_err(|error| self.cuda.note(error))?)
     }
 
-    /// The sum of squares by which the averaged block misses a batch, which lies in the host's memory, each difference times
-    /// its weight.
-    pub(super) fn squares(&mut self, batch: &Batch) -> Result<f64, Error> {
-        let [samples, height, width] = batch.size;
-        let dims = (samples, height, width, self.channels);
-        let joined = |pieces: &[Piece]| -> Vec<f16> {
-            pieces.iter().filter_map(Piece::numbers).flat_map(|numbers| numbers.iter().copied()).collect()
-        };
-        let input = Tensor::from_vec(joined(&batch.input), dims, &self.cuda.device)?;
+    /// The sum of squares by which the block misses a batch, each difference times its weight.
+    pub(super) fn squares(&mut self, batch: &HeldOut) -> Result<f64, Error> {
+        let HeldOut { input, output, weights } = batch.on(&self.cuda.device)?;
         let predicted = self.trainer.forward(&input, true).inspect_err(|error| self.cuda.note(error))?;
-        let predicted = predicted.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let output: Vec<f32> = joined(&batch.output).into_iter().map(f16::to_f32).collect();
-        let weights: Vec<f32> = joined(&batch.weights).into_iter().map(f16::to_f32).collect();
-        Ok(super::training::squares(&predicted, &output, &weights, (height * width, self.channels)))
+        let mut missed = predicted.to_dtype(DType::F32)?.sub(&output.to_dtype(DType::F32)?)?;
+        if let Some(weights) = weights {
+            missed = missed.broadcast_mul(&weights.to_dtype(DType::F32)?)?;
+        }
+        // By sample, and those on the host: no sum of f32 gets long.
+        let squares: Vec<f32> = missed.sqr()?.sum((1, 3))?.sum(1)?.to_vec1()?;
+        Ok(squares.into_iter().map(f64::from).sum())
     }
 
-    /// The weights and the optimiser's state.
-    pub(super) fn download(&mut self) -> Result<(Parameters, adamw::State), Error> {
-        Ok(self.trainer.download().inspect_err(|error| self.cuda.note(error))?)
+    /// What becomes the block.
+    pub(super) fn block(&self) -> Result<Parameters, Error> {
+        Ok(self.trainer.block().inspect_err(|error| self.cuda.note(error))?)
+    }
+
+    /// Keeps the state as it is.
+    pub(super) fn keep(&mut self) -> Result<(), Error> {
+        Ok(self.trainer.keep().inspect_err(|error| self.cuda.note(error))?)
+    }
+
+    /// Takes up the state that was kept.
+    pub(super) fn go_back(&mut self) -> Result<(), Error> {
+        Ok(self.trainer.go_back().inspect_err(|error| self.cuda.note(error))?)
+    }
+
+    /// The weights and the optimiser's state that were kept.
+    pub(super) fn kept(&mut self) -> Result<(Parameters, adamw::State), Error> {
+        Ok(self.trainer.kept().inspect_err(|error| self.cuda.note(error))?)
+    }
+}
+
+/// Some held-out samples of one bucket, f16.
+#[derive(Clone, Debug)]
+pub(super) struct HeldOut {
+    /// [B, H, W, C].
+    input: Tensor,
+    /// As the input.
+    output: Tensor,
+    /// [B, 1, 1, C], where samples have them.
+    weights: Option<Tensor>,
+}
+
+impl HeldOut {
+    /// Of a batch that lies in the host's memory.
+    fn new(batch: &Batch, channels: usize) -> Result<Self, Error> {
+        let [samples, height, width] = batch.size;
+        let joined = |pieces: &[Piece]| -> Vec<f16> {
+            let mut all = Vec::with_capacity(pieces.iter().map(|piece| piece.at.len()).sum());
+            pieces.iter().filter_map(Piece::numbers).for_each(|numbers| all.extend_from_slice(&numbers));
+            all
+        };
+        let dims = (samples, height, width, channels);
+        let map = |pieces: &[Piece]| Tensor::from_vec(joined(pieces), dims, &Device::Cpu);
+        let weights = joined(&batch.weights);
+        let weights = (!weights.is_empty()).then(|| Tensor::from_vec(weights, (samples, 1, 1, channels), &Device::Cpu));
+        Ok(Self { input: map(&batch.input)?, output: map(&batch.output)?, weights: weights.transpose()? })
+    }
+
+    fn on(&self, device: &Device) -> Result<Self, Error> {
+        let Self { input, output, weights } = self;
+        let weights = weights.as_ref().map(|weights| weights.to_device(device)).transpose()?;
+        Ok(Self { input: input.to_device(device)?, output: output.to_device(device)?, weights })
+    }
+
+    /// All of a layer's, in batches: on the device where they take little of its memory, else in the host's.
+    pub(super) fn of(data: &LayerData, cuda: &Cuda) -> Result<Vec<Self>, Error> {
+        let by_bucket = data.by_bucket(data.held_out());
+        let most = |samples: &[usize]| {
+            let numbers: usize = data.size(&samples[..1]).iter().product::<usize>() * data.channels();
+            (MEASURED / numbers.max(1)).max(1)
+        };
+        let batches =
+            by_bucket.iter().filter(|samples| !samples.is_empty()).flat_map(|samples| samples.chunks(most(samples)));
+        let on_host = batches.map(|samples| Self::new(&data.batch(samples)?, data.channels()));
+        let (free, _) = cuda.gpu.memory()?;
+        let bytes = 2 * data.numbers(data.held_out()) * size_of::<f16>();
+        match bytes as f64 <= HELD_OUT_SHARE * free as f64 {
+            true => on_host.map(|batch| batch?.on(&cuda.device)).collect(),
+            false => on_host.collect(),
+        }
     }
 }

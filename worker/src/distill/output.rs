@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use deltaconv_proto::safetensors::{Dtype, serialize_header};
 use deltaconv_proto::{keys, v1};
 
-use super::training::Training;
+use super::health::Setback;
+use super::training::{CurvePoint, Training};
 use crate::task::{Context, Error};
 
-/// Writes the block with its published tensor names, and with its held-out error and its curve as metadata. The same
+/// Writes the block with its published tensor names, and with its held-out error, its curve and its setbacks as metadata. The same
 /// training gives the same bytes.
 pub(super) fn write(
     context: &Context,
@@ -16,15 +17,16 @@ pub(super) fn write(
     layer: &v1::LayerPlan,
     training: &Training,
 ) -> Result<v1::ObjectRef, Error> {
-    let curve: Vec<String> = training
-        .trained
-        .curve
-        .iter()
-        .map(|point| format!("[{},{:e},{:e}]", point.step, point.training_error, point.held_out_error))
-        .collect();
+    let point = |point: &CurvePoint| format!("[{},{:e},{:e}]", point.step, point.training_error, point.held_out_error);
+    let setback = |setback: &Setback| {
+        let error = if setback.error.is_finite() { format!("{:e}", setback.error) } else { "null".to_owned() };
+        format!("[{},{error},{:e}]", setback.step, setback.rate)
+    };
+    let list = |items: Vec<String>| format!("[{}]", items.join(","));
     let metadata = BTreeMap::from([
         ("relative_error".to_owned(), format!("{:e}", training.held_out_error())),
-        ("curve".to_owned(), format!("[{}]", curve.join(","))),
+        ("curve".to_owned(), list(training.curve().iter().map(point).collect())),
+        ("setbacks".to_owned(), list(training.setbacks().iter().map(setback).collect())),
     ]);
     let block = training.block();
     let tensors: Vec<_> = block.iter().collect();

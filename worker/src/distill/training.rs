@@ -2,6 +2,7 @@
 
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use deltaconv_kernels::cpu::{self, Target, Workspace};
 use deltaconv_kernels::{AdamW, BlockShape, Parameters, adamw};
@@ -9,8 +10,9 @@ use deltaconv_proto::draw::Batches;
 use deltaconv_proto::v1::{LayerPlan, Recipe};
 use rayon::prelude::*;
 
+use super::health::{Health, Seen, Setback, Stretch};
 #[cfg(feature = "cuda")]
-use super::on_gpu::OnGpu;
+use super::on_gpu::{HeldOut, OnGpu};
 use crate::accelerator::Accelerator;
 #[cfg(feature = "cuda")]
 use crate::accelerator::Cuda;
@@ -19,6 +21,10 @@ use crate::task::Error;
 
 /// Points of a curve, the held-out error measured at each.
 const CURVE_POINTS: u64 = 20;
+/// A training ends early when its held-out error has not fallen for so many points.
+const STALE_POINTS: usize = 6;
+/// Steps after which it is looked, at the latest, whether a training still goes well.
+const STRETCH: u64 = 50;
 /// The learning rate falls to this share of its peak.
 const FINAL_RATE: f64 = 0.01;
 /// The prototype's; 0.999 remembers too long for runs of some hundred steps.
@@ -28,7 +34,7 @@ const BETA2: f64 = 0.99;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct CurvePoint {
     pub(super) step: u64,
-    /// Mean over the steps since the last point.
+    /// Mean over the steps since the last point, without those that were taken back; the held-out error where there are none.
     pub(super) training_error: f64,
     pub(super) held_out_error: f64,
 }
@@ -39,8 +45,24 @@ pub(super) struct Trained {
     pub(super) weights: Parameters,
     pub(super) optimiser: adamw::State,
     pub(super) curve: Vec<CurvePoint>,
-    /// Sum of the training errors since the last point of the curve.
-    pub(super) error_sum: f64,
+    /// Of the steps since the last point of the curve.
+    pub(super) since: Stretch,
+    pub(super) health: Health,
+    /// The block at the best point of the curve.
+    pub(super) best: Option<Parameters>,
+}
+
+impl Trained {
+    /// What becomes the block if training ends here: the weights' moving average, where one is kept.
+    fn block(&self) -> &Parameters {
+        self.optimiser.ema.as_ref().unwrap_or(&self.weights)
+    }
+
+    /// The point at which the held-out error was least.
+    fn best_point(&self) -> Option<(usize, &CurvePoint)> {
+        let finite = self.curve.iter().enumerate().filter(|(_, point)| point.held_out_error.is_finite());
+        finite.min_by(|(_, a), (_, b)| a.held_out_error.total_cmp(&b.held_out_error))
+    }
 }
 
 /// A block in training.
@@ -50,7 +72,14 @@ pub(super) struct Training {
     seed: u64,
     shape: BlockShape,
     optimiser: AdamW,
-    pub(super) trained: Trained,
+    /// As it was last found to go well, but for its weights and the optimiser's state on the processor: those go on.
+    trained: Trained,
+    /// On the processor: the weights and the optimiser's state when training was last found to go well.
+    kept: Option<(Parameters, adamw::State)>,
+    /// Errors of the steps since then.
+    errors: Vec<f64>,
+    /// Spent on held-out errors.
+    measuring: Duration,
     /// Mean square of the layer's output, which errors are taken relative to.
     energy: f64,
     gradients: Parameters,
@@ -58,9 +87,9 @@ pub(super) struct Training {
     batch: Rows,
     #[cfg(feature = "cuda")]
     cuda: Option<Arc<Cuda>>,
-    /// The state that `trained` is a copy of, from the first step on a GPU.
+    /// The state that `trained` is a copy of, from the first step on a GPU, and the held-out samples.
     #[cfg(feature = "cuda")]
-    on_gpu: Option<OnGpu>,
+    on_gpu: Option<(OnGpu, Vec<HeldOut>)>,
 }
 
 impl Training {
@@ -87,7 +116,9 @@ impl Training {
             optimiser: adamw::State::new(&weights, recipe.ema_decay > 0.0),
             weights,
             curve: Vec::new(),
-            error_sum: 0.0,
+            since: Stretch::default(),
+            health: Health::default(),
+            best: None,
         };
         Self {
             layer: layer.name.clone(),
@@ -97,6 +128,9 @@ impl Training {
             shape,
             optimiser,
             trained,
+            kept: None,
+            errors: Vec::new(),
+            measuring: Duration::ZERO,
             energy: data.output_energy(),
             workspace: Workspace::default(),
             batch: Rows::default(),
@@ -110,37 +144,69 @@ impl Training {
         }
     }
 
+    /// What it is before the first step, or was when it was resumed.
+    pub(super) fn start(&self) -> &Trained {
+        &self.trained
+    }
+
+    /// Goes on from a checkpoint, before the first step.
+    pub(super) fn resume(&mut self, trained: Trained) {
+        self.trained = trained;
+    }
+
     /// Steps taken.
     pub(super) fn step(&self) -> u64 {
         #[cfg(feature = "cuda")]
-        if let Some(on_gpu) = &self.on_gpu {
+        if let Some((on_gpu, _)) = &self.on_gpu {
             return on_gpu.steps();
         }
         self.trained.optimiser.step
     }
 
-    /// The last one measured; NaN before the first.
+    /// Whether no step is to come: all are taken, or the held-out error has not fallen for long.
+    pub(super) fn is_over(&self) -> bool {
+        let best = self.trained.best_point().map_or(0, |(index, _)| index);
+        let is_stale = self.trained.curve.len() > best + STALE_POINTS;
+        is_stale || self.step() >= u64::from(self.recipe.steps)
+    }
+
+    /// Of the block that training would end with; NaN before the first measurement.
     pub(super) fn held_out_error(&self) -> f64 {
-        self.trained.curve.last().map_or(f64::NAN, |point| point.held_out_error)
+        self.trained.best_point().map_or(f64::NAN, |(_, point)| point.held_out_error)
     }
 
-    /// The weights that become the block: their moving average, where one is kept.
+    /// What becomes the block: what had the least held-out error.
     pub(super) fn block(&self) -> &Parameters {
-        self.trained.optimiser.ema.as_ref().unwrap_or(&self.trained.weights)
+        self.trained.best.as_ref().unwrap_or_else(|| self.trained.block())
     }
 
-    /// Linear warm-up, then a half cosine, unless the recipe keeps the rate.
+    pub(super) fn curve(&self) -> &[CurvePoint] {
+        &self.trained.curve
+    }
+
+    /// Time that was spent on held-out errors.
+    pub(super) fn measuring(&self) -> Duration {
+        self.measuring
+    }
+
+    /// How often training had to go back, and why.
+    pub(super) fn setbacks(&self) -> &[Setback] {
+        &self.trained.health.setbacks
+    }
+
+    /// Linear warm-up, then a half cosine, unless the recipe keeps the rate; lower after each setback.
     fn learning_rate(&self, step: u64) -> f64 {
+        let peak = self.recipe.learning_rate * self.trained.health.rate();
         let (step, warmup) = (step as f64, f64::from(self.recipe.warmup_steps));
         if step < warmup {
-            return self.recipe.learning_rate * (step + 1.0) / warmup;
+            return peak * (step + 1.0) / warmup;
         }
         if self.recipe.schedule.as_deref() == Some(Recipe::CONSTANT) {
-            return self.recipe.learning_rate;
+            return peak;
         }
         let fraction = (step - warmup) / (f64::from(self.recipe.steps) - warmup).max(1.0);
         let cosine = 0.5 * (1.0 + (std::f64::consts::PI * fraction).cos());
-        self.recipe.learning_rate * (FINAL_RATE + (1.0 - FINAL_RATE) * cosine)
+        peak * (FINAL_RATE + (1.0 - FINAL_RATE) * cosine)
     }
 
     /// The batches that are to come, in order.
@@ -153,25 +219,33 @@ impl Training {
         #[cfg(feature = "cuda")]
         if let Some(cuda) = &self.cuda {
             let Trained { weights, optimiser, .. } = &self.trained;
-            let on_gpu = OnGpu::new(cuda, weights, optimiser, self.optimiser, data, self.recipe.batch as usize)?;
+            let mut on_gpu = OnGpu::new(cuda, weights, optimiser, self.optimiser, data, self.recipe.batch as usize)?;
+            on_gpu.keep()?;
+            let held_out = HeldOut::of(data, cuda)?;
             let room = on_gpu.room(limit)?;
-            self.on_gpu = Some(on_gpu);
+            self.on_gpu = Some((on_gpu, held_out));
             return Ok(room);
         }
         let _ = (data, limit);
+        self.keep()?;
         Ok(0)
     }
 
+    /// Measures the weights that training starts from, where a block was trained before: it may end no worse.
+    pub(super) fn measure_start(&mut self, data: &LayerData) -> Result<(), Error> {
+        if self.trained.curve.is_empty() { self.draw_curve(data) } else { Ok(()) }
+    }
+
     /// Takes one step on the batch that is its turn.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] where training went wrong once too often.
     pub(super) fn take_step(&mut self, batch: &Batch, data: &LayerData) -> Result<(), Error> {
-        let (step, rate) = (self.step(), self.learning_rate(self.step()));
+        let (scale, rate) = (1.0 / self.energy, self.learning_rate(self.step()));
         #[cfg(feature = "cuda")]
-        if let Some(on_gpu) = &mut self.on_gpu {
-            on_gpu.step(batch, 1.0 / self.energy, rate)?;
-            if self.is_curve_point() {
-                self.settle()?;
-            }
-            return self.draw_curve(data);
+        if let Some((on_gpu, _)) = &mut self.on_gpu {
+            on_gpu.step(batch, scale, rate)?;
+            return self.look(data);
         }
         batch.to_f32(&mut self.batch);
         let loss = cpu::loss_and_gradient(
@@ -180,35 +254,95 @@ impl Training {
             &self.batch.input,
             Target { output: &self.batch.output, gates: self.batch.weights() },
             batch.size,
-            1.0 / self.energy,
+            scale,
             &mut self.gradients,
             None,
             &mut self.workspace,
         )?;
-        if !loss.is_finite() {
-            return Err(Error::Diverged { layer: self.layer.clone(), step, loss });
-        }
-        self.trained.error_sum += loss / self.energy;
+        self.errors.push(loss / self.energy);
         let Trained { weights, optimiser, .. } = &mut self.trained;
         self.optimiser.step(rate, weights, &self.gradients, optimiser)?;
-        self.draw_curve(data)
+        self.look(data)
     }
 
-    /// Brings `trained` up to date where it is a copy.
-    pub(super) fn settle(&mut self) -> Result<(), Error> {
-        #[cfg(feature = "cuda")]
-        if let Some(on_gpu) = &mut self.on_gpu {
-            let (losses, (weights, optimiser)) = (on_gpu.losses()?, on_gpu.download()?);
-            let first = optimiser.step - losses.len() as u64;
-            for (step, loss) in (first..).zip(losses) {
-                if !loss.is_finite() {
-                    return Err(Error::Diverged { layer: self.layer.clone(), step, loss });
-                }
-                self.trained.error_sum += loss / self.energy;
-            }
-            (self.trained.weights, self.trained.optimiser) = (weights, optimiser);
+    /// At the end of a stretch of steps, sees how they went: keeps what they reached, or goes back to where they began.
+    fn look(&mut self, data: &LayerData) -> Result<(), Error> {
+        if !self.is_look() {
+            return Ok(());
         }
+        #[cfg(feature = "cuda")]
+        if let Some((on_gpu, _)) = &mut self.on_gpu {
+            self.errors.extend(on_gpu.losses()?.into_iter().map(|loss| loss / self.energy));
+        }
+        let errors = std::mem::take(&mut self.errors);
+        let step = self.step();
+        match self.trained.health.see(step, &errors) {
+            Seen::Well(stretch) => {
+                self.trained.since.add(stretch);
+                self.keep()?;
+            }
+            Seen::Setback(setback) => {
+                let Setback { step, error, rate } = setback;
+                tracing::warn!(
+                    layer = self.layer,
+                    step,
+                    error,
+                    rate,
+                    "training diverged; going back, with a lower rate"
+                );
+                self.go_back()?;
+            }
+            Seen::Lost => {
+                let (layer, story) = (self.layer.clone(), self.trained.health.story());
+                return Err(Error::Diverged { layer, step, story });
+            }
+        }
+        if self.is_curve_point() { self.draw_curve(data) } else { Ok(()) }
+    }
+
+    /// Whether it was found to go well after the last step.
+    pub(super) fn goes_well(&self) -> bool {
+        self.is_look()
+    }
+
+    fn is_look(&self) -> bool {
+        self.step().is_multiple_of(STRETCH) || self.is_curve_point()
+    }
+
+    fn keep(&mut self) -> Result<(), Error> {
+        #[cfg(feature = "cuda")]
+        if let Some((on_gpu, _)) = &mut self.on_gpu {
+            return on_gpu.keep();
+        }
+        let Trained { weights, optimiser, .. } = &self.trained;
+        self.kept = Some((weights.clone(), optimiser.clone()));
         Ok(())
+    }
+
+    /// Takes up what was kept. Steps count on, so that the batches do, and a resumed training does the same.
+    fn go_back(&mut self) -> Result<(), Error> {
+        #[cfg(feature = "cuda")]
+        if let Some((on_gpu, _)) = &mut self.on_gpu {
+            on_gpu.go_back()?;
+            // What is kept has the steps of now.
+            return on_gpu.keep();
+        }
+        if let Some((weights, optimiser)) = self.kept.clone() {
+            let step = self.trained.optimiser.step;
+            (self.trained.weights, self.trained.optimiser) = (weights, adamw::State { step, ..optimiser });
+        }
+        self.keep()
+    }
+
+    /// What training can go on from: as it was when it was last found to go well.
+    pub(super) fn checkpoint(&mut self) -> Result<Trained, Error> {
+        #[cfg(feature = "cuda")]
+        if let Some((on_gpu, _)) = &mut self.on_gpu {
+            (self.trained.weights, self.trained.optimiser) = on_gpu.kept()?;
+            return Ok(self.trained.clone());
+        }
+        let (weights, optimiser) = self.kept.clone().ok_or(Error::Incomplete("state"))?;
+        Ok(Trained { weights, optimiser, ..self.trained.clone() })
     }
 
     fn is_curve_point(&self) -> bool {
@@ -217,46 +351,54 @@ impl Training {
     }
 
     fn draw_curve(&mut self, data: &LayerData) -> Result<(), Error> {
-        if !self.is_curve_point() {
-            return Ok(());
-        }
         let step = self.step();
-        let last = self.trained.curve.last().map_or(0, |point| point.step);
-        let training_error = self.trained.error_sum / (step - last).max(1) as f64;
+        let began = Instant::now();
         let held_out_error = self.measure(data)?;
-        self.trained.error_sum = 0.0;
+        self.measuring += began.elapsed();
+        let training_error = std::mem::take(&mut self.trained.since).mean().unwrap_or(held_out_error);
+        let least = self.held_out_error();
         self.trained.curve.push(CurvePoint { step, training_error, held_out_error });
+        if least.is_nan() || held_out_error < least {
+            #[cfg(feature = "cuda")]
+            if let Some((on_gpu, _)) = &self.on_gpu {
+                self.trained.best = Some(on_gpu.block()?);
+                return Ok(());
+            }
+            self.trained.best = Some(self.trained.block().clone());
+        }
         Ok(())
     }
 
     /// The block's squared error on the held-out samples, over their mean square: every number counts alike, whatever its
     /// bucket.
     fn measure(&mut self, data: &LayerData) -> Result<f64, Error> {
+        let numbers = data.numbers(data.held_out()) as f64;
         let mut squares = 0.0;
+        #[cfg(feature = "cuda")]
+        if let Some((on_gpu, held_out)) = &mut self.on_gpu {
+            for batch in held_out {
+                squares += on_gpu.squares(batch)?;
+            }
+            return Ok(squares / numbers / self.energy);
+        }
         let mut predicted = Vec::new();
         let held_out = data.by_bucket(data.held_out());
         for rows in held_out.iter().flat_map(|samples| samples.chunks(self.recipe.batch as usize)) {
             let batch = data.batch(rows)?;
-            #[cfg(feature = "cuda")]
-            if let Some(on_gpu) = &mut self.on_gpu {
-                squares += on_gpu.squares(&batch)?;
-                continue;
-            }
             batch.to_f32(&mut self.batch);
             predicted.resize(self.batch.input.len(), 0.0);
-            let block = self.trained.optimiser.ema.as_ref().unwrap_or(&self.trained.weights);
+            let block = self.trained.block();
             cpu::forward(&self.shape, block, &self.batch.input, batch.size, &mut predicted, &mut self.workspace)?;
             let [_, height, width] = batch.size;
             let map = (height * width, self.shape.channels());
             squares += self::squares(&predicted, &self.batch.output, &self.batch.weights, map);
         }
-        let numbers = data.numbers(data.held_out());
-        Ok(squares / numbers as f64 / self.energy)
+        Ok(squares / numbers / self.energy)
     }
 }
 
 /// The sum of the squared differences between maps of `pixels` pixels, each times its weight [n, channels] where there are any.
-pub(super) fn squares(y: &[f32], target: &[f32], weights: &[f32], (pixels, channels): (usize, usize)) -> f64 {
+fn squares(y: &[f32], target: &[f32], weights: &[f32], (pixels, channels): (usize, usize)) -> f64 {
     let sample = pixels * channels;
     let of_sample = |(index, (y, target)): (usize, (&[f32], &[f32]))| -> f64 {
         let weights = weights.get(index * channels..(index + 1) * channels);
@@ -312,14 +454,75 @@ pub(super) mod tests {
         }
     }
 
-    pub(in crate::distill) fn training(data: &LayerData) -> Training {
-        started(&layer(), &recipe(), data)
+    /// A learning rate that a training goes back for once or more, and then learns with what is left of it.
+    pub(in crate::distill) const TOO_MUCH: f64 = 0.8;
+
+    pub(in crate::distill) fn with_rate(learning_rate: f64, data: &LayerData) -> Training {
+        started(&layer(), &Recipe { learning_rate, ..recipe() }, data)
     }
 
     fn started(layer: &LayerPlan, recipe: &Recipe, data: &LayerData) -> Training {
         let shape = crate::distill::block_shape(layer).expect("a block");
         let weights = crate::distill::initial::weights(&shape, 1, layer.index).expect("weights");
-        Training::new(weights, layer, recipe, 1, data, &Accelerator::None)
+        let mut training = Training::new(weights, layer, recipe, 1, data, &Accelerator::None);
+        training.place(data, None).expect("a place");
+        training
+    }
+
+    #[test]
+    fn a_training_that_diverges_goes_back_and_goes_on_with_a_lower_rate() {
+        let data = LayerData::made_up(&layer(), 96, 8);
+        let recipe = Recipe { steps: 400, batch: 16, learning_rate: TOO_MUCH, ..recipe() };
+        let mut training = started(&layer(), &recipe, &data);
+        for batch in data.batches(1, 16, 0).take(400) {
+            training.take_step(&batch, &data).expect("a step");
+        }
+        let (setbacks, last) = (training.setbacks().len(), training.held_out_error());
+        assert!((1..=3).contains(&setbacks) && last < 1.0, "{setbacks} setbacks, {last} is left");
+    }
+
+    #[test]
+    fn a_training_that_diverges_again_and_again_ends_with_its_story() {
+        let data = LayerData::made_up(&layer(), 96, 8);
+        let recipe = Recipe { steps: 400, batch: 16, learning_rate: 1e30, ..recipe() };
+        let mut training = started(&layer(), &recipe, &data);
+        let error = data.batches(1, 16, 0).take(400).find_map(|batch| training.take_step(&batch, &data).err());
+        let Some(Error::Diverged { step, story, .. }) = error else { panic!("{error:?}") };
+        assert!(step <= 200, "noticed at step {step}");
+        assert_eq!(story.matches("of the learning rate").count(), 4, "{story}");
+    }
+
+    #[test]
+    fn a_training_that_gets_no_better_ends() {
+        let data = LayerData::made_up(&layer(), 5, 8);
+        let recipe = Recipe { steps: 4000, learning_rate: 0.0, ..recipe() };
+        let mut training = started(&layer(), &recipe, &data);
+        let mut batches = data.batches(1, 4, 0);
+        while !training.is_over() {
+            training.take_step(&batches.next().expect("a batch"), &data).expect("a step");
+        }
+        assert_eq!((training.step(), training.curve().len()), (1400, 1 + STALE_POINTS));
+    }
+
+    #[test]
+    fn the_best_block_is_kept() {
+        let data = LayerData::made_up(&layer(), 96, 8);
+        // Never at rest, so that the last block isn't the best.
+        let recipe =
+            Recipe { steps: 400, batch: 16, learning_rate: 0.1, schedule: Some("constant".into()), ..recipe() };
+        let train = |steps: usize| {
+            let mut training = started(&layer(), &recipe, &data);
+            for batch in data.batches(1, 16, 0).take(steps) {
+                training.take_step(&batch, &data).expect("a step");
+            }
+            training
+        };
+        let training = train(400);
+        let curve = training.curve();
+        let best = curve.iter().min_by(|a, b| a.held_out_error.total_cmp(&b.held_out_error)).expect("a curve");
+        assert!(best.step < 400, "{curve:?}");
+        assert_eq!(training.held_out_error(), best.held_out_error);
+        assert_eq!(training.block().values(), train(best.step as usize).trained.block().values());
     }
 
     #[test]
@@ -354,7 +557,7 @@ pub(super) mod tests {
             for batch in data.batches(1, 16, 0).take(400) {
                 training.take_step(&batch, &data).expect("a step");
             }
-            let curve = &training.trained.curve;
+            let curve = training.curve();
             let last = training.held_out_error();
             assert!(last < 0.2, "of the output's energy, {last} is left");
             assert_eq!((curve.len(), curve.last().map(|point| point.step)), (20, Some(400)));

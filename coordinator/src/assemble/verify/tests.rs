@@ -51,7 +51,7 @@ impl Case {
 }
 
 fn distilled(object: ObjectRef) -> Output {
-    Output::Distill(DistillOutput { block: Some(object), relative_error: 0.2 })
+    Output::Distill(DistillOutput { block: Some(object), relative_error: 0.2, ..DistillOutput::default() })
 }
 
 #[tokio::test]
@@ -74,8 +74,10 @@ async fn a_block_is_exactly_the_published_tensors() {
     case.refused(distilled(ObjectRef { size: u64::MAX, ..object.clone() }), &["18446744073709551615"]).await;
     case.refused(distilled(ObjectRef { size: object.size + 1, ..object.clone() }), &["instead of"]).await;
     case.refused(Output::Distill(DistillOutput::default()), &["no object", &key]).await;
-    let not_a_number = DistillOutput { block: Some(object), relative_error: f64::NAN };
+    let not_a_number = DistillOutput { block: Some(object), relative_error: f64::NAN, ..DistillOutput::default() };
     case.refused(Output::Distill(not_a_number), &["relative error", "NaN"]).await;
+    let unlearned = DistillOutput { unlearned: "it diverged".to_owned(), ..DistillOutput::default() };
+    case.verify(Output::Distill(unlearned)).await.expect("a layer that stays attention");
     case.refused(Output::Evaluate(EvaluateOutput::default()), &["evaluate", "distill"]).await;
 
     let nan = |mut bytes: Vec<u8>| {

@@ -10,6 +10,7 @@ use deltaconv_proto::v1::Recipe;
 use super::json::{Measures, Report, Round};
 use super::number::{grouped, seconds, significant};
 use crate::observe::escape::escape;
+use deltaconv_proto::v1::Unlearned;
 
 /// Puts the page together. Every text from outside is escaped.
 pub(super) fn page(report: &Report, samples_png: &[u8], loss_svg: &str) -> String {
@@ -37,6 +38,7 @@ pub(super) fn page(report: &Report, samples_png: &[u8], loss_svg: &str) -> Strin
         STANDARD.encode(samples_png),
     );
     page.push_str("<h2>Layers</h2>\n");
+    page.push_str(&unlearned(report));
     page.push_str(&layers(report));
     page.push_str("<h2>Predicted noise by timestep</h2>\n");
     page.push_str(&quarters(report));
@@ -113,10 +115,21 @@ fn layers(report: &Report) -> String {
             number(layer.width),
             number(layer.kernel_size),
             number(grouped(layer.parameters)),
-            number(significant(layer.relative_error)),
+            number(match layer.setbacks {
+                0 => significant(layer.relative_error),
+                setbacks => format!("{} (went back {setbacks}×)", significant(layer.relative_error)),
+            }),
         ]
     };
     table(&head, report.layers.iter().map(row))
+}
+
+/// The layers that stay attention though they were to be replaced.
+fn unlearned(report: &Report) -> String {
+    let one = |Unlearned { layer, reason }: &Unlearned| {
+        format!("<p><b>{} stays attention:</b> no block was learned, {}.</p>\n", escape(layer), escape(reason))
+    };
+    report.unlearned.iter().map(one).collect()
 }
 
 fn quarters(report: &Report) -> String {

@@ -1,6 +1,6 @@
 //! `report.json`. Its names are a contract: scripts read them.
 
-use deltaconv_proto::v1::{Figures, ObjectRef, Recipe};
+use deltaconv_proto::v1::{Figures, ObjectRef, Recipe, Unlearned};
 use serde::Serialize;
 
 use super::figures::{Compared, Comparison, NoiseError};
@@ -27,6 +27,8 @@ pub(super) struct Report {
     pub(super) noise_samples: u64,
     pub(super) samples: Samples,
     pub(super) layers: Vec<LayerEntry>,
+    /// Layers that were to be replaced and stay attention.
+    pub(super) unlearned: Vec<Unlearned>,
     pub(super) stages: Vec<StageFigures>,
     pub(super) digests: Digests,
     pub(super) recipe: Recipe,
@@ -61,6 +63,8 @@ pub(super) struct Samples {
 pub(super) struct LayerEntry {
     pub(super) name: String,
     pub(super) relative_error: f64,
+    /// How often training diverged and went back.
+    pub(super) setbacks: usize,
     pub(super) kernel_size: u32,
     /// Channels of the layer's input and output.
     pub(super) width: u32,
@@ -105,6 +109,7 @@ impl Report {
                 guidance: evaluation.guidance,
             },
             layers: layers.iter().map(LayerEntry::new).collect(),
+            unlearned: input.unlearned.to_vec(),
             stages: input.stages.to_vec(),
             digests: Digests {
                 teacher: description.teacher.digest.clone(),
@@ -122,6 +127,7 @@ impl Report {
             removed_epsilon_relative_mse: self.attention_removed.epsilon_relative_mse,
             removed_psnr_db: self.attention_removed.psnr_db,
             blocks_digest: self.digests.blocks.clone(),
+            unlearned: self.unlearned.clone(),
         }
     }
 }
@@ -157,6 +163,7 @@ impl LayerEntry {
         Self {
             name: layer.plan.name.clone(),
             relative_error: layer.relative_error,
+            setbacks: layer.training.setbacks.len(),
             kernel_size: layer.plan.kernel_size,
             width: layer.plan.channels,
             height: layer.plan.height,

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::safetensors::{Dtype, serialize_header};
-use deltaconv_proto::v1::{DistillOutput, JobPlan, LayerPlan, ObjectRef};
+use deltaconv_proto::v1::{DistillOutput, JobPlan, LayerPlan, ObjectRef, Unlearned};
 use deltaconv_proto::{block, keys};
 
 use super::{ReportInput, StageFigures, write};
@@ -31,7 +31,7 @@ async fn block_of(objects: &Objects, layer: &LayerPlan) -> (LayerPlan, DistillOu
     bytes.resize(bytes.len() + 4 * layer.parameters as usize, 0);
     let key = format!("rounds/0/blocks/{}/a1.safetensors", layer.name);
     let object = objects.put(&key, bytes).await.expect("writes");
-    (layer.clone(), DistillOutput { block: Some(object), relative_error })
+    (layer.clone(), DistillOutput { block: Some(object), relative_error, ..DistillOutput::default() })
 }
 
 async fn noise(objects: &Objects, key: &str, rows: &[(i64, f64, f64, f64)]) -> ObjectRef {
@@ -106,6 +106,7 @@ async fn written(job: &Job) -> (JobPlan, deltaconv_proto::v1::Figures) {
         stage("assemble", 0.4, 0, 1),
         stage("evaluate", 31.0, 72, 6),
     ];
+    let unlearned = [Unlearned { layer: "up.7".to_owned(), reason: "it <diverged>".to_owned() }];
     let input = ReportInput {
         spec: &job.spec,
         plan: &plan,
@@ -113,6 +114,7 @@ async fn written(job: &Job) -> (JobPlan, deltaconv_proto::v1::Figures) {
         blocks: &blocks,
         evaluation: &evaluation,
         stages: &stages,
+        unlearned: &unlearned,
     };
     (plan.clone(), write(input).await.expect("a report"))
 }
@@ -155,6 +157,9 @@ async fn figures_follow_their_definitions() {
         assert!(!page.contains(outside), "the page isn't self-contained: {outside}");
     }
     assert_eq!(page.matches("<svg").count(), 1);
+    assert_eq!(report["unlearned"][0]["layer"], "up.7");
+    assert_eq!(figures.unlearned[0].reason, "it <diverged>");
+    assert!(page.contains("up.7 stays attention:</b> no block was learned, it &lt;diverged&gt;"));
 }
 
 #[tokio::test]

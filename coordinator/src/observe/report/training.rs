@@ -1,5 +1,6 @@
 //! How a block's training went, from the metadata of its object: `relative_error`, and `curve`, a JSON array of
-//! [step, training loss, held-out error or null], both over the output's mean square.
+//! [step, training loss, held-out error or null], both over the output's mean square, and `setbacks`, one of [step, error or
+//! null, learning rate from there on over the recipe's].
 
 use std::collections::BTreeMap;
 
@@ -7,6 +8,8 @@ use super::part::PartError;
 
 /// Points of a curve that are drawn; more can't be told apart.
 const DRAWN: usize = 300;
+/// More than any training has.
+const MOST_SETBACKS: usize = 100;
 
 /// One point of a curve.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,6 +29,8 @@ pub struct Training {
     pub relative_error: f64,
     /// In order of steps.
     pub curve: Vec<Point>,
+    /// The steps at which training had diverged, went back, and went on with a lower rate.
+    pub setbacks: Vec<u64>,
 }
 
 impl Training {
@@ -52,7 +57,17 @@ impl Training {
         if !is_in_order || !curve.iter().all(is_valid) {
             return Err(malformed());
         }
-        Ok(Self { relative_error, curve })
+        let malformed = || error("setbacks", "a JSON array of [step, error or null, learning rate's share], by step");
+        let setbacks: Vec<(u64, Option<f64>, f64)> = match metadata.get("setbacks") {
+            None => Vec::new(),
+            Some(json) => serde_json::from_str(json).map_err(|_| malformed())?,
+        };
+        let is_in_order = setbacks.windows(2).all(|pair| pair[0].0 < pair[1].0);
+        if !is_in_order || setbacks.len() > MOST_SETBACKS || !setbacks.iter().all(|(_, _, rate)| is_error(*rate)) {
+            return Err(malformed());
+        }
+        let setbacks = setbacks.into_iter().map(|(step, ..)| step).collect();
+        Ok(Self { relative_error, curve, setbacks })
     }
 
     /// With at most as many points as can be drawn: of each group the mean loss, and the newest held-out error.
@@ -87,6 +102,12 @@ mod tests {
         let training = Training::parse(&metadata("0.0125", "[[10, 0.5, null], [20, 0.25, 0.3]]")).expect("valid");
         assert_eq!(training.relative_error, 0.0125);
         assert_eq!(training.curve[1], Point { step: 20, loss: 0.25, held_out: Some(0.3) });
+
+        let mut went_back = metadata("0.5", "[]");
+        went_back.insert("setbacks".to_owned(), "[[50, null, 0.25], [100, 7.5, 0.0625]]".to_owned());
+        assert_eq!(Training::parse(&went_back).expect("valid").setbacks, [50, 100]);
+        went_back.insert("setbacks".to_owned(), "[[50, null, 0.25], [50, 7.5, 0.0625]]".to_owned());
+        assert!(Training::parse(&went_back).is_err());
 
         let points: Vec<_> = (1..=10_000).map(|step| format!("[{step}, 1, 2]")).collect();
         let long = Training::parse(&metadata("0", &format!("[{}]", points.join(",")))).expect("valid").thinned();
