@@ -40,6 +40,8 @@ pub(crate) enum Command {
     Status(commands::status::Arguments),
     /// Follow a job until it ends
     Watch(commands::watch::Arguments),
+    /// Show what a job that is done achieved, layer by layer and stage by stage, and what it cost
+    Report(commands::report::Arguments),
     /// List the workers
     Workers(commands::workers::Arguments),
     /// Measure what this machine does

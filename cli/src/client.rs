@@ -51,6 +51,12 @@ impl Client {
         self.answer(answer)
     }
 
+    /// report.json of a job that is done.
+    pub(crate) async fn report(&mut self, job_id: &str) -> Result<String, Error> {
+        let answer = self.service.get_report(request(v1::GetReportRequest { job_id: job_id.into() })).await;
+        Ok(self.answer(answer)?.json)
+    }
+
     pub(crate) async fn cancel(&mut self, job_id: &str) -> Result<v1::JobStatus, Error> {
         let answer = self.service.cancel_job(request(v1::CancelJobRequest { job_id: job_id.into() })).await;
         self.answer(answer)

@@ -42,6 +42,10 @@ pub(crate) enum Error {
     #[diagnostic(help("put right what the store says, and run it again: it goes on with what is left"))]
     NotRemoved { objects: u64, reason: String },
 
+    #[error("the report of {job} is not as expected: {source}")]
+    #[diagnostic(help("`deltaconv report {job} -o json` shows it as it is; another version may have written it"))]
+    Report { job: String, source: serde_json::Error },
+
     #[error("{message}")]
     Coordinator { message: String },
 

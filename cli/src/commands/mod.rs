@@ -13,6 +13,7 @@ pub(crate) mod coordinator;
 pub(crate) mod gc;
 pub(crate) mod inspect;
 pub(crate) mod jobs;
+pub(crate) mod report;
 pub(crate) mod sample;
 pub(crate) mod status;
 pub(crate) mod submit;
@@ -33,6 +34,7 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Inspect(arguments) => inspect::run(arguments).await,
         Command::Jobs(arguments) => jobs::run(arguments).await,
         Command::Status(arguments) => status::run(arguments).await,
+        Command::Report(arguments) => report::run(arguments).await,
         Command::Watch(arguments) => watch::run(arguments).await,
         Command::Workers(arguments) => workers::run(arguments).await,
         Command::Cancel(arguments) => cancel::run(arguments).await,

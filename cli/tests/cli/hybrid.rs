@@ -96,3 +96,46 @@ fn kept_layers_stay_as_they_are_and_a_teacher_may_come_in_several_files() {
     let all = fs::read(scaled::quiet().out.join("report/report.json")).expect("read");
     assert!(floor(&report) < floor(&serde_json::from_slice(&all).expect("JSON")), "{:#}", report["attention_removed"]);
 }
+
+#[test]
+fn layers_that_cant_be_learned_keep_their_attention_and_everything_says_so() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    let job_file = scaled::job_file(folder.path(), &scaled::teacher(), &out);
+    let text = fs::read_to_string(&job_file).expect("read");
+    // One step that goes far too far.
+    let keep = "[recipe]\nlearning_rate = 1.0\nkeep = ['down_blocks', 'up_blocks.2']";
+    let line = |start: &str| text.lines().find(|line| line.starts_with(start)).expect("a line");
+    let text = text.replace(line("steps ="), "steps = 1").replace(line("warmup_steps ="), "warmup_steps = 0");
+    fs::write(&job_file, text.replace("[recipe]", keep)).expect("written");
+
+    let coordinator = Coordinator::start(folder.path());
+    let job = coordinator.submit(&job_file);
+    let _worker = coordinator.worker("alone");
+    let watched = coordinator.run(&["watch", &job]);
+    assert!(watched.status.success(), "{}", said(&watched));
+    let report = fs::read(out.join("report/report.json")).expect("read");
+    let report: Value = serde_json::from_slice(&report).expect("JSON");
+    let unlearned = report["unlearned"].as_array().expect("a list");
+    let lost: Vec<&str> = unlearned.iter().filter_map(|of| of["layer"].as_str()).collect();
+    assert_eq!((lost.len(), report["epsilon_relative_mse"].as_f64()), (3, Some(0.0)), "{lost:?}");
+    for said in [said(&watched), said(&coordinator.run(&["status", &job])), said(&coordinator.run(&["report", &job]))] {
+        let told = said.lines().filter(|line| line.contains("stays attention")).count();
+        assert_eq!(told, lost.len(), "{said}");
+    }
+
+    // Their attention is as it was.
+    let description: Value =
+        serde_json::from_slice(&fs::read(out.join("output/deltaconv.json")).expect("read")).expect("JSON");
+    let kept: Vec<&str> = description["kept"].as_array().expect("kept").iter().filter_map(Value::as_str).collect();
+    assert!(kept.len() == 7 && lost.iter().all(|name| kept.contains(name)), "{kept:?}");
+    assert_eq!(description["layers"].as_array().map(Vec::len), Some(0));
+    let whole = |path: &Path| fs::read(path.join(WHOLE)).expect("read");
+    let (before, after) = (whole(&scaled::teacher()), whole(&out.join("output")));
+    let (before, after) = (safetensors::parse(&before).expect("weights"), safetensors::parse(&after).expect("weights"));
+    let of_lost = before.0.tensors.keys().filter(|name| lost.iter().any(|layer| name.starts_with(layer)));
+    assert!(of_lost.clone().count() > 4 * lost.len());
+    for name in of_lost {
+        assert_eq!(bytes(&before, name), bytes(&after, name), "{name}");
+    }
+}

@@ -4,18 +4,22 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use deltaconv_proto::ids::JobId;
-use deltaconv_proto::v1;
+use deltaconv_proto::objects::Objects;
 use deltaconv_proto::v1::operator_service_server::OperatorService;
+use deltaconv_proto::{keys, v1};
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::job_id;
 use crate::core::Handle;
+use crate::observe::report;
 use crate::{plan, reclaim};
 
 /// How often a watched job is looked at.
 const WATCH_INTERVAL: Duration = Duration::from_millis(300);
+/// A message may have 4 MiB; the report of a model with 100 layers and 1000 pictures has a tenth of it.
+const MAX_REPORT_BYTES: u64 = 3 << 20;
 
 /// The operator service.
 pub(crate) struct OperatorApi {
@@ -113,6 +117,27 @@ impl OperatorService for OperatorApi {
             }
         });
         Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn get_report(
+        &self,
+        request: Request<v1::GetReportRequest>,
+    ) -> Result<Response<v1::GetReportResponse>, Status> {
+        let id = job_id(request.into_inner().job_id)?;
+        let summary = self.status(id.clone()).await?.summary.unwrap_or_default();
+        if summary.state != "done" {
+            let state = summary.state;
+            return Err(Status::failed_precondition(format!(
+                "job {id} is {state}, and a report is of one that is done"
+            )));
+        }
+        let url = &summary.output_url;
+        let failed = |error: String| Status::unavailable(format!("the report of job {id} can't be read: {error}"));
+        let objects = Objects::open(url).map_err(|error| failed(error.to_string()))?;
+        let json = objects.get(&format!("{}/{}", keys::REPORT, report::JSON), MAX_REPORT_BYTES).await;
+        let json = json.map_err(|error| failed(error.to_string()))?;
+        let json = String::from_utf8(json.to_vec()).map_err(|error| failed(error.to_string()))?;
+        Ok(Response::new(v1::GetReportResponse { json }))
     }
 
     async fn cancel_job(&self, request: Request<v1::CancelJobRequest>) -> Result<Response<v1::JobStatus>, Status> {

@@ -1,6 +1,6 @@
 //! A block in training on a device.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use candle_core::op::BackpropOp;
@@ -111,7 +111,8 @@ pub struct Trainer {
     ema: Option<CudaSlice<f32>>,
     /// Weights of the average, prepared for a forward pass when asked for, and after how many steps that was.
     average: Option<(Weights, u64)>,
-    kept: Option<Kept>,
+    /// At most two, the older one first.
+    kept: VecDeque<Kept>,
     gradients: CudaSlice<f32>,
     _norms: CudaSlice<f64>,
     losses: CudaSlice<f64>,
@@ -220,7 +221,7 @@ impl Trainer {
             v,
             ema,
             average: None,
-            kept: None,
+            kept: VecDeque::new(),
             gradients,
             _norms: norms,
             losses,
@@ -412,44 +413,53 @@ impl Trainer {
         Ok(block)
     }
 
-    /// Keeps a copy of the weights and the optimiser's state, on the device, in place of the one before.
+    /// Keeps a copy of the weights and the optimiser's state on the device, beside the one that was kept last.
     pub fn keep(&mut self) -> Result<()> {
         let gpu = &self.gpu;
-        let Some(Kept { weights, m, v, ema, steps }) = &mut self.kept else {
+        let copy = match self.kept.len() {
+            2.. => self.kept.pop_front(),
+            _ => None,
+        };
+        let Some(mut copy) = copy else {
             let ema = self.ema.as_ref().map(|ema| kept::copied(gpu, ema)).transpose()?;
             let (m, v) = (kept::copied(gpu, &self.m)?, kept::copied(gpu, &self.v)?);
             let weights = kept::copied(gpu, self.weights.values())?;
-            self.kept = Some(Kept { weights, m, v, ema, steps: self.steps });
+            self.kept.push_back(Kept { weights, m, v, ema, steps: self.steps });
             return Ok(());
         };
-        for (from, to) in [(self.weights.values(), weights), (&self.m, m), (&self.v, v)] {
+        let arenas = [(self.weights.values(), &mut copy.weights), (&self.m, &mut copy.m), (&self.v, &mut copy.v)];
+        for (from, to) in arenas {
             kept::copy(gpu, from, to)?;
         }
-        if let (Some(from), Some(to)) = (&self.ema, ema) {
+        if let (Some(from), Some(to)) = (&self.ema, &mut copy.ema) {
             kept::copy(gpu, from, to)?;
         }
-        *steps = self.steps;
+        copy.steps = self.steps;
+        self.kept.push_back(copy);
         Ok(())
     }
 
-    /// Takes the weights and the optimiser's state that were kept last; steps count on. Without any, nothing changes.
+    /// Takes the weights and the optimiser's state of the older copy that is kept; steps count on, and that copy is the only
+    /// one then. Without any, nothing changes.
     pub fn go_back(&mut self) -> Result<()> {
         let (gpu, kind) = (self.gpu.clone(), self.pass().kind);
-        let Some(Kept { weights, m, v, ema, .. }) = &self.kept else { return Ok(()) };
+        self.kept.truncate(1);
+        let Some(Kept { weights, m, v, ema, steps }) = self.kept.front_mut() else { return Ok(()) };
         self.weights.set(&gpu, weights, kind)?;
         kept::copy(&gpu, m, &mut self.m)?;
         kept::copy(&gpu, v, &mut self.v)?;
         if let (Some(from), Some(to)) = (ema, &mut self.ema) {
             kept::copy(&gpu, from, to)?;
         }
+        *steps = self.steps;
         self.average = None;
         Ok(())
     }
 
-    /// The weights and the optimiser's state that were kept last, with the steps that were taken then; those of now, where
-    /// none were. Waits for the steps.
+    /// The weights and the optimiser's state of the older copy, with the steps that were taken then; those of now, where none
+    /// is kept. Waits for the steps.
     pub fn kept(&mut self) -> Result<(Parameters, State)> {
-        let Some(Kept { weights, m, v, ema, steps }) = &self.kept else { return self.download() };
+        let Some(Kept { weights, m, v, ema, steps }) = self.kept.front() else { return self.download() };
         let (weights, m, v) = (self.read(weights)?, self.read(m)?, self.read(v)?);
         let state = State { m, v, ema: ema.as_ref().map(|ema| self.read(ema)).transpose()?, step: *steps };
         self.gpu.synchronize()?;

@@ -77,7 +77,7 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
             progress.held_out_error = training.held_out_error();
             progress.samples_per_second = (done * u64::from(recipe.batch)) as f64 / began.elapsed().as_secs_f64();
         });
-        if checkpoints.is_due() && training.goes_well() && !training.is_over() {
+        if checkpoints.is_due() && !training.is_over() {
             checkpoint::store(context, &mut training)?;
             checkpoints.stored();
         }
@@ -93,15 +93,16 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
     }
     let samples = steps * u64::from(recipe.batch);
     let relative_error = training.held_out_error();
-    // A block that misses as much as there is does no better than zeros.
-    let output = match relative_error < 1.0 {
+    // What misses as much as there is does no better than zeros. Where that still gets less, training was merely short.
+    let is_usable = relative_error < 1.0 || (lost.is_none() && training.is_still_learning());
+    let output = match is_usable {
         true => v1::DistillOutput {
             block: Some(output::write(context, task.round, layer, &training)?),
             relative_error,
             unlearned: String::new(),
         },
         false => unlearned(lost.map_or_else(
-            || format!("after {} steps the block misses {relative_error:.3} of its output's energy", training.step()),
+            || format!("its block misses {relative_error:.3} of the output's energy, and training makes it no better"),
             |error| error.to_string(),
         )),
     };

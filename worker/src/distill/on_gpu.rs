@@ -108,17 +108,17 @@ impl OnGpu {
         Ok(self.trainer.block().inspect_err(|error| self.cuda.note(error))?)
     }
 
-    /// Keeps the state as it is.
+    /// Keeps the state as it is, beside the one that was kept last.
     pub(super) fn keep(&mut self) -> Result<(), Error> {
         Ok(self.trainer.keep().inspect_err(|error| self.cuda.note(error))?)
     }
 
-    /// Takes up the state that was kept.
+    /// Takes up the older state that is kept, which is the only one then.
     pub(super) fn go_back(&mut self) -> Result<(), Error> {
         Ok(self.trainer.go_back().inspect_err(|error| self.cuda.note(error))?)
     }
 
-    /// The weights and the optimiser's state that were kept.
+    /// The weights and the optimiser's state of the older one.
     pub(super) fn kept(&mut self) -> Result<(Parameters, adamw::State), Error> {
         Ok(self.trainer.kept().inspect_err(|error| self.cuda.note(error))?)
     }

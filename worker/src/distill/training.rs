@@ -1,6 +1,6 @@
 //! The training of one block: a state that a step moves on, and that a checkpoint holds whole.
 
-#[cfg(feature = "cuda")]
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -44,12 +44,18 @@ pub(super) struct CurvePoint {
 pub(super) struct Trained {
     pub(super) weights: Parameters,
     pub(super) optimiser: adamw::State,
+    pub(super) record: Record,
+}
+
+/// How a training went so far, and what came of it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Record {
     pub(super) curve: Vec<CurvePoint>,
     /// Of the steps since the last point of the curve.
     pub(super) since: Stretch,
     pub(super) health: Health,
     /// The block at the best point of the curve.
-    pub(super) best: Option<Parameters>,
+    pub(super) best: Option<Arc<Parameters>>,
 }
 
 impl Trained {
@@ -57,12 +63,21 @@ impl Trained {
     fn block(&self) -> &Parameters {
         self.optimiser.ema.as_ref().unwrap_or(&self.weights)
     }
+}
 
+impl Record {
     /// The point at which the held-out error was least.
     fn best_point(&self) -> Option<(usize, &CurvePoint)> {
         let finite = self.curve.iter().enumerate().filter(|(_, point)| point.held_out_error.is_finite());
         finite.min_by(|(_, a), (_, b)| a.held_out_error.total_cmp(&b.held_out_error))
     }
+}
+
+/// What training can go back to.
+struct Kept {
+    record: Record,
+    /// On the processor: the weights and the optimiser's state.
+    state: Option<(Parameters, adamw::State)>,
 }
 
 /// A block in training.
@@ -72,11 +87,12 @@ pub(super) struct Training {
     seed: u64,
     shape: BlockShape,
     optimiser: AdamW,
-    /// As it was last found to go well, but for its weights and the optimiser's state on the processor: those go on.
+    /// On a GPU its weights and the optimiser's state are those of before the first step.
     trained: Trained,
-    /// On the processor: the weights and the optimiser's state when training was last found to go well.
-    kept: Option<(Parameters, adamw::State)>,
-    /// Errors of the steps since then.
+    /// As it was at the ends of the last two stretches that went well, the older one first. A step's error is that of the
+    /// weights before it, so only the stretch that follows shows whether what a stretch ended with is any good.
+    kept: VecDeque<Kept>,
+    /// Errors of the steps since the last look.
     errors: Vec<f64>,
     /// Spent on held-out errors.
     measuring: Duration,
@@ -115,10 +131,7 @@ impl Training {
         let trained = Trained {
             optimiser: adamw::State::new(&weights, recipe.ema_decay > 0.0),
             weights,
-            curve: Vec::new(),
-            since: Stretch::default(),
-            health: Health::default(),
-            best: None,
+            record: Record::default(),
         };
         Self {
             layer: layer.name.clone(),
@@ -128,7 +141,7 @@ impl Training {
             shape,
             optimiser,
             trained,
-            kept: None,
+            kept: VecDeque::new(),
             errors: Vec::new(),
             measuring: Duration::ZERO,
             energy: data.output_energy(),
@@ -165,23 +178,29 @@ impl Training {
 
     /// Whether no step is to come: all are taken, or the held-out error has not fallen for long.
     pub(super) fn is_over(&self) -> bool {
-        let best = self.trained.best_point().map_or(0, |(index, _)| index);
-        let is_stale = self.trained.curve.len() > best + STALE_POINTS;
+        let best = self.trained.record.best_point().map_or(0, |(index, _)| index);
+        let is_stale = self.trained.record.curve.len() > best + STALE_POINTS;
         is_stale || self.step() >= u64::from(self.recipe.steps)
     }
 
     /// Of the block that training would end with; NaN before the first measurement.
     pub(super) fn held_out_error(&self) -> f64 {
-        self.trained.best_point().map_or(f64::NAN, |(_, point)| point.held_out_error)
+        self.trained.record.best_point().map_or(f64::NAN, |(_, point)| point.held_out_error)
+    }
+
+    /// Whether the last held-out error is less than all before it.
+    pub(super) fn is_still_learning(&self) -> bool {
+        let last = self.trained.record.curve.len().saturating_sub(1);
+        last > 0 && self.trained.record.best_point().is_some_and(|(index, _)| index == last)
     }
 
     /// What becomes the block: what had the least held-out error.
     pub(super) fn block(&self) -> &Parameters {
-        self.trained.best.as_ref().unwrap_or_else(|| self.trained.block())
+        self.trained.record.best.as_deref().unwrap_or_else(|| self.trained.block())
     }
 
     pub(super) fn curve(&self) -> &[CurvePoint] {
-        &self.trained.curve
+        &self.trained.record.curve
     }
 
     /// Time that was spent on held-out errors.
@@ -191,12 +210,12 @@ impl Training {
 
     /// How often training had to go back, and why.
     pub(super) fn setbacks(&self) -> &[Setback] {
-        &self.trained.health.setbacks
+        &self.trained.record.health.setbacks
     }
 
     /// Linear warm-up, then a half cosine, unless the recipe keeps the rate; lower after each setback.
     fn learning_rate(&self, step: u64) -> f64 {
-        let peak = self.recipe.learning_rate * self.trained.health.rate();
+        let peak = self.recipe.learning_rate * self.trained.record.health.rate();
         let (step, warmup) = (step as f64, f64::from(self.recipe.warmup_steps));
         if step < warmup {
             return peak * (step + 1.0) / warmup;
@@ -220,10 +239,11 @@ impl Training {
         if let Some(cuda) = &self.cuda {
             let Trained { weights, optimiser, .. } = &self.trained;
             let mut on_gpu = OnGpu::new(cuda, weights, optimiser, self.optimiser, data, self.recipe.batch as usize)?;
-            on_gpu.keep()?;
             let held_out = HeldOut::of(data, cuda)?;
+            on_gpu.keep()?;
             let room = on_gpu.room(limit)?;
             self.on_gpu = Some((on_gpu, held_out));
+            self.kept.push_back(Kept { record: self.trained.record.clone(), state: None });
             return Ok(room);
         }
         let _ = (data, limit);
@@ -233,7 +253,7 @@ impl Training {
 
     /// Measures the weights that training starts from, where a block was trained before: it may end no worse.
     pub(super) fn measure_start(&mut self, data: &LayerData) -> Result<(), Error> {
-        if self.trained.curve.is_empty() { self.draw_curve(data) } else { Ok(()) }
+        if self.trained.record.curve.is_empty() { self.draw_curve(data) } else { Ok(()) }
     }
 
     /// Takes one step on the batch that is its turn.
@@ -276,11 +296,9 @@ impl Training {
         }
         let errors = std::mem::take(&mut self.errors);
         let step = self.step();
-        match self.trained.health.see(step, &errors) {
-            Seen::Well(stretch) => {
-                self.trained.since.add(stretch);
-                self.keep()?;
-            }
+        let seen = self.trained.record.health.see(step, &errors);
+        match seen {
+            Seen::Well(stretch) => self.trained.record.since.add(stretch),
             Seen::Setback(setback) => {
                 let Setback { step, error, rate } = setback;
                 tracing::warn!(
@@ -293,16 +311,19 @@ impl Training {
                 self.go_back()?;
             }
             Seen::Lost => {
-                let (layer, story) = (self.layer.clone(), self.trained.health.story());
+                let (layer, story) = (self.layer.clone(), self.trained.record.health.story());
                 return Err(Error::Diverged { layer, step, story });
             }
         }
-        if self.is_curve_point() { self.draw_curve(data) } else { Ok(()) }
-    }
-
-    /// Whether it was found to go well after the last step.
-    pub(super) fn goes_well(&self) -> bool {
-        self.is_look()
+        if self.is_curve_point() {
+            self.draw_curve(data)?;
+        }
+        match (seen, self.kept.front_mut()) {
+            // What was gone back to stays, with what has been learned of it.
+            (Seen::Setback(_), Some(kept)) => kept.record = self.trained.record.clone(),
+            _ => self.keep()?,
+        }
+        Ok(())
     }
 
     fn is_look(&self) -> bool {
@@ -310,39 +331,46 @@ impl Training {
     }
 
     fn keep(&mut self) -> Result<(), Error> {
+        if self.kept.len() > 1 {
+            self.kept.pop_front();
+        }
+        let record = self.trained.record.clone();
         #[cfg(feature = "cuda")]
         if let Some((on_gpu, _)) = &mut self.on_gpu {
-            return on_gpu.keep();
+            on_gpu.keep()?;
+            self.kept.push_back(Kept { record, state: None });
+            return Ok(());
         }
-        let Trained { weights, optimiser, .. } = &self.trained;
-        self.kept = Some((weights.clone(), optimiser.clone()));
+        let state = Some((self.trained.weights.clone(), self.trained.optimiser.clone()));
+        self.kept.push_back(Kept { record, state });
         Ok(())
     }
 
-    /// Takes up what was kept. Steps count on, so that the batches do, and a resumed training does the same.
+    /// Takes up the older state that is kept. Steps count on, so that the batches do, and a resumed training does the same.
     fn go_back(&mut self) -> Result<(), Error> {
+        self.kept.truncate(1);
         #[cfg(feature = "cuda")]
         if let Some((on_gpu, _)) = &mut self.on_gpu {
             on_gpu.go_back()?;
-            // What is kept has the steps of now.
-            return on_gpu.keep();
         }
-        if let Some((weights, optimiser)) = self.kept.clone() {
-            let step = self.trained.optimiser.step;
-            (self.trained.weights, self.trained.optimiser) = (weights, adamw::State { step, ..optimiser });
+        if let Some(Kept { state: Some((weights, optimiser)), .. }) = self.kept.front_mut() {
+            optimiser.step = self.trained.optimiser.step;
+            (self.trained.weights, self.trained.optimiser) = (weights.clone(), optimiser.clone());
         }
-        self.keep()
+        Ok(())
     }
 
-    /// What training can go on from: as it was when it was last found to go well.
+    /// What training can go on from: the older state that is kept, at most two stretches ago.
     pub(super) fn checkpoint(&mut self) -> Result<Trained, Error> {
+        let Kept { record, state } = self.kept.front().ok_or(Error::Incomplete("state"))?;
+        let record = record.clone();
         #[cfg(feature = "cuda")]
         if let Some((on_gpu, _)) = &mut self.on_gpu {
-            (self.trained.weights, self.trained.optimiser) = on_gpu.kept()?;
-            return Ok(self.trained.clone());
+            let (weights, optimiser) = on_gpu.kept()?;
+            return Ok(Trained { weights, optimiser, record });
         }
-        let (weights, optimiser) = self.kept.clone().ok_or(Error::Incomplete("state"))?;
-        Ok(Trained { weights, optimiser, ..self.trained.clone() })
+        let (weights, optimiser) = state.clone().ok_or(Error::Incomplete("state"))?;
+        Ok(Trained { weights, optimiser, record })
     }
 
     fn is_curve_point(&self) -> bool {
@@ -355,16 +383,16 @@ impl Training {
         let began = Instant::now();
         let held_out_error = self.measure(data)?;
         self.measuring += began.elapsed();
-        let training_error = std::mem::take(&mut self.trained.since).mean().unwrap_or(held_out_error);
+        let training_error = std::mem::take(&mut self.trained.record.since).mean().unwrap_or(held_out_error);
         let least = self.held_out_error();
-        self.trained.curve.push(CurvePoint { step, training_error, held_out_error });
+        self.trained.record.curve.push(CurvePoint { step, training_error, held_out_error });
         if least.is_nan() || held_out_error < least {
             #[cfg(feature = "cuda")]
             if let Some((on_gpu, _)) = &self.on_gpu {
-                self.trained.best = Some(on_gpu.block()?);
+                self.trained.record.best = Some(Arc::new(on_gpu.block()?));
                 return Ok(());
             }
-            self.trained.best = Some(self.trained.block().clone());
+            self.trained.record.best = Some(Arc::new(self.trained.block().clone()));
         }
         Ok(())
     }

@@ -66,6 +66,9 @@ pub struct ReportInput<'a> {
     pub unlearned: &'a [Unlearned],
 }
 
+/// The report for scripts, written last: where it stands, the rest does.
+pub(crate) const JSON: &str = "report.json";
+
 /// Most bytes of the data's prompts.
 const MAX_BYTES: u64 = 16 << 20;
 
@@ -138,12 +141,8 @@ fn render(report: &json::Report, pictures: &[samples::Pair], layers: &[Layer]) -
     let html = html::page(report, &png, &svg);
     let mut json = serde_json::to_vec_pretty(report).map_err(Error::Json)?;
     json.push(b'\n');
-    let files = [
-        ("samples.png", png),
-        ("loss.svg", svg.into_bytes()),
-        ("report.html", html.into_bytes()),
-        ("report.json", json),
-    ];
+    let files =
+        [("samples.png", png), ("loss.svg", svg.into_bytes()), ("report.html", html.into_bytes()), (JSON, json)];
     Ok(Rendered { files, figures: report.figures() })
 }
 

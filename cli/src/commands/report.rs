@@ -1,0 +1,171 @@
+//! `deltaconv report`.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use comfy_table::Table;
+use deltaconv_proto::v1::Unlearned;
+use serde::Deserialize;
+
+use crate::args::{Connection, Format, Output};
+use crate::client::Client;
+use crate::error::Error;
+use crate::{duration, output, stage, table};
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// The job's id, as `deltaconv jobs` lists it
+    job: String,
+    #[command(flatten)]
+    connection: Connection,
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
+    let Arguments { job, connection, output } = arguments;
+    let json = Client::connect(&connection.coordinator).await?.report(&job).await?;
+    match output.format {
+        Format::Json => output::print(json.trim_end()),
+        Format::Text => {
+            let report: Report = serde_json::from_str(&json).map_err(|source| Error::Report { job, source })?;
+            output::print(&report.describe());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What is shown of `report.json`.
+#[derive(Debug, Deserialize)]
+struct Report {
+    job: String,
+    teacher_class: String,
+    #[serde(flatten)]
+    student: Measures,
+    attention_removed: Measures,
+    rounds: Vec<Measures>,
+    noise_samples: u64,
+    samples: Samples,
+    layers: Vec<Layer>,
+    #[serde(default)]
+    unlearned: Vec<Unlearned>,
+    stages: Vec<Stage>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Measures {
+    epsilon_relative_mse: f64,
+    epsilon_relative_mse_by_timestep_quarter: [Option<f64>; 4],
+    /// Of the student of a round before the last no pictures are drawn.
+    psnr_db: Option<f64>,
+    psnr_median_db: Option<f64>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Samples {
+    prompts: Vec<String>,
+    ddim_steps: u32,
+    guidance: f64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Layer {
+    name: String,
+    relative_error: f64,
+    #[serde(default)]
+    setbacks: u64,
+    kernel_size: u32,
+    width: u32,
+    height: u32,
+    map_width: u32,
+    parameters: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Stage {
+    stage: String,
+    round: u32,
+    seconds: f64,
+    busy_seconds: f64,
+    samples: u64,
+    tasks: u32,
+}
+
+impl Report {
+    fn describe(&self) -> String {
+        let Self { job, teacher_class, layers, samples, .. } = self;
+        let head = format!(
+            "{job}: {} layers of {teacher_class} replaced by blocks\nerrors of the predicted noise on {} held-out samples, \
+             over the teacher's mean square; pictures of {} prompts, {} DDIM steps, guidance {}",
+            layers.len(),
+            self.noise_samples,
+            samples.prompts.len(),
+            samples.ddim_steps,
+            samples.guidance,
+        );
+        let unlearned = |Unlearned { layer, reason }: &Unlearned| {
+            format!("{layer} stays attention: no block was learned, {reason}")
+        };
+        let mut parts = vec![head];
+        parts.extend(self.unlearned.iter().map(unlearned));
+        parts.extend([table::text(&self.measures()), table::text(&self.layers()), table::text(&self.stages())]);
+        parts.join("\n\n")
+    }
+
+    fn measures(&self) -> Table {
+        let quarters = ["1st quarter", "2nd", "3rd", "4th"];
+        let [first, second, third, fourth] = quarters;
+        let mut listing =
+            table::table(["predicted noise", "error", first, second, third, fourth, "psnr mean", "median"]);
+        let mut add = |name: String, measures: &Measures| {
+            let errors = measures.epsilon_relative_mse_by_timestep_quarter;
+            let errors = std::iter::once(Some(measures.epsilon_relative_mse)).chain(errors);
+            let errors = errors.map(|error| error.map_or("–".to_owned(), |error| format!("{error:.5}")));
+            let decibels = [measures.psnr_db, measures.psnr_median_db];
+            let decibels = decibels.map(|psnr| psnr.map_or("–".to_owned(), |psnr| format!("{psnr:.2} dB")));
+            listing.add_row(std::iter::once(name).chain(errors).chain(decibels));
+        };
+        add("attention removed".to_owned(), &self.attention_removed);
+        for (round, measures) in self.rounds.iter().enumerate() {
+            add(format!("student of round {round}"), measures);
+        }
+        add("student".to_owned(), &self.student);
+        table::numbers(&mut listing, &[1, 2, 3, 4, 5, 6, 7]);
+        listing
+    }
+
+    fn layers(&self) -> Table {
+        let mut listing =
+            table::table(["layer", "map", "channels", "kernel", "parameters", "held-out error", "setbacks"]);
+        for layer in &self.layers {
+            listing.add_row([
+                layer.name.clone(),
+                format!("{}×{}", layer.height, layer.map_width),
+                layer.width.to_string(),
+                layer.kernel_size.to_string(),
+                layer.parameters.to_string(),
+                format!("{:.5}", layer.relative_error),
+                if layer.setbacks == 0 { "–".to_owned() } else { layer.setbacks.to_string() },
+            ]);
+        }
+        table::numbers(&mut listing, &[1, 2, 3, 4, 5, 6]);
+        listing
+    }
+
+    fn stages(&self) -> Table {
+        let mut listing = table::table(["stage", "tasks", "samples", "time", "workers' time"]);
+        let mut add = |name: String, tasks: u32, samples: u64, seconds: f64, busy: f64| {
+            let times = [seconds, busy].map(duration::spell);
+            let [seconds, busy] = times;
+            listing.add_row([name, tasks.to_string(), samples.to_string(), seconds, busy]);
+        };
+        for of in &self.stages {
+            add(stage::name(&of.stage, of.round), of.tasks, of.samples, of.seconds, of.busy_seconds);
+        }
+        let sum = |of: fn(&Stage) -> f64| self.stages.iter().map(of).sum();
+        let (tasks, samples) = self.stages.iter().fold((0, 0), |(t, s), of| (t + of.tasks, s + of.samples));
+        add("total".to_owned(), tasks, samples, sum(|of| of.seconds), sum(|of| of.busy_seconds));
+        table::numbers(&mut listing, &[1, 2, 3, 4]);
+        listing
+    }
+}
