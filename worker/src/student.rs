@@ -62,6 +62,11 @@ impl Student {
     pub(crate) fn attention(&self) -> InPlace<'_> {
         InPlace(&self.blocks)
     }
+
+    /// The blocks by layer.
+    pub(crate) fn blocks(&self) -> &Blocks {
+        &self.blocks
+    }
 }
 
 fn read_description(url: &str, json: &[u8]) -> Result<Description, Error> {

@@ -72,6 +72,8 @@ struct Samples {
 struct Layer {
     name: String,
     relative_error: f64,
+    alone: Option<Alone>,
+    residual_drift: Option<f64>,
     #[serde(default)]
     setbacks: u64,
     kernel_size: u32,
@@ -79,6 +81,11 @@ struct Layer {
     height: u32,
     map_width: u32,
     parameters: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Alone {
+    epsilon_relative_mse: f64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -136,7 +143,8 @@ impl Report {
 
     fn layers(&self) -> Table {
         let mut listing =
-            table::table(["layer", "map", "channels", "kernel", "parameters", "held-out error", "setbacks"]);
+            table::table(["layer", "map", "channels", "kernel", "parameters", "error", "alone", "drift", "setbacks"]);
+        let or_dash = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.5}"));
         for layer in &self.layers {
             listing.add_row([
                 layer.name.clone(),
@@ -145,10 +153,12 @@ impl Report {
                 layer.kernel_size.to_string(),
                 layer.parameters.to_string(),
                 format!("{:.5}", layer.relative_error),
+                or_dash(layer.alone.as_ref().map(|alone| alone.epsilon_relative_mse)),
+                or_dash(layer.residual_drift),
                 if layer.setbacks == 0 { "–".to_owned() } else { layer.setbacks.to_string() },
             ]);
         }
-        table::numbers(&mut listing, &[1, 2, 3, 4, 5, 6]);
+        table::numbers(&mut listing, &[1, 2, 3, 4, 5, 6, 7, 8]);
         listing
     }
 

@@ -78,6 +78,14 @@ fn what_the_demo_leaves_is_the_contract() {
         assert!(figures["epsilon_relative_mse"].as_f64().is_some_and(f64::is_finite), "{report:#}");
         assert!(figures["psnr_db"].as_f64().is_some_and(f64::is_finite), "{report:#}");
     }
+    // The first layer's input is the teacher's still; behind it, the student has left the teacher.
+    let drift = report["layers"].as_array().expect("layers").iter().map(|layer| layer["residual_drift"].as_f64());
+    let drift: Vec<f64> = drift.collect::<Option<_>>().expect("numbers");
+    assert!(drift[0] == 0.0 && drift[1..].iter().all(|of| *of > 0.0), "{drift:?}");
+    for layer in report["layers"].as_array().expect("layers") {
+        let alone = layer["alone"]["epsilon_relative_mse"].as_f64().expect("a number");
+        assert!(alone > 0.0 && alone < report["epsilon_relative_mse"].as_f64().expect("a number"), "{layer:#}");
+    }
     let description = read_json(&quiet.out.join("output/deltaconv.json"));
     let layers = description["layers"].as_array().expect("layers");
     assert_eq!(layers.len(), report["layers"].as_array().expect("layers").len());

@@ -2,8 +2,12 @@
 //!
 //! The result is a safetensors object. Of noise: `timestep` [n] i64, and `energy`, `student_error`, `removed_error` [n]
 //! f64, sums of squares over one sample's predicted noise; bucket by bucket; and of a job with further rounds `round_error`
-//! [r, n], the errors of the students of the rounds before the last. Of pictures: `teacher`, `student`, `removed` [n, 3, H, W] f32
-//! and `prompt` [n] i64.
+//! [r, n], the errors of the students of the rounds before the last. Of some of these samples, m, and of the l layers that
+//! were replaced, in the plan's order: `layer_timestep` [m] i64, `layer_energy` [m] f64, and [l, m] f64 `alone_error`, of the
+//! teacher with only this layer replaced, `stream_energy` and `stream_error`, of the residual stream before it. Of pictures:
+//! `teacher`, `student`, `removed` [n, 3, H, W] f32 and `prompt` [n] i64.
+
+mod layers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,6 +25,8 @@ use crate::stoppable::{Stoppable, expect_passes};
 use crate::student::Student;
 use crate::task::{Context, Error};
 use crate::teacher::{Denoiser, Guidance, Original, Removed, SelfAttention, Solver, Steps};
+
+use layers::ByLayer;
 
 /// Samples that go through a model at a time.
 const BATCH: usize = 8;
@@ -73,37 +79,35 @@ impl Evaluated {
         let draw = Draw::new(&context.job, self.data.latent_lens(), timesteps);
         let numbers = range.start as usize..range.end as usize;
         let by_bucket = self.data.by_bucket(numbers, |i| draw.latent_of_evaluation(i));
+        let layers = layers::replaced(&context.plan, self.student.blocks());
+        let one_in = layers::one_in(layers.len());
+        let looked_at = |i: &usize| !layers.is_empty() && i.is_multiple_of(one_in);
+        let some: Vec<Vec<usize>> =
+            by_bucket.iter().map(|numbers| numbers.iter().copied().filter(looked_at).collect()).collect();
+        let batches = |numbers: &[Vec<usize>]| numbers.iter().map(|of| of.len().div_ceil(BATCH)).sum::<usize>();
         let models = MODELS + self.rounds.len();
-        expect_passes(context, models * by_bucket.iter().map(|numbers| numbers.len().div_ceil(BATCH)).sum::<usize>());
-        let mut found = Noise { round_error: vec![Vec::new(); self.rounds.len()], ..Noise::default() };
+        expect_passes(context, models * batches(&by_bucket) + layers::passes(layers.len()) * batches(&some));
+
+        let mut found = Noise::new(self.rounds.len(), layers.len());
         for batch in by_bucket.iter().flat_map(|numbers| numbers.chunks(BATCH)) {
             let batch: Vec<Sample> = batch.iter().map(|i| draw.evaluation(*i)).collect();
-            let inputs = Inputs::new(&self.teacher, &self.data, &batch)?;
-            let predict = |model: &Denoiser, attention: &mut dyn SelfAttention| -> Result<Vec<f32>, Error> {
-                let mut stoppable = Stoppable { context, attention };
-                let noise = model.predict(&inputs.noised, &inputs.timesteps, &inputs.conditions, &mut stoppable);
-                context.check_stop()?;
-                Ok(noise?.flatten_all()?.to_vec1()?)
-            };
-            let teacher = predict(&self.teacher.denoiser, &mut Original)?;
-            let student = predict(&self.student.denoiser, &mut self.student.attention())?;
-            let removed = predict(&self.teacher.denoiser, &mut removed(context))?;
-            let of_round = |blocks| predict(&self.teacher.denoiser, &mut InPlace(blocks));
-            let rounds: Vec<Vec<f32>> = self.rounds.iter().map(of_round).collect::<Result<_, Error>>()?;
-            let len = teacher.len() / batch.len();
-            let difference =
-                |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum() };
-            for (row, sample) in batch.iter().enumerate() {
-                let row = row * len..(row + 1) * len;
-                let expected = &teacher[row.clone()];
-                found.timestep.push(sample.timestep as i64);
-                found.energy.push(expected.iter().map(|e| f64::from(*e).powi(2)).sum());
-                found.student_error.push(difference(&student[row.clone()], expected));
-                found.removed_error.push(difference(&removed[row.clone()], expected));
-                for (errors, round) in found.round_error.iter_mut().zip(&rounds) {
-                    errors.push(difference(&round[row.clone()], expected));
-                }
+            let inputs = &Inputs::new(&self.teacher, &self.data, &batch)?;
+            let teacher = predict(context, &self.teacher.denoiser, inputs, &mut Original)?;
+            let student = predict(context, &self.student.denoiser, inputs, &mut self.student.attention())?;
+            let removed = predict(context, &self.teacher.denoiser, inputs, &mut removed(context))?;
+            found.timestep.extend(batch.iter().map(|sample| sample.timestep as i64));
+            found.energy.extend(squares(&teacher, None, batch.len()));
+            found.student_error.extend(squares(&student, Some(&teacher), batch.len()));
+            found.removed_error.extend(squares(&removed, Some(&teacher), batch.len()));
+            for (errors, blocks) in found.round_error.iter_mut().zip(self.rounds.iter()) {
+                let round = predict(context, &self.teacher.denoiser, inputs, &mut InPlace(blocks))?;
+                errors.extend(squares(&round, Some(&teacher), batch.len()));
             }
+        }
+        for batch in some.iter().flat_map(|numbers| numbers.chunks(BATCH)) {
+            let batch: Vec<Sample> = batch.iter().map(|i| draw.evaluation(*i)).collect();
+            let inputs = Inputs::new(&self.teacher, &self.data, &batch)?;
+            found.by_layer.add(context, self, &layers, &inputs, &batch)?;
         }
         found.encode()
     }
@@ -149,16 +153,50 @@ fn removed(context: &Context) -> Removed {
     Removed { kept: context.plan.kept.iter().cloned().collect() }
 }
 
-#[derive(Default)]
+/// The noise that a model predicts for a batch, flat.
+fn predict(
+    context: &Context,
+    model: &Denoiser,
+    inputs: &Inputs,
+    attention: &mut dyn SelfAttention,
+) -> Result<Vec<f32>, Error> {
+    let mut stoppable = Stoppable { context, attention };
+    let noise = model.predict(&inputs.noised, &inputs.timesteps, &inputs.conditions, &mut stoppable);
+    context.check_stop()?;
+    Ok(noise?.flatten_all()?.to_vec1()?)
+}
+
+/// Sums of squares over each of a batch's `samples`: of the noise, or of its difference from what is expected.
+fn squares(noise: &[f32], expected: Option<&[f32]>, samples: usize) -> Vec<f64> {
+    let sum = |row: usize| {
+        let row = row * noise.len() / samples..(row + 1) * noise.len() / samples;
+        let square = |i: usize| f64::from(noise[i] - expected.map_or(0.0, |expected| expected[i])).powi(2);
+        row.map(square).sum()
+    };
+    (0..samples).map(sum).collect()
+}
+
 struct Noise {
     timestep: Vec<i64>,
     energy: Vec<f64>,
     student_error: Vec<f64>,
     removed_error: Vec<f64>,
     round_error: Vec<Vec<f64>>,
+    by_layer: ByLayer,
 }
 
 impl Noise {
+    fn new(rounds: usize, layers: usize) -> Self {
+        Self {
+            timestep: Vec::new(),
+            energy: Vec::new(),
+            student_error: Vec::new(),
+            removed_error: Vec::new(),
+            round_error: vec![Vec::new(); rounds],
+            by_layer: ByLayer::new(layers),
+        }
+    }
+
     fn encode(self) -> Result<Vec<u8>, Error> {
         let shape = [self.timestep.len()];
         let doubles =
@@ -166,12 +204,15 @@ impl Noise {
         let header = doubles.iter().map(|(name, _)| (*name, Dtype::F64, &shape[..]));
         let by_round = [self.round_error.len(), shape[0]];
         let rounds = (by_round[0] > 0).then_some(("round_error", Dtype::F64, &by_round[..]));
-        let tensors = std::iter::once(("timestep", Dtype::I64, &shape[..])).chain(header).chain(rounds);
+        let by_layer = self.by_layer.tensors();
+        let layers = by_layer.iter().map(|(name, dtype, shape, _)| (*name, *dtype, &shape[..]));
+        let tensors = std::iter::once(("timestep", Dtype::I64, &shape[..])).chain(header).chain(rounds).chain(layers);
         let mut bytes = serialize_header(tensors, &BTreeMap::new())?;
         bytes.extend(self.timestep.iter().flat_map(|value| value.to_le_bytes()));
         for values in doubles.iter().map(|(_, values)| values).chain(&self.round_error) {
             bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
         }
+        bytes.extend(by_layer.iter().flat_map(|(.., bytes)| bytes));
         Ok(bytes)
     }
 }

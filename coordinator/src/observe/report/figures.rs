@@ -1,6 +1,6 @@
 //! The figures, from the parts of the evaluation.
 
-use super::part::{Noise, Pictures};
+use super::part::{ByLayer, Noise, PartError, Pictures};
 use super::{Error, psnr};
 
 /// Student (or teacher without attention) against the teacher.
@@ -31,7 +31,20 @@ pub(super) struct Compared {
     pub(super) removed: Comparison,
     /// The student of each round before the last.
     pub(super) rounds: Vec<NoiseError>,
+    /// By layer, or empty where no part looked at them.
+    pub(super) layers: Vec<OfLayer>,
     pub(super) noise_samples: u64,
+    /// Those of them on which the layers were looked at.
+    pub(super) layer_samples: u64,
+}
+
+/// What one layer does to the student.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct OfLayer {
+    /// The predicted noise of the teacher with only this layer replaced.
+    pub(super) alone: NoiseError,
+    /// Σ difference / Σ energy of the residual stream before it, student to teacher.
+    pub(super) drift: f64,
 }
 
 /// Sums over the parts seen so far.
@@ -44,6 +57,17 @@ pub(super) struct Measured {
     removed: Sums,
     /// Sums of errors of each round before the last.
     rounds: Vec<[f64; 4]>,
+    /// Over the samples on which the layers were looked at.
+    layer_samples: u64,
+    layer_energy: [f64; 4],
+    layers: Vec<LayerSums>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct LayerSums {
+    alone: [f64; 4],
+    stream_energy: f64,
+    stream_error: f64,
 }
 
 #[derive(Debug, Default)]
@@ -53,17 +77,34 @@ struct Sums {
 }
 
 impl Measured {
-    /// `timesteps` are those of the noise schedule.
-    pub(super) fn new(timesteps: usize) -> Self {
-        let (student, removed) = (Sums::default(), Sums::default());
-        Self { timesteps: timesteps.max(1), samples: 0, energy: [0.0; 4], student, removed, rounds: Vec::new() }
+    /// `timesteps` are those of the noise schedule, `layers` those that were replaced.
+    pub(super) fn new(timesteps: usize, layers: usize) -> Self {
+        Self {
+            timesteps: timesteps.max(1),
+            samples: 0,
+            energy: [0.0; 4],
+            student: Sums::default(),
+            removed: Sums::default(),
+            rounds: Vec::new(),
+            layer_samples: 0,
+            layer_energy: [0.0; 4],
+            layers: vec![LayerSums::default(); layers],
+        }
     }
 
-    pub(super) fn add_noise(&mut self, noise: &Noise) {
+    fn quarter(&self, timestep: i64) -> usize {
+        let timestep = usize::try_from(timestep).unwrap_or_default();
+        (timestep.min(self.timesteps - 1) * 4) / self.timesteps
+    }
+
+    /// Adds a part.
+    ///
+    /// # Errors
+    /// [`PartError::Layers`] where it is of other layers.
+    pub(super) fn add_noise(&mut self, noise: &Noise) -> Result<(), PartError> {
         self.rounds.resize(noise.round_error.len().max(self.rounds.len()), [0.0; 4]);
         for (i, &timestep) in noise.timestep.iter().enumerate() {
-            let timestep = usize::try_from(timestep).unwrap_or_default();
-            let quarter = (timestep.min(self.timesteps - 1) * 4) / self.timesteps;
+            let quarter = self.quarter(timestep);
             self.energy[quarter] += noise.energy[i];
             self.student.error[quarter] += noise.student_error[i];
             self.removed.error[quarter] += noise.removed_error[i];
@@ -72,6 +113,28 @@ impl Measured {
             }
             self.samples += 1;
         }
+        self.add_layers(&noise.by_layer)
+    }
+
+    fn add_layers(&mut self, part: &ByLayer) -> Result<(), PartError> {
+        let (found, expected) = (part.alone_error.len(), self.layers.len());
+        if found != expected && !part.timestep.is_empty() {
+            return Err(PartError::Layers { found, expected });
+        }
+        self.layer_samples += part.timestep.len() as u64;
+        for (i, &timestep) in part.timestep.iter().enumerate() {
+            let quarter = self.quarter(timestep);
+            self.layer_energy[quarter] += part.energy[i];
+            for (sums, alone) in self.layers.iter_mut().zip(&part.alone_error) {
+                sums.alone[quarter] += alone[i];
+            }
+        }
+        let streams = part.stream_energy.iter().zip(&part.stream_error);
+        for (sums, (energy, error)) in self.layers.iter_mut().zip(streams) {
+            sums.stream_energy += energy.iter().sum::<f64>();
+            sums.stream_error += error.iter().sum::<f64>();
+        }
+        Ok(())
     }
 
     pub(super) fn add_pictures(&mut self, pictures: &Pictures) {
@@ -97,26 +160,36 @@ impl Measured {
             return Err(Error::NothingMeasured { found: "no pictures", missing: "psnr_db" });
         }
         let (student, removed) = (self.comparison(&self.student), self.comparison(&self.removed));
-        let rounds = self.rounds.iter().map(|error| self.noise_error(error)).collect();
-        Ok(Compared { student, removed, rounds, noise_samples: self.samples })
-    }
-
-    fn noise_error(&self, error: &[f64; 4]) -> NoiseError {
-        let quarter = |i: usize| (self.energy[i] > 0.0).then(|| error[i] / self.energy[i]);
-        NoiseError {
-            epsilon_relative_mse: error.iter().sum::<f64>() / self.energy.iter().sum::<f64>(),
-            by_timestep_quarter: std::array::from_fn(quarter),
-        }
+        let rounds = self.rounds.iter().map(|error| NoiseError::of(error, &self.energy)).collect();
+        let of_layer = |sums: &LayerSums| OfLayer {
+            alone: NoiseError::of(&sums.alone, &self.layer_energy),
+            drift: if sums.stream_energy > 0.0 { sums.stream_error / sums.stream_energy } else { 0.0 },
+        };
+        let has_layers = self.layer_energy.iter().sum::<f64>() > 0.0;
+        let layers = if has_layers { self.layers.iter().map(of_layer).collect() } else { Vec::new() };
+        let (noise_samples, layer_samples) = (self.samples, self.layer_samples);
+        Ok(Compared { student, removed, rounds, layers, noise_samples, layer_samples })
     }
 
     fn comparison(&self, sums: &Sums) -> Comparison {
-        let NoiseError { epsilon_relative_mse, by_timestep_quarter } = self.noise_error(&sums.error);
+        let NoiseError { epsilon_relative_mse, by_timestep_quarter } = NoiseError::of(&sums.error, &self.energy);
         Comparison {
             epsilon_relative_mse,
             by_timestep_quarter,
             psnr_db: psnr::mean(&sums.psnr),
             psnr_median_db: psnr::median(&sums.psnr),
             psnr_each_db: sums.psnr.clone(),
+        }
+    }
+}
+
+impl NoiseError {
+    /// By quarter, the sums of the errors over those of the energy.
+    fn of(error: &[f64; 4], energy: &[f64; 4]) -> Self {
+        let quarter = |i: usize| (energy[i] > 0.0).then(|| error[i] / energy[i]);
+        Self {
+            epsilon_relative_mse: error.iter().sum::<f64>() / energy.iter().sum::<f64>(),
+            by_timestep_quarter: std::array::from_fn(quarter),
         }
     }
 }

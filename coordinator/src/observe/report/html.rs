@@ -107,7 +107,10 @@ fn layers(report: &Report) -> String {
         number("kernel"),
         number("parameters"),
         number("held-out error"),
+        number("cost alone"),
+        number("drift before it"),
     ];
+    let or_dash = |value: Option<f64>| number(value.map_or("–".to_owned(), significant));
     let row = |layer: &super::json::LayerEntry| {
         vec![
             Cell::Text(layer.name.clone()),
@@ -119,9 +122,17 @@ fn layers(report: &Report) -> String {
                 0 => significant(layer.relative_error),
                 setbacks => format!("{} (went back {setbacks}×)", significant(layer.relative_error)),
             }),
+            or_dash(layer.alone.as_ref().map(|alone| alone.epsilon_relative_mse)),
+            or_dash(layer.residual_drift),
         ]
     };
-    table(&head, report.layers.iter().map(row))
+    let what = format!(
+        "<p class=\"faint\">Held-out error: of the layer's output, over its mean square. Cost alone: error of the predicted \
+         noise when no other layer is replaced. Drift: squared difference of the student's residual stream from the \
+         teacher's, over its mean square. Both over {} held-out samples.</p>\n",
+        grouped(report.layer_samples),
+    );
+    what + &table(&head, report.layers.iter().map(row))
 }
 
 /// The layers that stay attention though they were to be replaced.

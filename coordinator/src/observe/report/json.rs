@@ -3,7 +3,7 @@
 use deltaconv_proto::v1::{Figures, ObjectRef, Recipe, Unlearned};
 use serde::Serialize;
 
-use super::figures::{Compared, Comparison, NoiseError};
+use super::figures::{Compared, Comparison, NoiseError, OfLayer};
 use super::samples::Pair;
 use super::{Error, Layer, ReportInput, StageFigures};
 use crate::assemble;
@@ -25,6 +25,8 @@ pub(super) struct Report {
     /// The student of each round before the last.
     pub(super) rounds: Vec<Round>,
     pub(super) noise_samples: u64,
+    /// Those of them on which the layers' `alone` and `residual_drift` were measured.
+    pub(super) layer_samples: u64,
     pub(super) samples: Samples,
     pub(super) layers: Vec<LayerEntry>,
     /// Layers that were to be replaced and stay attention.
@@ -49,6 +51,13 @@ pub(super) struct Round {
     pub(super) epsilon_relative_mse_by_timestep_quarter: [Option<f64>; 4],
 }
 
+/// The teacher with one layer replaced.
+#[derive(Debug, Serialize)]
+pub(super) struct Alone {
+    pub(super) epsilon_relative_mse: f64,
+    pub(super) epsilon_relative_mse_by_timestep_quarter: [Option<f64>; 4],
+}
+
 #[derive(Debug, Serialize)]
 pub(super) struct Samples {
     /// By picture, in the order of samples.png.
@@ -63,6 +72,10 @@ pub(super) struct Samples {
 pub(super) struct LayerEntry {
     pub(super) name: String,
     pub(super) relative_error: f64,
+    /// What its replacement alone costs the predicted noise.
+    pub(super) alone: Option<Alone>,
+    /// The student's residual stream before it: squared difference from the teacher's over the teacher's mean square.
+    pub(super) residual_drift: Option<f64>,
     /// How often training diverged and went back.
     pub(super) setbacks: usize,
     pub(super) kernel_size: u32,
@@ -102,13 +115,18 @@ impl Report {
             attention_removed: Measures::new(&compared.removed),
             rounds: compared.rounds.iter().enumerate().map(Round::new).collect(),
             noise_samples: compared.noise_samples,
+            layer_samples: compared.layer_samples,
             samples: Samples {
                 prompts: pictures.iter().map(|pair| pair.prompt.clone()).collect(),
                 psnr_db: compared.student.psnr_each_db.clone(),
                 ddim_steps: evaluation.ddim_steps,
                 guidance: evaluation.guidance,
             },
-            layers: layers.iter().map(LayerEntry::new).collect(),
+            layers: layers
+                .iter()
+                .enumerate()
+                .map(|(i, layer)| LayerEntry::new(layer, compared.layers.get(i)))
+                .collect(),
             unlearned: input.unlearned.to_vec(),
             stages: input.stages.to_vec(),
             digests: Digests {
@@ -159,10 +177,15 @@ impl Round {
 }
 
 impl LayerEntry {
-    fn new(layer: &Layer) -> Self {
+    fn new(layer: &Layer, found: Option<&OfLayer>) -> Self {
         Self {
             name: layer.plan.name.clone(),
             relative_error: layer.relative_error,
+            alone: found.map(|OfLayer { alone, .. }| Alone {
+                epsilon_relative_mse: alone.epsilon_relative_mse,
+                epsilon_relative_mse_by_timestep_quarter: alone.by_timestep_quarter,
+            }),
+            residual_drift: found.map(|found| found.drift),
             setbacks: layer.training.setbacks.len(),
             kernel_size: layer.plan.kernel_size,
             width: layer.plan.channels,

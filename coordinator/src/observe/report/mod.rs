@@ -22,7 +22,7 @@ use deltaconv_proto::{images, keys, prompts, safetensors};
 use serde::Serialize;
 
 pub use error::Error;
-pub use part::{Noise, Part, PartError, Pictures};
+pub use part::{ByLayer, Noise, Part, PartError, Pictures};
 pub use training::{Point, Training};
 
 use crate::assemble;
@@ -82,7 +82,7 @@ pub async fn write(input: ReportInput<'_>) -> Result<Figures, Error> {
     let mut prompts = read_prompts(input.spec).await?;
     let timesteps = read_timesteps(&objects, &input).await?;
 
-    let mut measured = figures::Measured::new(timesteps);
+    let mut measured = figures::Measured::new(timesteps, input.blocks.len());
     let mut pictures = Vec::new();
     for object in input.evaluation {
         let bytes = objects.get_verified(object).await?;
@@ -112,7 +112,7 @@ fn read_part(
     prompts: &[String],
 ) -> Result<(figures::Measured, Vec<samples::Pair>), PartError> {
     match Part::parse(bytes)? {
-        Part::Noise(noise) => measured.add_noise(&noise),
+        Part::Noise(noise) => measured.add_noise(&noise)?,
         Part::Pictures(part) => {
             measured.add_pictures(&part);
             pictures.extend(samples::pairs(&part, prompts));

@@ -2,7 +2,10 @@
 //!
 //! Noise: `timestep` [n] I64, `energy` [n] F64 (sum of squares of the teacher's predicted noise), `student_error` and
 //! `removed_error` [n] F64 (sums of squared differences from it, of the student and of the teacher without attention), and
-//! after further rounds `round_error` [r, n] F64 (of the student of each round before the last).
+//! after further rounds `round_error` [r, n] F64 (of the student of each round before the last). Of m of these samples and l
+//! layers, all or none: `layer_timestep` [m] I64, `layer_energy` [m] F64 (as `energy`), and [l, m] F64 `alone_error` (as
+//! `student_error`, of the teacher with only this layer replaced), `stream_energy` and `stream_error` (of the residual stream
+//! before the layer: the teacher's sum of squares, and that of the student's difference from it).
 //! Pictures: `teacher`, `student`, `removed` [n,3,H,W] F32, about −1 to 1, and `prompt` [n] I64.
 
 use deltaconv_proto::safetensors::Dtype;
@@ -11,6 +14,7 @@ use crate::assemble::TensorError;
 use crate::assemble::tensors::{Expected, Tensors, exactly};
 
 const ROUND_ERROR: &str = "round_error";
+const ALONE_ERROR: &str = "alone_error";
 
 /// The error of the predicted noise, sample by sample.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +29,23 @@ pub struct Noise {
     pub removed_error: Vec<f64>,
     /// Σ(ε − ε_student)² of each round before the last.
     pub round_error: Vec<Vec<f64>>,
+    /// Of a part without, of no samples and no layers.
+    pub by_layer: ByLayer,
+}
+
+/// What the layers do to the student one by one, of some of the samples. Of [l][m], rows are the layers and columns the samples.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ByLayer {
+    /// Timestep of each sample.
+    pub timestep: Vec<i64>,
+    /// Σε² of the teacher.
+    pub energy: Vec<f64>,
+    /// Σ(ε − ε_alone)²: the teacher with only this layer replaced: [l][m].
+    pub alone_error: Vec<Vec<f64>>,
+    /// Σh² of the teacher's residual stream before the layer: [l][m].
+    pub stream_energy: Vec<Vec<f64>>,
+    /// Σ(h − h_student)²: [l][m].
+    pub stream_error: Vec<Vec<f64>>,
 }
 
 /// Pictures from the same noise and prompt.
@@ -71,6 +92,14 @@ pub enum PartError {
         /// What it could be.
         expected: &'static str,
     },
+    /// Not as many rows as layers were replaced.
+    #[error("`alone_error` has {found} rows; expected one for each of {expected} layers")]
+    Layers {
+        /// Its rows.
+        found: usize,
+        /// The job's blocks.
+        expected: usize,
+    },
     /// The metadata of a block.
     #[error("metadata `{name}` is {found}; expected {expected}")]
     Metadata {
@@ -106,6 +135,17 @@ impl Noise {
             ["energy", "student_error", "removed_error"].map(|name| Expected::new(name, Dtype::F64, [n])).to_vec();
         expected.push(Expected::new("timestep", Dtype::I64, [n]));
         expected.extend(rounds.map(|rounds| Expected::new(ROUND_ERROR, Dtype::F64, [rounds, n])));
+        // Of another number of dimensions it is not what is expected below.
+        let by_layer = tensors.header.tensors.get(ALONE_ERROR).map(|info| match info.shape[..] {
+            [layers, samples] => [layers, samples],
+            _ => [0, 0],
+        });
+        if let Some([layers, samples]) = by_layer {
+            expected.push(Expected::new("layer_timestep", Dtype::I64, [samples]));
+            expected.push(Expected::new("layer_energy", Dtype::F64, [samples]));
+            let tables = [ALONE_ERROR, "stream_energy", "stream_error"];
+            expected.extend(tables.map(|name| Expected::new(name, Dtype::F64, [layers, samples])));
+        }
         exactly(&tensors.header, &expected)?;
         let sum = |name: &'static str| {
             let numbers = tensors.f64(name)?;
@@ -116,14 +156,31 @@ impl Noise {
                 }
             }
         };
+        let rows = |name, [rows, columns]: [usize; 2]| {
+            let numbers = sum(name)?;
+            // Rows of nothing could be any number of them.
+            let rows = if columns == 0 { 0 } else { rows };
+            let row = |row: usize| numbers[row * columns..(row + 1) * columns].to_vec();
+            Ok::<_, PartError>((0..rows).map(row).collect())
+        };
         Ok(Self {
+            by_layer: match by_layer {
+                None => ByLayer::default(),
+                Some(shape) => ByLayer {
+                    timestep: tensors.i64("layer_timestep"),
+                    energy: sum("layer_energy")?,
+                    alone_error: rows(ALONE_ERROR, shape)?,
+                    stream_energy: rows("stream_energy", shape)?,
+                    stream_error: rows("stream_error", shape)?,
+                },
+            },
             timestep: tensors.i64("timestep"),
             energy: sum("energy")?,
             student_error: sum("student_error")?,
             removed_error: sum("removed_error")?,
             round_error: match rounds {
                 None => Vec::new(),
-                Some(_) => sum(ROUND_ERROR)?.chunks(n.max(1)).map(<[f64]>::to_vec).collect(),
+                Some(rounds) => rows(ROUND_ERROR, [rounds, n])?,
             },
         })
     }

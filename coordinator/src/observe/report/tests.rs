@@ -5,7 +5,8 @@ use deltaconv_proto::safetensors::{Dtype, serialize_header};
 use deltaconv_proto::v1::{DistillOutput, JobPlan, LayerPlan, ObjectRef, Unlearned};
 use deltaconv_proto::{block, keys};
 
-use super::{ReportInput, StageFigures, write};
+use super::figures::Measured;
+use super::{ByLayer, Noise, ReportInput, StageFigures, write};
 use crate::assemble::{LayerBlock, assemble};
 use crate::plan::fixture::Job;
 
@@ -34,19 +35,35 @@ async fn block_of(objects: &Objects, layer: &LayerPlan) -> (LayerPlan, DistillOu
     (layer.clone(), DistillOutput { block: Some(object), relative_error, ..DistillOutput::default() })
 }
 
-async fn noise(objects: &Objects, key: &str, rows: &[(i64, f64, f64, f64)]) -> ObjectRef {
+/// Of the first two samples, layer by layer: replaced alone a layer costs twice as much as the one before, and the stream
+/// drifts by a tenth more.
+async fn noise(objects: &Objects, key: &str, layers: usize, rows: &[(i64, f64, f64, f64)]) -> ObjectRef {
     let shape = [rows.len()];
     let names = ["energy", "student_error", "removed_error"].map(|name| (name, Dtype::F64, &shape[..]));
     let timestep = [("timestep", Dtype::I64, &shape[..])];
     let by_round = [1, rows.len()];
     let rounds = [("round_error", Dtype::F64, &by_round[..])];
-    let tensors = timestep.into_iter().chain(names).chain(rounds);
+    let (some, table) = ([2], [layers, 2]);
+    let by_layer = [
+        ("layer_timestep", Dtype::I64, &some[..]),
+        ("layer_energy", Dtype::F64, &some[..]),
+        ("alone_error", Dtype::F64, &table[..]),
+        ("stream_energy", Dtype::F64, &table[..]),
+        ("stream_error", Dtype::F64, &table[..]),
+    ];
+    let tensors = timestep.into_iter().chain(names).chain(rounds).chain(by_layer);
     let mut bytes = serialize_header(tensors, &BTreeMap::new()).expect("a header");
     bytes.extend(rows.iter().flat_map(|row| row.0.to_le_bytes()));
     // The round before the last was worse by half.
     for column in 0..4 {
         bytes.extend(rows.iter().flat_map(|row| [row.1, row.2, row.3, 1.5 * row.2][column].to_le_bytes()));
     }
+    bytes.extend(rows[..2].iter().flat_map(|row| row.0.to_le_bytes()));
+    bytes.extend(rows[..2].iter().flat_map(|row| row.1.to_le_bytes()));
+    let mut extend = |of: &dyn Fn(usize) -> f64| bytes.extend((0..2 * layers).flat_map(|i| of(i / 2).to_le_bytes()));
+    extend(&|layer| 0.125 * f64::from(1 << layer));
+    extend(&|_| 50.0);
+    extend(&|layer| 5.0 * layer as f64);
     objects.put(key, bytes).await.expect("writes")
 }
 
@@ -85,8 +102,14 @@ async fn written(job: &Job) -> (JobPlan, deltaconv_proto::v1::Figures) {
     let output = assemble(&job.spec, &plan, &to_assemble).await.expect("assembles").objects;
 
     let mut evaluation = vec![
-        noise(&objects, "e/0", &[(0, 100.0, 1.0, 10.0), (249, 100.0, 3.0, 10.0), (250, 200.0, 2.0, 20.0)]).await,
-        noise(&objects, "e/1", &[(500, 50.0, 0.5, 5.0), (999, 50.0, 0.25, 5.0)]).await,
+        noise(
+            &objects,
+            "e/0",
+            blocks.len(),
+            &[(0, 100.0, 1.0, 10.0), (249, 100.0, 3.0, 10.0), (250, 200.0, 2.0, 20.0)],
+        )
+        .await,
+        noise(&objects, "e/1", blocks.len(), &[(500, 50.0, 0.5, 5.0), (999, 50.0, 0.25, 5.0)]).await,
     ];
     for pair in 0..PROMPTS / 2 {
         let prompts = [5 * pair as i64, 5 * pair as i64 + 19];
@@ -138,6 +161,14 @@ async fn figures_follow_their_definitions() {
     }
     near(report["rounds"][0]["epsilon_relative_mse"].as_f64().expect("a number"), 1.5 * 6.75 / 500.0);
     near(report["rounds"][0]["epsilon_relative_mse_by_timestep_quarter"][3].as_f64().expect("a number"), 0.0075);
+    // Of samples whose energy is 100, 100, 50 and 50, the first two of the first quarter.
+    let alone = |layer: usize| &report["layers"][layer]["alone"];
+    near(alone(2)["epsilon_relative_mse"].as_f64().expect("a number"), 4.0 * 0.5 / 300.0);
+    near(alone(2)["epsilon_relative_mse_by_timestep_quarter"][0].as_f64().expect("a number"), 2.0 * 0.5 / 200.0);
+    assert!(alone(2)["epsilon_relative_mse_by_timestep_quarter"][1].is_null());
+    assert_eq!(report["layers"][0]["residual_drift"], 0.0);
+    near(report["layers"][3]["residual_drift"].as_f64().expect("a number"), 0.3);
+    assert_eq!(report["layer_samples"], 4);
     near(report["attention_removed"]["psnr_median_db"].as_f64().expect("a number"), 12.0412);
     assert_eq!(report["layers"].as_array().map(Vec::len), Some(plan.layers.len()));
     assert_eq!(report["layers"][2]["name"], plan.layers[2].name);
@@ -169,4 +200,29 @@ async fn text_from_outside_cant_become_markup() {
     written(&job).await;
     let page = std::fs::read_to_string(job.path("job/report/report.html")).expect("written");
     assert!(!page.contains("<script>") && page.contains("&lt;script&gt;alert(1)"));
+}
+
+#[test]
+fn a_part_of_other_layers_is_refused() {
+    let by_layer = |layers: usize| ByLayer {
+        timestep: vec![1],
+        energy: vec![1.0],
+        alone_error: vec![vec![1.0]; layers],
+        stream_energy: vec![vec![1.0]; layers],
+        stream_error: vec![vec![1.0]; layers],
+    };
+    let noise = |layers| Noise {
+        timestep: Vec::new(),
+        energy: Vec::new(),
+        student_error: Vec::new(),
+        removed_error: Vec::new(),
+        round_error: Vec::new(),
+        by_layer: by_layer(layers),
+    };
+    let mut measured = Measured::new(1000, 3);
+    assert!(measured.add_noise(&noise(3)).is_ok());
+    for layers in [0, 2, 4] {
+        let refused = measured.add_noise(&noise(layers)).expect_err("of other layers");
+        assert!(refused.to_string().contains(&format!("has {layers} rows")), "{refused}");
+    }
 }
