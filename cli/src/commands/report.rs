@@ -49,7 +49,24 @@ struct Report {
     layers: Vec<Layer>,
     #[serde(default)]
     unlearned: Vec<Unlearned>,
+    multiply_accumulates: Option<Operations>,
+    latency: Option<Latency>,
     stages: Vec<Stage>,
+}
+
+/// Of the replaced layers, in one sample's pass.
+#[derive(Debug, Deserialize)]
+struct Operations {
+    attention: u64,
+    blocks: u64,
+}
+
+/// Of a sample in a pass through the whole model.
+#[derive(Debug, Deserialize)]
+struct Latency {
+    teacher_seconds: f64,
+    student_seconds: f64,
+    batches: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -115,7 +132,9 @@ impl Report {
         };
         let mut parts = vec![head];
         parts.extend(self.unlearned.iter().map(unlearned));
-        parts.extend([table::text(&self.measures()), table::text(&self.layers()), table::text(&self.stages())]);
+        parts.extend([table::text(&self.measures()), table::text(&self.layers())]);
+        parts.extend(self.costs());
+        parts.push(table::text(&self.stages()));
         parts.join("\n\n")
     }
 
@@ -160,6 +179,25 @@ impl Report {
         }
         table::numbers(&mut listing, &[1, 2, 3, 4, 5, 6, 7, 8]);
         listing
+    }
+
+    /// What a sample costs in the teacher and in the student.
+    fn costs(&self) -> Option<String> {
+        let operations = self.multiply_accumulates.as_ref().map(|Operations { attention, blocks }| {
+            let [attention, blocks] = [*attention, *blocks].map(|count| table::operations(count as f64));
+            format!(
+                "multiply-accumulates of the replaced layers in one sample: {attention} as attention, {blocks} as blocks"
+            )
+        });
+        let latency = self.latency.as_ref().map(|Latency { teacher_seconds, student_seconds, batches }| {
+            let [teacher, student] = [teacher_seconds, student_seconds].map(|seconds| seconds * 1e3);
+            format!(
+                "a sample's pass through the whole model: teacher {teacher:.2} ms, student {student:.2} ms, median of \
+                 {batches} batches on the workers that evaluated"
+            )
+        });
+        let lines: Vec<String> = operations.into_iter().chain(latency).collect();
+        (!lines.is_empty()).then(|| lines.join("\n"))
     }
 
     fn stages(&self) -> Table {

@@ -141,7 +141,7 @@ impl HeldOut {
         let [samples, height, width] = batch.size;
         let joined = |pieces: &[Piece]| -> Vec<f16> {
             let mut all = Vec::with_capacity(pieces.iter().map(|piece| piece.at.len()).sum());
-            pieces.iter().filter_map(Piece::numbers).for_each(|numbers| all.extend_from_slice(&numbers));
+            pieces.iter().filter_map(Piece::numbers).for_each(|numbers| all.extend_from_slice(numbers));
             all
         };
         let dims = (samples, height, width, channels);

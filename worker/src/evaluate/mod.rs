@@ -4,13 +4,15 @@
 //! f64, sums of squares over one sample's predicted noise; bucket by bucket; and of a job with further rounds `round_error`
 //! [r, n], the errors of the students of the rounds before the last. Of some of these samples, m, and of the l layers that
 //! were replaced, in the plan's order: `layer_timestep` [m] i64, `layer_energy` [m] f64, and [l, m] f64 `alone_error`, of the
-//! teacher with only this layer replaced, `stream_energy` and `stream_error`, of the residual stream before it. Of pictures:
+//! teacher with only this layer replaced, `stream_energy` and `stream_error`, of the residual stream before it. Of b batches
+//! `teacher_seconds` and `student_seconds` [b] f64, how long a pass took over the batch's samples. Of pictures:
 //! `teacher`, `student`, `removed` [n, 3, H, W] f32 and `prompt` [n] i64.
 
 mod layers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use candle_core::Tensor;
 use deltaconv_proto::draw::{self, Draw, Purpose, Sample};
@@ -92,8 +94,12 @@ impl Evaluated {
         for batch in by_bucket.iter().flat_map(|numbers| numbers.chunks(BATCH)) {
             let batch: Vec<Sample> = batch.iter().map(|i| draw.evaluation(*i)).collect();
             let inputs = &Inputs::new(&self.teacher, &self.data, &batch)?;
-            let teacher = predict(context, &self.teacher.denoiser, inputs, &mut Original)?;
-            let student = predict(context, &self.student.denoiser, inputs, &mut self.student.attention())?;
+            let (teacher, seconds) = timed(inputs, || predict(context, &self.teacher.denoiser, inputs, &mut Original))?;
+            found.teacher_seconds.push(seconds / batch.len() as f64);
+            let mut attention = self.student.attention();
+            let (student, seconds) =
+                timed(inputs, || predict(context, &self.student.denoiser, inputs, &mut attention))?;
+            found.student_seconds.push(seconds / batch.len() as f64);
             let removed = predict(context, &self.teacher.denoiser, inputs, &mut removed(context))?;
             found.timestep.extend(batch.iter().map(|sample| sample.timestep as i64));
             found.energy.extend(squares(&teacher, None, batch.len()));
@@ -166,6 +172,14 @@ fn predict(
     Ok(noise?.flatten_all()?.to_vec1()?)
 }
 
+/// What a pass gives, and the seconds that it took, without what was still to be done for its inputs.
+fn timed<T>(inputs: &Inputs, pass: impl FnOnce() -> Result<T, Error>) -> Result<(T, f64), Error> {
+    inputs.noised.device().synchronize()?;
+    let began = Instant::now();
+    let given = pass()?;
+    Ok((given, began.elapsed().as_secs_f64()))
+}
+
 /// Sums of squares over each of a batch's `samples`: of the noise, or of its difference from what is expected.
 fn squares(noise: &[f32], expected: Option<&[f32]>, samples: usize) -> Vec<f64> {
     let sum = |row: usize| {
@@ -183,6 +197,9 @@ struct Noise {
     removed_error: Vec<f64>,
     round_error: Vec<Vec<f64>>,
     by_layer: ByLayer,
+    /// By batch, per sample.
+    teacher_seconds: Vec<f64>,
+    student_seconds: Vec<f64>,
 }
 
 impl Noise {
@@ -194,6 +211,8 @@ impl Noise {
             removed_error: Vec::new(),
             round_error: vec![Vec::new(); rounds],
             by_layer: ByLayer::new(layers),
+            teacher_seconds: Vec::new(),
+            student_seconds: Vec::new(),
         }
     }
 
@@ -206,13 +225,18 @@ impl Noise {
         let rounds = (by_round[0] > 0).then_some(("round_error", Dtype::F64, &by_round[..]));
         let by_layer = self.by_layer.tensors();
         let layers = by_layer.iter().map(|(name, dtype, shape, _)| (*name, *dtype, &shape[..]));
-        let tensors = std::iter::once(("timestep", Dtype::I64, &shape[..])).chain(header).chain(rounds).chain(layers);
+        let seconds = [("teacher_seconds", self.teacher_seconds), ("student_seconds", self.student_seconds)];
+        let batches = [seconds[0].1.len()];
+        let timed = seconds.iter().map(|(name, _)| (*name, Dtype::F64, &batches[..]));
+        let of_samples = std::iter::once(("timestep", Dtype::I64, &shape[..])).chain(header).chain(rounds);
+        let tensors = of_samples.chain(layers).chain(timed);
         let mut bytes = serialize_header(tensors, &BTreeMap::new())?;
         bytes.extend(self.timestep.iter().flat_map(|value| value.to_le_bytes()));
         for values in doubles.iter().map(|(_, values)| values).chain(&self.round_error) {
             bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
         }
         bytes.extend(by_layer.iter().flat_map(|(.., bytes)| bytes));
+        bytes.extend(seconds.iter().flat_map(|(_, values)| values).flat_map(|value| value.to_le_bytes()));
         Ok(bytes)
     }
 }

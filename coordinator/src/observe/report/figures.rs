@@ -1,5 +1,7 @@
 //! The figures, from the parts of the evaluation.
 
+use serde::Serialize;
+
 use super::part::{ByLayer, Noise, PartError, Pictures};
 use super::{Error, psnr};
 
@@ -36,6 +38,16 @@ pub(super) struct Compared {
     pub(super) noise_samples: u64,
     /// Those of them on which the layers were looked at.
     pub(super) layer_samples: u64,
+    pub(super) latency: Option<Latency>,
+}
+
+/// What a sample takes in a pass of the evaluation.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(super) struct Latency {
+    /// Median over the batches, on whatever worker had them.
+    pub(super) teacher_seconds: f64,
+    pub(super) student_seconds: f64,
+    pub(super) batches: usize,
 }
 
 /// What one layer does to the student.
@@ -61,6 +73,8 @@ pub(super) struct Measured {
     layer_samples: u64,
     layer_energy: [f64; 4],
     layers: Vec<LayerSums>,
+    teacher_seconds: Vec<f64>,
+    student_seconds: Vec<f64>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -89,6 +103,8 @@ impl Measured {
             layer_samples: 0,
             layer_energy: [0.0; 4],
             layers: vec![LayerSums::default(); layers],
+            teacher_seconds: Vec::new(),
+            student_seconds: Vec::new(),
         }
     }
 
@@ -113,6 +129,8 @@ impl Measured {
             }
             self.samples += 1;
         }
+        self.teacher_seconds.extend(&noise.teacher_seconds);
+        self.student_seconds.extend(&noise.student_seconds);
         self.add_layers(&noise.by_layer)
     }
 
@@ -168,7 +186,13 @@ impl Measured {
         let has_layers = self.layer_energy.iter().sum::<f64>() > 0.0;
         let layers = if has_layers { self.layers.iter().map(of_layer).collect() } else { Vec::new() };
         let (noise_samples, layer_samples) = (self.samples, self.layer_samples);
-        Ok(Compared { student, removed, rounds, layers, noise_samples, layer_samples })
+        let batches = self.teacher_seconds.len();
+        let latency = (batches > 0).then(|| Latency {
+            teacher_seconds: psnr::median(&self.teacher_seconds),
+            student_seconds: psnr::median(&self.student_seconds),
+            batches,
+        });
+        Ok(Compared { student, removed, rounds, layers, noise_samples, layer_samples, latency })
     }
 
     fn comparison(&self, sums: &Sums) -> Comparison {

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use deltaconv_proto::shard::Contents;
 use deltaconv_proto::v1::Recipe;
 
-use super::json::{Measures, Report, Round};
+use super::json::{Measures, Operations, Report, Round};
 use super::number::{grouped, seconds, significant};
 use crate::observe::escape::escape;
 use deltaconv_proto::v1::Unlearned;
@@ -44,6 +44,8 @@ pub(super) fn page(report: &Report, samples_png: &[u8], loss_svg: &str) -> Strin
     page.push_str(&quarters(report));
     page.push_str("<h2>Samples by prompt</h2>\n");
     page.push_str(&prompts(report));
+    page.push_str("<h2>What a sample costs</h2>\n");
+    page.push_str(&costs(report));
     page.push_str("<h2>Stages</h2>\n");
     page.push_str(&stages(report));
     page.push_str("<h2>What this was</h2>\n");
@@ -170,6 +172,34 @@ fn prompts(report: &Report) -> String {
     let head = [Cell::Text("prompt".to_owned()), number("PSNR")];
     let pictures = report.samples.prompts.iter().zip(&report.samples.psnr_db);
     table(&head, pictures.map(|(prompt, psnr)| vec![Cell::Text(prompt.clone()), number(decibels(*psnr))]))
+}
+
+fn costs(report: &Report) -> String {
+    let head = [Cell::Text(String::new()), number("teacher"), number("student"), number("teacher / student")];
+    let ratio = |teacher: f64, student: f64| {
+        number(if student > 0.0 { significant(teacher / student) } else { "–".to_owned() })
+    };
+    let Operations { attention, blocks } = report.multiply_accumulates;
+    let mut rows = vec![vec![
+        Cell::Text("multiply-accumulates of the replaced layers".to_owned()),
+        number(millions(attention)),
+        number(millions(blocks)),
+        ratio(attention as f64, blocks as f64),
+    ]];
+    if let Some(latency) = &report.latency {
+        let milliseconds = |seconds: f64| number(format!("{} ms", significant(seconds * 1e3)));
+        rows.push(vec![
+            Cell::Text(format!("a sample's pass through the whole model, median of {} batches", latency.batches)),
+            milliseconds(latency.teacher_seconds),
+            milliseconds(latency.student_seconds),
+            ratio(latency.teacher_seconds, latency.student_seconds),
+        ]);
+    }
+    table(&head, rows.into_iter())
+}
+
+fn millions(count: u64) -> String {
+    format!("{} M", significant(count as f64 / 1e6))
 }
 
 fn stages(report: &Report) -> String {

@@ -1,12 +1,13 @@
 //! `report.json`. Its names are a contract: scripts read them.
 
-use deltaconv_proto::v1::{Figures, ObjectRef, Recipe, Unlearned};
+use deltaconv_proto::v1::{Figures, LayerPlan, ObjectRef, Recipe, Unlearned};
 use serde::Serialize;
 
-use super::figures::{Compared, Comparison, NoiseError, OfLayer};
+use super::figures::{Compared, Comparison, Latency, NoiseError, OfLayer};
 use super::samples::Pair;
 use super::{Error, Layer, ReportInput, StageFigures};
 use crate::assemble;
+use crate::plan::cost;
 use deltaconv_proto::description::Description;
 
 /// Changes when a name or its meaning does.
@@ -31,6 +32,10 @@ pub(super) struct Report {
     pub(super) layers: Vec<LayerEntry>,
     /// Layers that were to be replaced and stay attention.
     pub(super) unlearned: Vec<Unlearned>,
+    /// Of the replaced layers, in one sample's pass at the size of `layers`.
+    pub(super) multiply_accumulates: Operations,
+    /// Of a sample's pass through the whole model, as the evaluation had it.
+    pub(super) latency: Option<Latency>,
     pub(super) stages: Vec<StageFigures>,
     pub(super) digests: Digests,
     pub(super) recipe: Recipe,
@@ -85,6 +90,30 @@ pub(super) struct LayerEntry {
     pub(super) height: u32,
     pub(super) map_width: u32,
     pub(super) parameters: u64,
+    pub(super) multiply_accumulates: Operations,
+}
+
+/// Multiply-accumulates as [`crate::plan::cost`] counts them.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(super) struct Operations {
+    pub(super) attention: u64,
+    pub(super) blocks: u64,
+}
+
+impl Operations {
+    fn of(plan: &LayerPlan) -> Self {
+        let (channels, map) = (plan.channels as usize, [plan.height as usize, plan.width as usize]);
+        let block = cost::Block::of(channels, map, plan.kernel_size, plan.inter_ratio, &plan.scales);
+        let count = |n: u128| u64::try_from(n).unwrap_or(u64::MAX);
+        Self { attention: count(cost::Attention::of(channels, map).total()), blocks: count(block.total()) }
+    }
+
+    fn sum(all: impl Iterator<Item = Self>) -> Self {
+        all.fold(Self::default(), |a, b| Self {
+            attention: a.attention.saturating_add(b.attention),
+            blocks: a.blocks.saturating_add(b.blocks),
+        })
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -128,6 +157,8 @@ impl Report {
                 .map(|(i, layer)| LayerEntry::new(layer, compared.layers.get(i)))
                 .collect(),
             unlearned: input.unlearned.to_vec(),
+            multiply_accumulates: Operations::sum(layers.iter().map(|layer| Operations::of(&layer.plan))),
+            latency: compared.latency,
             stages: input.stages.to_vec(),
             digests: Digests {
                 teacher: description.teacher.digest.clone(),
@@ -192,6 +223,7 @@ impl LayerEntry {
             height: layer.plan.height,
             map_width: layer.plan.width,
             parameters: layer.plan.parameters,
+            multiply_accumulates: Operations::of(&layer.plan),
         }
     }
 }

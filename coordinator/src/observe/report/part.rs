@@ -5,7 +5,8 @@
 //! after further rounds `round_error` [r, n] F64 (of the student of each round before the last). Of m of these samples and l
 //! layers, all or none: `layer_timestep` [m] I64, `layer_energy` [m] F64 (as `energy`), and [l, m] F64 `alone_error` (as
 //! `student_error`, of the teacher with only this layer replaced), `stream_energy` and `stream_error` (of the residual stream
-//! before the layer: the teacher's sum of squares, and that of the student's difference from it).
+//! before the layer: the teacher's sum of squares, and that of the student's difference from it). Of b batches, both or
+//! neither: `teacher_seconds` and `student_seconds` [b] F64, of a pass over the samples of its batch.
 //! Pictures: `teacher`, `student`, `removed` [n,3,H,W] F32, about −1 to 1, and `prompt` [n] I64.
 
 use deltaconv_proto::safetensors::Dtype;
@@ -15,6 +16,7 @@ use crate::assemble::tensors::{Expected, Tensors, exactly};
 
 const ROUND_ERROR: &str = "round_error";
 const ALONE_ERROR: &str = "alone_error";
+const SECONDS: [&str; 2] = ["teacher_seconds", "student_seconds"];
 
 /// The error of the predicted noise, sample by sample.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +33,10 @@ pub struct Noise {
     pub round_error: Vec<Vec<f64>>,
     /// Of a part without, of no samples and no layers.
     pub by_layer: ByLayer,
+    /// By batch, of a pass of the teacher over the batch's samples.
+    pub teacher_seconds: Vec<f64>,
+    /// And of the student.
+    pub student_seconds: Vec<f64>,
 }
 
 /// What the layers do to the student one by one, of some of the samples. Of [l][m], rows are the layers and columns the samples.
@@ -146,14 +152,17 @@ impl Noise {
             let tables = [ALONE_ERROR, "stream_energy", "stream_error"];
             expected.extend(tables.map(|name| Expected::new(name, Dtype::F64, [layers, samples])));
         }
+        let has_seconds = tensors.header.tensors.contains_key(SECONDS[0]);
+        if has_seconds {
+            let shape = tensors.header.tensors[SECONDS[0]].shape.clone();
+            expected.extend(SECONDS.map(|name| Expected::new(name, Dtype::F64, shape.clone())));
+        }
         exactly(&tensors.header, &expected)?;
         let sum = |name: &'static str| {
             let numbers = tensors.f64(name)?;
             match numbers.iter().enumerate().find(|(_, value)| **value < 0.0) {
                 None => Ok(numbers),
-                Some((index, &value)) => {
-                    Err(PartError::Value { name, index, value, expected: "a sum of squares, 0 or more" })
-                }
+                Some((index, &value)) => Err(PartError::Value { name, index, value, expected: "0 or more" }),
             }
         };
         let rows = |name, [rows, columns]: [usize; 2]| {
@@ -174,6 +183,8 @@ impl Noise {
                     stream_error: rows("stream_error", shape)?,
                 },
             },
+            teacher_seconds: if has_seconds { sum(SECONDS[0])? } else { Vec::new() },
+            student_seconds: if has_seconds { sum(SECONDS[1])? } else { Vec::new() },
             timestep: tensors.i64("timestep"),
             energy: sum("energy")?,
             student_error: sum("student_error")?,

@@ -51,7 +51,8 @@ async fn noise(objects: &Objects, key: &str, layers: usize, rows: &[(i64, f64, f
         ("stream_energy", Dtype::F64, &table[..]),
         ("stream_error", Dtype::F64, &table[..]),
     ];
-    let tensors = timestep.into_iter().chain(names).chain(rounds).chain(by_layer);
+    let seconds = ["teacher_seconds", "student_seconds"].map(|name| (name, Dtype::F64, &some[..]));
+    let tensors = timestep.into_iter().chain(names).chain(rounds).chain(by_layer).chain(seconds);
     let mut bytes = serialize_header(tensors, &BTreeMap::new()).expect("a header");
     bytes.extend(rows.iter().flat_map(|row| row.0.to_le_bytes()));
     // The round before the last was worse by half.
@@ -64,6 +65,8 @@ async fn noise(objects: &Objects, key: &str, layers: usize, rows: &[(i64, f64, f
     extend(&|layer| 0.125 * f64::from(1 << layer));
     extend(&|_| 50.0);
     extend(&|layer| 5.0 * layer as f64);
+    // The first batch warmed things up.
+    bytes.extend([1.0 + rows.len() as f64, 0.2, 9.0, 0.1].iter().flat_map(|seconds: &f64| seconds.to_le_bytes()));
     objects.put(key, bytes).await.expect("writes")
 }
 
@@ -169,6 +172,15 @@ async fn figures_follow_their_definitions() {
     assert_eq!(report["layers"][0]["residual_drift"], 0.0);
     near(report["layers"][3]["residual_drift"].as_f64().expect("a number"), 0.3);
     assert_eq!(report["layer_samples"], 4);
+    near(report["latency"]["teacher_seconds"].as_f64().expect("a number"), (0.2 + 3.0) / 2.0);
+    near(report["latency"]["student_seconds"].as_f64().expect("a number"), (0.1 + 9.0) / 2.0);
+    assert_eq!(report["latency"]["batches"], 4);
+    let operations = |of: &serde_json::Value, side: &str| of["multiply_accumulates"][side].as_u64().expect("a number");
+    for side in ["attention", "blocks"] {
+        let sum: u64 = report["layers"].as_array().expect("layers").iter().map(|layer| operations(layer, side)).sum();
+        assert!(sum > 0 && sum == operations(&report, side));
+    }
+    assert!(operations(&report, "blocks") < operations(&report, "attention"));
     near(report["attention_removed"]["psnr_median_db"].as_f64().expect("a number"), 12.0412);
     assert_eq!(report["layers"].as_array().map(Vec::len), Some(plan.layers.len()));
     assert_eq!(report["layers"][2]["name"], plan.layers[2].name);
@@ -218,6 +230,8 @@ fn a_part_of_other_layers_is_refused() {
         removed_error: Vec::new(),
         round_error: Vec::new(),
         by_layer: by_layer(layers),
+        teacher_seconds: Vec::new(),
+        student_seconds: Vec::new(),
     };
     let mut measured = Measured::new(1000, 3);
     assert!(measured.add_noise(&noise(3)).is_ok());
