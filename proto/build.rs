@@ -13,6 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "JobSpec.retention",
         "Recipe.store",
         "Recipe.schedule",
+        "Recipe.keep_costliest",
     ];
     for field in added {
         let attribute = "#[serde(skip_serializing_if = \"Option::is_none\")]";

@@ -214,6 +214,7 @@ struct RecipeTable {
     scales: Option<Vec<f64>>,
     kernel_sizes: Option<BTreeMap<String, u32>>,
     keep: Option<Vec<String>>,
+    keep_costliest: Option<u32>,
     rounds: Option<u32>,
     round_steps: Option<u32>,
     teacher_share: Option<f64>,
@@ -244,6 +245,8 @@ impl RecipeTable {
         set(&mut recipe.teacher_share, self.teacher_share);
         recipe.store = self.store.or(recipe.store);
         recipe.schedule = self.schedule.or(recipe.schedule);
+        // To keep none is the same as not to say so.
+        recipe.keep_costliest = self.keep_costliest.or(recipe.keep_costliest).filter(|count| *count > 0);
         recipe
     }
 }

@@ -43,6 +43,7 @@ impl Preset {
             round_steps: 300,
             teacher_share: 0.0,
             schedule: None,
+            keep_costliest: None,
         };
         match self {
             Self::Fast => fast,

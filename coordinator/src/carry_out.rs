@@ -15,7 +15,6 @@ use crate::assemble;
 use crate::assemble::verify::{self, Expectation};
 use crate::core::Handle as CoreHandle;
 use crate::observe::report::{self, ReportInput, StageFigures};
-use crate::plan;
 use crate::reclaim;
 use crate::schedule::{Command, Now};
 
@@ -106,10 +105,7 @@ async fn check(
 async fn assemble(core: CoreHandle, job: JobId) {
     let id = job.clone();
     let inputs = core.call(move |state, _, _| {
-        state.job(&id).map(|job| {
-            let plan = plan::keeping(&job.plan, &state.unlearned(job));
-            (job.spec.clone(), plan, state.blocks(&id, job.rounds()))
-        })
+        state.job(&id).map(|job| (job.spec.clone(), state.plan_of_student(job), state.blocks(&id, job.rounds())))
     });
     let Ok(Some((spec, plan, blocks))) = inputs.await else { return };
     let blocks: Vec<assemble::LayerBlock> =
@@ -131,12 +127,11 @@ async fn report(core: CoreHandle, job: JobId) {
             let stages: Vec<StageFigures> =
                 job.steps().map(|step| figures(state.stage_status(job, step, now), now)).collect();
             let blocks = state.blocks(&id, job.rounds());
-            let unlearned = state.unlearned(job);
-            let plan = plan::keeping(&job.plan, &unlearned);
-            (job.spec.clone(), plan, job.output.clone(), blocks, parts, stages, unlearned)
+            let (plan, staying) = (state.plan_of_student(job), state.staying(job));
+            (job.spec.clone(), plan, job.output.clone(), blocks, parts, stages, staying)
         })
     });
-    let Ok(Some((spec, plan, output, blocks, evaluation, stages, unlearned))) = inputs.await else { return };
+    let Ok(Some((spec, plan, output, blocks, evaluation, stages, staying))) = inputs.await else { return };
     let input = ReportInput {
         spec: &spec,
         plan: &plan,
@@ -144,7 +139,7 @@ async fn report(core: CoreHandle, job: JobId) {
         blocks: &blocks,
         evaluation: &evaluation,
         stages: &stages,
-        unlearned: &unlearned,
+        staying: &staying,
     };
     let result = report::write(input).await.map_err(|error| error.to_string());
     match &result {

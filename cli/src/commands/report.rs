@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use comfy_table::Table;
-use deltaconv_proto::v1::Unlearned;
+use deltaconv_proto::v1::StaysAttention;
 use serde::Deserialize;
 
 use crate::args::{Connection, Format, Output};
@@ -48,7 +48,7 @@ struct Report {
     samples: Samples,
     layers: Vec<Layer>,
     #[serde(default)]
-    unlearned: Vec<Unlearned>,
+    stay_attention: Vec<StaysAttention>,
     multiply_accumulates: Option<Operations>,
     latency: Option<Latency>,
     stages: Vec<Stage>,
@@ -127,11 +127,9 @@ impl Report {
             samples.ddim_steps,
             samples.guidance,
         );
-        let unlearned = |Unlearned { layer, reason }: &Unlearned| {
-            format!("{layer} stays attention: no block was learned, {reason}")
-        };
+        let staying = |StaysAttention { layer, reason }: &StaysAttention| format!("{layer} stays attention: {reason}");
         let mut parts = vec![head];
-        parts.extend(self.unlearned.iter().map(unlearned));
+        parts.extend(self.stay_attention.iter().map(staying));
         parts.extend([table::text(&self.measures()), table::text(&self.layers())]);
         parts.extend(self.costs());
         parts.push(table::text(&self.stages()));

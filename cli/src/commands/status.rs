@@ -116,12 +116,11 @@ fn troubles(tasks: &[v1::TaskStatus]) -> Option<String> {
 
 /// What the conversion achieved, beside what removing attention alone would have.
 pub(crate) fn figures(figures: &v1::Figures) -> String {
-    let unlearned = |v1::Unlearned { layer, reason }: &v1::Unlearned| {
-        format!("{layer} stays attention: no block was learned, {reason}\n")
-    };
-    let unlearned: String = figures.unlearned.iter().map(unlearned).collect();
+    let staying =
+        |v1::StaysAttention { layer, reason }: &v1::StaysAttention| format!("{layer} stays attention: {reason}\n");
+    let staying: String = figures.stay_attention.iter().map(staying).collect();
     format!(
-        "{unlearned}error of the predicted noise  {:.5}   (attention removed: {:.5})\n\
+        "{staying}error of the predicted noise  {:.5}   (attention removed: {:.5})\n\
          same-seed samples             {:.2} dB  (attention removed: {:.2} dB)\n\
          blocks digest                 {}",
         figures.epsilon_relative_mse,

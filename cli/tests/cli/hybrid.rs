@@ -116,7 +116,7 @@ fn layers_that_cant_be_learned_keep_their_attention_and_everything_says_so() {
     assert!(watched.status.success(), "{}", said(&watched));
     let report = fs::read(out.join("report/report.json")).expect("read");
     let report: Value = serde_json::from_slice(&report).expect("JSON");
-    let unlearned = report["unlearned"].as_array().expect("a list");
+    let unlearned = report["stay_attention"].as_array().expect("a list");
     let lost: Vec<&str> = unlearned.iter().filter_map(|of| of["layer"].as_str()).collect();
     assert_eq!((lost.len(), report["epsilon_relative_mse"].as_f64()), (3, Some(0.0)), "{lost:?}");
     for said in [said(&watched), said(&coordinator.run(&["status", &job])), said(&coordinator.run(&["report", &job]))] {
@@ -138,4 +138,44 @@ fn layers_that_cant_be_learned_keep_their_attention_and_everything_says_so() {
     for name in of_lost {
         assert_eq!(bytes(&before, name), bytes(&after, name), "{name}");
     }
+}
+
+#[test]
+fn the_costliest_layers_stay_attention_where_a_job_says_how_many() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    let job_file = scaled::job_file(folder.path(), &scaled::teacher(), &out);
+    let text = fs::read_to_string(&job_file).expect("read");
+    let keep = "[recipe]\nkeep = ['down_blocks.0', 'up_blocks.2']\nkeep_costliest = 2";
+    fs::write(&job_file, text.replace("[recipe]", keep)).expect("written");
+
+    let coordinator = Coordinator::start(folder.path());
+    let job = coordinator.submit(&job_file);
+    let _worker = coordinator.worker("alone");
+    let watched = coordinator.run(&["watch", &job]);
+    assert!(watched.status.success(), "{}", said(&watched));
+    assert_eq!(
+        said(&watched).matches("stays attention: its replacement alone costs 0.").count(),
+        2,
+        "{}",
+        said(&watched)
+    );
+    let report = fs::read(out.join("report/report.json")).expect("read");
+    let report: Value = serde_json::from_slice(&report).expect("JSON");
+    let names = |value: &Value, field: &str| -> Vec<String> {
+        let all = value.as_array().expect("a list").iter();
+        all.map(|one| one[field].as_str().expect("a name").to_owned()).collect()
+    };
+    let (staying, replaced) = (names(&report["stay_attention"], "layer"), names(&report["layers"], "name"));
+    assert_eq!((staying.len(), replaced.len()), (2, 2));
+    assert!(replaced.iter().all(|name| !staying.contains(name) && !name.starts_with("up_blocks.2")));
+    let description: Value =
+        serde_json::from_slice(&fs::read(out.join("output/deltaconv.json")).expect("read")).expect("JSON");
+    assert_eq!(names(&description["layers"], "name"), replaced);
+    assert_eq!(description["kept"].as_array().map(Vec::len), Some(5));
+    // Two blocks do less harm than seven.
+    let all = fs::read(scaled::quiet().out.join("report/report.json")).expect("read");
+    let all: Value = serde_json::from_slice(&all).expect("JSON");
+    let found = |of: &Value| of["epsilon_relative_mse"].as_f64().expect("a number");
+    assert!(found(&report) < found(&all) && found(&report["attention_removed"]) < found(&all["attention_removed"]));
 }

@@ -43,6 +43,7 @@ impl Job {
                 round_steps: 0,
                 teacher_share: 0.0,
                 schedule: None,
+                keep_costliest: None,
             }),
             evaluation: Some(Evaluation { samples: 64, prompts: 8, ddim_steps: 20, guidance: 2.0 }),
             max_storage: None,

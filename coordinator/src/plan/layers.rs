@@ -2,7 +2,7 @@
 
 use deltaconv_proto::shard::Contents;
 use deltaconv_proto::teacher::{Layer, Teacher};
-use deltaconv_proto::v1::{JobPlan, LayerPlan, Map, Recipe, Unlearned};
+use deltaconv_proto::v1::{JobPlan, LayerPlan, Map, Recipe, StaysAttention};
 use deltaconv_proto::{block, buckets};
 
 use super::spec::invalid;
@@ -28,19 +28,19 @@ pub fn trained_in(round: u32, layers: &[LayerPlan]) -> &[LayerPlan] {
 }
 
 /// The plan where these layers stay attention, too.
-pub fn keeping(plan: &JobPlan, unlearned: &[Unlearned]) -> JobPlan {
-    let is_unlearned = |layer: &LayerPlan| unlearned.iter().any(|one| one.layer == layer.name);
+pub fn keeping(plan: &JobPlan, staying: &[StaysAttention]) -> JobPlan {
+    let stays = |layer: &LayerPlan| staying.iter().any(|one| one.layer == layer.name);
     // The kept ones take the places in forward order that the others leave.
     let mut replaced = plan.layers.iter().peekable();
     let mut kept_before = plan.kept.iter();
     let mut kept = Vec::new();
     for index in 0..plan.layers.len() + plan.kept.len() {
         match replaced.next_if(|layer| layer.index as usize <= index) {
-            Some(layer) => kept.extend(is_unlearned(layer).then(|| layer.name.clone())),
+            Some(layer) => kept.extend(stays(layer).then(|| layer.name.clone())),
             None => kept.extend(kept_before.next().cloned()),
         }
     }
-    let layers = plan.layers.iter().filter(|layer| !is_unlearned(layer)).cloned().collect();
+    let layers = plan.layers.iter().filter(|layer| !stays(layer)).cloned().collect();
     JobPlan { layers, kept, ..plan.clone() }
 }
 
@@ -81,6 +81,12 @@ fn kept_and_replaced<'l>(layers: &'l [Layer], recipe: &Recipe) -> Result<(Vec<St
     if replaced.is_empty() {
         let expected = format!("it keeps all {} layers, so there is nothing to convert", layers.len());
         return Err(invalid("recipe.keep", format!("{:?}", recipe.keep), expected));
+    }
+    let costliest = recipe.keep_costliest.unwrap_or(0);
+    if costliest as usize >= replaced.len() {
+        let expected =
+            format!("less than the {} layers that would be replaced, or there is nothing to convert", replaced.len());
+        return Err(invalid("recipe.keep_costliest", costliest, expected));
     }
     Ok((kept.iter().map(|layer| layer.name.clone()).collect(), replaced))
 }
@@ -166,11 +172,14 @@ mod tests {
         let layer = |(name, index): (&str, u32)| LayerPlan { name: name.to_owned(), index, ..LayerPlan::default() };
         let layers: Vec<LayerPlan> = [("a", 0), ("c", 2), ("d", 3), ("f", 5)].map(layer).into();
         let plan = JobPlan { layers, kept: vec!["b".into(), "e".into()], ..JobPlan::default() };
-        let unlearned = |layers: &[&str]| -> Vec<Unlearned> {
-            layers.iter().map(|layer| Unlearned { layer: (*layer).to_owned(), reason: "it diverged".into() }).collect()
+        let staying = |layers: &[&str]| -> Vec<StaysAttention> {
+            layers
+                .iter()
+                .map(|layer| StaysAttention { layer: (*layer).to_owned(), reason: "it diverged".into() })
+                .collect()
         };
         assert_eq!(keeping(&plan, &[]), plan);
-        let found = keeping(&plan, &unlearned(&["d", "a"]));
+        let found = keeping(&plan, &staying(&["d", "a"]));
         assert_eq!(found.kept, ["a", "b", "d", "e"]);
         assert_eq!(found.layers.iter().map(|layer| layer.name.as_str()).collect::<Vec<_>>(), ["c", "f"]);
     }

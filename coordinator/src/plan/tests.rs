@@ -181,6 +181,7 @@ async fn specs_that_no_job_can_have_are_refused_by_field_and_value() {
             },
             &["recipe.keep = ", "all 7 layers"],
         ),
+        (|j| j.recipe().keep_costliest = Some(7), &["recipe.keep_costliest = 7", "less than the 7 layers"]),
         (|j| j.spec.retention = Some("some".to_owned()), &["retention = \"some\"", "all, results"]),
         (|j| j.evaluation().samples = 3, &["evaluation.samples = 3"]),
         (|j| j.evaluation().prompts = 37, &["evaluation.prompts = 37", "36"]),

@@ -229,6 +229,11 @@ impl Job {
         self.spec.recipe.as_ref().map_or(0, |recipe| recipe.rounds)
     }
 
+    /// Whether the round finds what each layer's replacement alone costs.
+    pub(super) fn finds_costs(&self, round: u32) -> bool {
+        round == 0 && self.spec.recipe.as_ref().is_some_and(|recipe| recipe.keep_costliest.is_some())
+    }
+
     /// Whether a distill task of the round reads what a task of this kind writes: what its own round recorded, and after
     /// the first round a share of the first one's, too.
     pub(super) fn reads(&self, round: u32, kind: &Kind) -> bool {
@@ -427,15 +432,18 @@ impl State {
     }
 
     /// The blocks that stand after a round with the layers' plans, in forward order; after the last one, what assembly needs.
-    /// A layer that the round doesn't train has that of the round before.
+    /// A layer that the round doesn't train has that of the round before; one that stays attention has none.
     pub fn blocks(&self, id: &JobId, round: u32) -> Vec<(v1::LayerPlan, v1::DistillOutput)> {
         let Some(job) = self.jobs.get(id) else { return Vec::new() };
+        let staying = self.staying(job);
+        let stays = |layer: usize| staying.iter().any(|one| job.plan.layers[layer].name == one.layer);
         let mut latest: BTreeMap<usize, &v1::DistillOutput> = BTreeMap::new();
         // Tasks are in the order of rounds.
         for task in self.tasks_of(job) {
             if let (Kind::Distill { round: of, layer }, Some(output)) = (&task.kind, &task.distilled)
                 && *of <= round
                 && output.block.is_some()
+                && !stays(*layer)
             {
                 latest.insert(*layer, output);
             }
@@ -443,17 +451,40 @@ impl State {
         latest.into_iter().map(|(layer, output)| (job.plan.layers[layer].clone(), output.clone())).collect()
     }
 
-    /// The layers that stay attention though the plan would replace them, each with the reason: no block was learned.
-    pub fn unlearned(&self, job: &Job) -> Vec<v1::Unlearned> {
-        let of_task = |task: &Task| match &task.kind {
-            Kind::Distill { round: 0, layer } => {
-                let reason = task.distilled.as_ref()?.unlearned.clone();
-                let layer = job.plan.layers.get(*layer)?.name.clone();
-                (!reason.is_empty()).then_some(v1::Unlearned { layer, reason })
+    /// The layers that stay attention though the plan would replace them, each with the reason: no block was learned, or
+    /// they are the costliest, which is known once the first round has trained all.
+    pub fn staying(&self, job: &Job) -> Vec<v1::StaysAttention> {
+        let mut trained: Vec<(&v1::LayerPlan, &v1::DistillOutput)> = Vec::new();
+        for task in self.tasks_of(job) {
+            if let (Kind::Distill { round: 0, layer }, Some(output)) = (&task.kind, &task.distilled) {
+                trained.extend(job.plan.layers.get(*layer).map(|layer| (layer, output)));
             }
-            _ => None,
+        }
+        let keep = job.spec.recipe.as_ref().and_then(|recipe| recipe.keep_costliest).unwrap_or(0) as usize;
+        let mut costs: Vec<(f64, &str)> = Vec::new();
+        if trained.len() == job.plan.layers.len() {
+            costs.extend(trained.iter().filter_map(|(layer, output)| Some((output.alone_error?, layer.name.as_str()))));
+            costs.sort_by(|a, b| b.0.total_cmp(&a.0));
+            costs.truncate(keep);
+        }
+        let reason = |layer: &v1::LayerPlan, output: &v1::DistillOutput| {
+            if !output.unlearned.is_empty() {
+                return Some(format!("no block was learned, {}", output.unlearned));
+            }
+            let (cost, _) = costs.iter().find(|(_, name)| *name == layer.name)?;
+            Some(format!(
+                "its replacement alone costs {cost:.6} of the predicted noise, and recipe.keep_costliest is {keep}"
+            ))
         };
-        self.tasks_of(job).filter_map(of_task).collect()
+        let stays = |(layer, output): (&v1::LayerPlan, &v1::DistillOutput)| {
+            Some(v1::StaysAttention { layer: layer.name.clone(), reason: reason(layer, output)? })
+        };
+        trained.into_iter().filter_map(stays).collect()
+    }
+
+    /// The job's plan as it came out, without the layers that stay attention.
+    pub fn plan_of_student(&self, job: &Job) -> v1::JobPlan {
+        plan::keeping(&job.plan, &self.staying(job))
     }
 
     /// The accepted parts of the evaluation, in the order of [`plan::evaluation_parts`].

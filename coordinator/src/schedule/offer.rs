@@ -126,6 +126,10 @@ impl State {
 
     /// The accepted block of a layer in the round.
     fn block_of(&self, job: &Job, round: u32, layer: usize) -> Option<v1::ObjectRef> {
+        let name = &job.plan.layers.get(layer)?.name;
+        if self.staying(job).iter().any(|one| one.layer == *name) {
+            return None;
+        }
         let is_of = |task: &&Task| task.kind == Kind::Distill { round, layer };
         self.tasks_of(job).find(is_of)?.distilled.as_ref()?.block.clone()
     }
@@ -171,6 +175,7 @@ impl State {
         let job = self.jobs.get(&task.job)?;
         let latents = match &task.kind {
             Kind::Capture { .. } | Kind::Evaluate(_) => self.latents(job)?,
+            Kind::Distill { round, .. } if job.finds_costs(*round) => self.latents(job)?,
             Kind::Synthesise { .. } | Kind::Distill { .. } => Vec::new(),
         };
         let kind = match &task.kind {
@@ -188,6 +193,7 @@ impl State {
                 shards: self.shards_of_layer(job, *round, *layer)?,
                 resume: task.checkpoint.clone(),
                 start: round.checked_sub(1).and_then(|before| self.block_of(job, before, *layer)),
+                alone: job.finds_costs(*round),
             }),
             Kind::Evaluate(part) => {
                 let rounds = (0..job.rounds()).map(|round| v1::Blocks { round, blocks: self.blocks_of(job, round) });
@@ -198,8 +204,11 @@ impl State {
                 })
             }
         };
-        let spec =
-            v1::TaskSpec { job: Some(job.spec.clone()), plan: Some(job.plan.clone()), kind: Some(kind), latents };
+        let plan = match &task.kind {
+            Kind::Evaluate(_) => self.plan_of_student(job),
+            Kind::Synthesise { .. } | Kind::Capture { .. } | Kind::Distill { .. } => job.plan.clone(),
+        };
+        let spec = v1::TaskSpec { job: Some(job.spec.clone()), plan: Some(plan), kind: Some(kind), latents };
         Some(v1::Start { lease: task.lease(), task: Some(spec) })
     }
 

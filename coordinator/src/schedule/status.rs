@@ -116,14 +116,15 @@ impl State {
         }
         let latest =
             latest.into_iter().filter_map(|(layer, (round, task))| Some((job.plan.layers.get(layer)?, round, task)));
+        let staying = self.staying(job);
         let status = |(layer, round, task): (&v1::LayerPlan, u32, &Task)| {
             let steps = steps(job, round);
-            let unlearned = task.distilled.as_ref().is_some_and(|output| !output.unlearned.is_empty());
+            let stays = staying.iter().any(|one| one.layer == layer.name);
             let progress = task.leased().and_then(|leased| leased.progress.clone()).unwrap_or_default();
             let resumed = task.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
             let known = task.leased().is_some_and(|leased| leased.progress.is_some());
             let (state, step, error) = match &task.phase {
-                Phase::Committed if unlearned => ("kept", steps, f64::NAN),
+                Phase::Committed if stays => ("kept", steps, f64::NAN),
                 Phase::Committed => ("done", steps, task.distilled.as_ref().map_or(f64::NAN, |d| d.relative_error)),
                 Phase::Leased(_) if known => ("running", progress.step, progress.held_out_error),
                 Phase::Leased(_) => ("running", resumed, f64::NAN),

@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::store::{MemoryStore, Store};
 
+mod hybrid;
 mod placement;
 mod retention;
 
@@ -294,39 +295,6 @@ fn a_further_round_has_the_blocks_of_the_one_before_and_shards_of_both() {
         }
     }
     assert_eq!((captured, distilled, compared), (3, 1, 2));
-}
-
-#[test]
-fn a_layer_that_was_not_learned_stays_attention_and_the_job_says_so() {
-    let mut c = Coordinator::new();
-    let job = c.submit_spec(with_rounds(spec()));
-    let worker = c.join();
-    let mut reports = Vec::new();
-    let mut of_mid = Vec::new();
-    for _ in 0..40 {
-        let response = c.sync(&worker, std::mem::take(&mut reports));
-        c.carry_out();
-        for start in response.start {
-            let mut output = done(&start);
-            let task = start.task.clone().and_then(|task| task.kind).expect("a kind");
-            if let v1::task_spec::Kind::Distill(task) = task
-                && task.layer.expect("a layer").name == "mid"
-            {
-                of_mid.push((task.round, task.start));
-                let unlearned = v1::DistillOutput { unlearned: "it diverged".into(), ..v1::DistillOutput::default() };
-                output.output = Some(v1::done::Output::Distill(unlearned));
-            }
-            reports.push(report(&start.lease, Report::Done(output)));
-        }
-    }
-    assert_eq!(c.job_state(&job), &JobState::Done);
-    assert_eq!(of_mid, [(0, None), (1, None)]);
-    let blocks = c.state.blocks(&job, 1);
-    assert_eq!(blocks.iter().map(|(layer, _)| layer.name.as_str()).collect::<Vec<_>>(), ["down"]);
-    let found = c.state.unlearned(c.state.job(&job).expect("known"));
-    assert_eq!(found, [v1::Unlearned { layer: "mid".into(), reason: "it diverged".into() }]);
-    let layers = c.state.status(&job, c.now).expect("known").layers;
-    assert_eq!(layers.iter().map(|layer| layer.state.as_str()).collect::<Vec<_>>(), ["done", "kept"]);
 }
 
 #[test]

@@ -13,9 +13,9 @@ use std::time::Instant;
 use deltaconv_kernels::{BlockShape, Gate};
 use deltaconv_proto::{block, v1};
 
-use crate::blocks;
 use crate::shards::LayerData;
 use crate::task::{Context, Error, Stop};
+use crate::{blocks, evaluate};
 use training::Training;
 
 /// Trains, from the checkpoint if there is one, and writes the block.
@@ -96,11 +96,14 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
     // What misses as much as there is does no better than zeros. Where that still gets less, training was merely short.
     let is_usable = relative_error < 1.0 || (lost.is_none() && training.is_still_learning());
     let output = match is_usable {
-        true => v1::DistillOutput {
-            block: Some(output::write(context, task.round, layer, &training)?),
-            relative_error,
-            unlearned: String::new(),
-        },
+        true => {
+            let block = Some(output::write(context, task.round, layer, &training)?);
+            let trained = training.block().clone();
+            // The teacher takes their place.
+            drop((training, data));
+            let alone_error = task.alone.then(|| evaluate::error_alone(context, &layer.name, trained)).transpose()?;
+            v1::DistillOutput { block, relative_error, unlearned: String::new(), alone_error }
+        }
         false => unlearned(lost.map_or_else(
             || format!("its block misses {relative_error:.3} of the output's energy, and training makes it no better"),
             |error| error.to_string(),
@@ -111,7 +114,7 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
 
 /// What is reported of a layer whose block can't take the place of its attention.
 fn unlearned(story: String) -> v1::DistillOutput {
-    v1::DistillOutput { block: None, relative_error: 1.0, unlearned: story }
+    v1::DistillOutput { block: None, relative_error: 1.0, unlearned: story, alone_error: None }
 }
 
 /// The block that the plan has for a layer. Fails if the plan and the kernels disagree about its tensors.

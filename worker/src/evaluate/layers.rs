@@ -8,6 +8,7 @@ use deltaconv_proto::draw::Sample;
 use deltaconv_proto::safetensors::Dtype;
 use deltaconv_proto::v1;
 
+use super::alone::Alone;
 use super::{Evaluated, MODELS, predict, squares};
 use crate::blocks::{Blocks, InPlace};
 use crate::capture::Inputs;
@@ -68,7 +69,8 @@ impl ByLayer {
         self.timestep.extend(batch.iter().map(|sample| sample.timestep as i64));
         self.energy.extend(squares(&expected, None, batch.len()));
         for (row, &layer) in layers.iter().enumerate() {
-            let alone = &mut Alone { blocks: models.student.blocks(), layer };
+            let block = models.student.blocks().get(layer).ok_or(Error::Incomplete("block"))?;
+            let alone = &mut Alone { block, layer };
             let noise = predict(context, teacher, inputs, alone)?;
             self.alone_error[row].extend(squares(&noise, Some(&expected), batch.len()));
             let (energy, error) = drifting.sums.remove(layer).ok_or(Error::Incomplete("layer"))?;
@@ -132,19 +134,4 @@ impl SelfAttention for Drifting<'_> {
 fn sums(stream: &Tensor) -> Result<Vec<f64>, teacher::Error> {
     let sums: Vec<f32> = stream.sqr()?.flatten_from(1)?.sum(D::Minus1)?.to_vec1()?;
     Ok(sums.into_iter().map(f64::from).collect())
-}
-
-/// The teacher with a block in place of one layer.
-struct Alone<'a> {
-    blocks: &'a Blocks,
-    layer: &'a str,
-}
-
-impl SelfAttention for Alone<'_> {
-    fn apply(&mut self, call: &Call<'_>) -> Result<Tensor, teacher::Error> {
-        match self.blocks.get(self.layer).filter(|_| call.layer.name == self.layer) {
-            Some(block) => Ok(call.input.apply_op1_no_bwd(block)?),
-            None => call.attention(),
-        }
-    }
 }

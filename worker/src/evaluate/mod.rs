@@ -8,6 +8,7 @@
 //! `teacher_seconds` and `student_seconds` [b] f64, how long a pass took over the batch's samples. Of pictures:
 //! `teacher`, `student`, `removed` [n, 3, H, W] f32 and `prompt` [n] i64.
 
+mod alone;
 mod layers;
 
 use std::collections::BTreeMap;
@@ -28,6 +29,7 @@ use crate::student::Student;
 use crate::task::{Context, Error};
 use crate::teacher::{Denoiser, Guidance, Original, Removed, SelfAttention, Solver, Steps};
 
+pub(crate) use alone::error as error_alone;
 use layers::ByLayer;
 
 /// Samples that go through a model at a time.

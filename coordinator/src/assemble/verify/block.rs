@@ -29,6 +29,11 @@ pub(super) async fn verify(
         let (what, found) = (format!("{key}: relative error"), output.relative_error.to_string());
         return Err(Error::Value { what, found, expected: "a finite number from 0".to_owned() });
     }
+    if task.alone && !output.alone_error.is_some_and(|error| error.is_finite() && error >= 0.0) {
+        let found = output.alone_error.map_or("absent".to_owned(), |error| error.to_string());
+        let what = format!("{key}: error of the noise with this layer alone replaced");
+        return Err(Error::Value { what, found, expected: "a finite number from 0".to_owned() });
+    }
     let bytes = objects.get_verified(object).await?;
     let planned = layer.clone();
     let header = off_thread(&key, move || check(&bytes, &planned)).await?;

@@ -1,4 +1,5 @@
-//! A part of the evaluation: of the kind that was asked for, with as many samples, and pictures of a possible size.
+//! A part of the evaluation: of the kind that was asked for, with as many samples and the layers that were replaced, and
+//! pictures of a possible size.
 
 use deltaconv_proto::keys;
 use deltaconv_proto::objects::Objects;
@@ -35,8 +36,11 @@ pub(super) async fn verify(
 fn tensor_bytes(asked: &evaluate_task::Part, rounds: usize, plan: &JobPlan) -> (u64, u64) {
     match asked {
         evaluate_task::Part::Noise(range) => {
-            let bytes = samples(range) as u64 * (4 + rounds as u64) * 8;
-            (bytes, bytes)
+            let numbers = 4 + rounds as u64;
+            // Of the layers and of the time: two numbers and three a layer, and two, of no more samples and batches than that.
+            let more = (2 + 3 * plan.layers.len() as u64) + 2;
+            let n = samples(range) as u64 * 8;
+            (n * numbers, n * (numbers + more))
         }
         evaluate_task::Part::Pictures(range) => {
             let pixels = u64::from(plan.latent_height).saturating_mul(plan.latent_width.into());
@@ -63,7 +67,12 @@ fn check(part: &Part, (asked, rounds): (&evaluate_task::Part, usize), plan: &Job
             if noise.round_error.len() != rounds {
                 return Err(value("number of rounds", noise.round_error.len().to_string(), rounds.to_string()));
             }
-            if let Some(timestep) = noise.timestep.iter().find(|t| !(0..MAX_TIMESTEPS).contains(*t)) {
+            let (layers, rows) = (plan.layers.len(), noise.by_layer.alone_error.len());
+            if rows != layers && !noise.by_layer.timestep.is_empty() {
+                return Err(value("number of layers", rows.to_string(), layers.to_string()));
+            }
+            let timesteps = noise.timestep.iter().chain(&noise.by_layer.timestep);
+            if let Some(timestep) = timesteps.into_iter().find(|t| !(0..MAX_TIMESTEPS).contains(*t)) {
                 return Err(value("timestep", timestep.to_string(), format!("0 to {}", MAX_TIMESTEPS - 1)));
             }
             Ok(())

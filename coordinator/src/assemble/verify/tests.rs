@@ -50,6 +50,26 @@ impl Case {
     }
 }
 
+#[tokio::test]
+async fn what_a_layers_replacement_costs_is_told_where_it_was_asked_for() {
+    let distill = |plan: &JobPlan| {
+        let layer = Some(plan.layers[2].clone());
+        Kind::Distill(DistillTask { layer, alone: true, ..DistillTask::default() })
+    };
+    let case = Case::new(distill).await;
+    let layer = &case.plan.layers[2];
+    let key = keys::block(0, &layer.name, &case.attempt);
+    let object = case.objects.put(&key, made_up_block(layer, "x")).await.expect("writes");
+    let told = |alone_error| {
+        let block = Some(object.clone());
+        Output::Distill(DistillOutput { block, relative_error: 0.2, alone_error, ..DistillOutput::default() })
+    };
+    case.verify(told(Some(0.01))).await.expect("a block");
+    case.refused(told(None), &["this layer alone", "absent"]).await;
+    case.refused(told(Some(f64::NAN)), &["this layer alone", "NaN"]).await;
+    case.refused(told(Some(-1.0)), &["this layer alone", "-1"]).await;
+}
+
 fn distilled(object: ObjectRef) -> Output {
     Output::Distill(DistillOutput { block: Some(object), relative_error: 0.2, ..DistillOutput::default() })
 }
@@ -275,6 +295,25 @@ async fn evaluation_parts_are_what_was_asked_for() {
     case.refused(part(&[1, 999], &[2.0, -1.0], 2).await, &["energy", "-1", "sum of squares"]).await;
     case.refused(part(&[1, -1], &[2.0, 3.0], 2).await, &["timestep", "-1"]).await;
     case.refused(part(&[1, 2, 3], &[2.0, 3.0, 4.0], 3).await, &["number of samples", "3", "2"]).await;
+
+    // Of one sample, what was found of so many layers.
+    let of_layers = async |layers: usize, timestep: i64| {
+        let (n, one, table) = ([2], [1], [layers, 1]);
+        let integers = [("timestep", Dtype::I64, &n[..]), ("layer_timestep", Dtype::I64, &one[..])];
+        let sums = ["energy", "removed_error", "student_error"].map(|name| (name, Dtype::F64, &n[..]));
+        let energy = [("layer_energy", Dtype::F64, &one[..])];
+        let rows = ["alone_error", "stream_energy", "stream_error"].map(|name| (name, Dtype::F64, &table[..]));
+        let tensors = integers.into_iter().chain(sums).chain(energy).chain(rows);
+        let mut bytes = serialize_header(tensors, &BTreeMap::new()).expect("a header");
+        bytes.extend([1, 999, timestep].iter().flat_map(|number: &i64| number.to_le_bytes()));
+        bytes.resize(bytes.len() + (7 + 3 * layers) * 8, 0);
+        let object = case.objects.put(&key, bytes).await.expect("writes");
+        Output::Evaluate(EvaluateOutput { part: Some(object) })
+    };
+    let layers = case.plan.layers.len();
+    case.verify(of_layers(layers, 5).await).await.expect("a part");
+    case.refused(of_layers(layers + 1, 5).await, &["number of layers", "8", "7"]).await;
+    case.refused(of_layers(layers, -5).await, &["timestep", "-5"]).await;
 
     let pictures = |_: &JobPlan| {
         let part = evaluate_task::Part::Pictures(SampleRange { start: 0, end: 1 });

@@ -10,7 +10,7 @@ use deltaconv_proto::v1::Recipe;
 use super::json::{Measures, Operations, Report, Round};
 use super::number::{grouped, seconds, significant};
 use crate::observe::escape::escape;
-use deltaconv_proto::v1::Unlearned;
+use deltaconv_proto::v1::StaysAttention;
 
 /// Puts the page together. Every text from outside is escaped.
 pub(super) fn page(report: &Report, samples_png: &[u8], loss_svg: &str) -> String {
@@ -38,7 +38,7 @@ pub(super) fn page(report: &Report, samples_png: &[u8], loss_svg: &str) -> Strin
         STANDARD.encode(samples_png),
     );
     page.push_str("<h2>Layers</h2>\n");
-    page.push_str(&unlearned(report));
+    page.push_str(&staying(report));
     page.push_str(&layers(report));
     page.push_str("<h2>Predicted noise by timestep</h2>\n");
     page.push_str(&quarters(report));
@@ -138,11 +138,11 @@ fn layers(report: &Report) -> String {
 }
 
 /// The layers that stay attention though they were to be replaced.
-fn unlearned(report: &Report) -> String {
-    let one = |Unlearned { layer, reason }: &Unlearned| {
-        format!("<p><b>{} stays attention:</b> no block was learned, {}.</p>\n", escape(layer), escape(reason))
+fn staying(report: &Report) -> String {
+    let one = |StaysAttention { layer, reason }: &StaysAttention| {
+        format!("<p><b>{} stays attention:</b> {}.</p>\n", escape(layer), escape(reason))
     };
-    report.unlearned.iter().map(one).collect()
+    report.stay_attention.iter().map(one).collect()
 }
 
 fn quarters(report: &Report) -> String {

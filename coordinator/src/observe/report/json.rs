@@ -1,6 +1,6 @@
 //! `report.json`. Its names are a contract: scripts read them.
 
-use deltaconv_proto::v1::{Figures, LayerPlan, ObjectRef, Recipe, Unlearned};
+use deltaconv_proto::v1::{Figures, LayerPlan, ObjectRef, Recipe, StaysAttention};
 use serde::Serialize;
 
 use super::figures::{Compared, Comparison, Latency, NoiseError, OfLayer};
@@ -31,7 +31,7 @@ pub(super) struct Report {
     pub(super) samples: Samples,
     pub(super) layers: Vec<LayerEntry>,
     /// Layers that were to be replaced and stay attention.
-    pub(super) unlearned: Vec<Unlearned>,
+    pub(super) stay_attention: Vec<StaysAttention>,
     /// Of the replaced layers, in one sample's pass at the size of `layers`.
     pub(super) multiply_accumulates: Operations,
     /// Of a sample's pass through the whole model, as the evaluation had it.
@@ -156,7 +156,7 @@ impl Report {
                 .enumerate()
                 .map(|(i, layer)| LayerEntry::new(layer, compared.layers.get(i)))
                 .collect(),
-            unlearned: input.unlearned.to_vec(),
+            stay_attention: input.staying.to_vec(),
             multiply_accumulates: Operations::sum(layers.iter().map(|layer| Operations::of(&layer.plan))),
             latency: compared.latency,
             stages: input.stages.to_vec(),
@@ -176,7 +176,7 @@ impl Report {
             removed_epsilon_relative_mse: self.attention_removed.epsilon_relative_mse,
             removed_psnr_db: self.attention_removed.psnr_db,
             blocks_digest: self.digests.blocks.clone(),
-            unlearned: self.unlearned.clone(),
+            stay_attention: self.stay_attention.clone(),
         }
     }
 }

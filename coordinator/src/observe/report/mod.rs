@@ -17,7 +17,7 @@ mod training;
 
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::teacher::Scheduler;
-use deltaconv_proto::v1::{DistillOutput, Figures, JobPlan, JobSpec, LayerPlan, ObjectRef, Unlearned};
+use deltaconv_proto::v1::{DistillOutput, Figures, JobPlan, JobSpec, LayerPlan, ObjectRef, StaysAttention};
 use deltaconv_proto::{images, keys, prompts, safetensors};
 use serde::Serialize;
 
@@ -62,8 +62,8 @@ pub struct ReportInput<'a> {
     pub evaluation: &'a [ObjectRef],
     /// The job's stages in order.
     pub stages: &'a [StageFigures],
-    /// The layers that were to be replaced and stay attention.
-    pub unlearned: &'a [Unlearned],
+    /// The layers that the plan would replace and that stay attention.
+    pub staying: &'a [StaysAttention],
 }
 
 /// The report for scripts, written last: where it stands, the rest does.

@@ -158,13 +158,15 @@ impl Noise {
             expected.extend(SECONDS.map(|name| Expected::new(name, Dtype::F64, shape.clone())));
         }
         exactly(&tensors.header, &expected)?;
-        let sum = |name: &'static str| {
+        let positive = |name: &'static str, expected: &'static str| {
             let numbers = tensors.f64(name)?;
             match numbers.iter().enumerate().find(|(_, value)| **value < 0.0) {
                 None => Ok(numbers),
-                Some((index, &value)) => Err(PartError::Value { name, index, value, expected: "0 or more" }),
+                Some((index, &value)) => Err(PartError::Value { name, index, value, expected }),
             }
         };
+        let sum = |name| positive(name, "a sum of squares, 0 or more");
+        let seconds = |name| if has_seconds { positive(name, "a time, 0 or more") } else { Ok(Vec::new()) };
         let rows = |name, [rows, columns]: [usize; 2]| {
             let numbers = sum(name)?;
             // Rows of nothing could be any number of them.
@@ -183,8 +185,8 @@ impl Noise {
                     stream_error: rows("stream_error", shape)?,
                 },
             },
-            teacher_seconds: if has_seconds { sum(SECONDS[0])? } else { Vec::new() },
-            student_seconds: if has_seconds { sum(SECONDS[1])? } else { Vec::new() },
+            teacher_seconds: seconds(SECONDS[0])?,
+            student_seconds: seconds(SECONDS[1])?,
             timestep: tensors.i64("timestep"),
             energy: sum("energy")?,
             student_error: sum("student_error")?,

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::safetensors::{Dtype, serialize_header};
-use deltaconv_proto::v1::{DistillOutput, JobPlan, LayerPlan, ObjectRef, Unlearned};
+use deltaconv_proto::v1::{DistillOutput, JobPlan, LayerPlan, ObjectRef, StaysAttention};
 use deltaconv_proto::{block, keys};
 
 use super::figures::Measured;
@@ -132,7 +132,8 @@ async fn written(job: &Job) -> (JobPlan, deltaconv_proto::v1::Figures) {
         stage("assemble", 0.4, 0, 1),
         stage("evaluate", 31.0, 72, 6),
     ];
-    let unlearned = [Unlearned { layer: "up.7".to_owned(), reason: "it <diverged>".to_owned() }];
+    let staying =
+        [StaysAttention { layer: "up.7".to_owned(), reason: "no block was learned, it <diverged>".to_owned() }];
     let input = ReportInput {
         spec: &job.spec,
         plan: &plan,
@@ -140,7 +141,7 @@ async fn written(job: &Job) -> (JobPlan, deltaconv_proto::v1::Figures) {
         blocks: &blocks,
         evaluation: &evaluation,
         stages: &stages,
-        unlearned: &unlearned,
+        staying: &staying,
     };
     (plan.clone(), write(input).await.expect("a report"))
 }
@@ -200,8 +201,8 @@ async fn figures_follow_their_definitions() {
         assert!(!page.contains(outside), "the page isn't self-contained: {outside}");
     }
     assert_eq!(page.matches("<svg").count(), 1);
-    assert_eq!(report["unlearned"][0]["layer"], "up.7");
-    assert_eq!(figures.unlearned[0].reason, "it <diverged>");
+    assert_eq!(report["stay_attention"][0]["layer"], "up.7");
+    assert_eq!(figures.stay_attention[0].reason, "no block was learned, it <diverged>");
     assert!(page.contains("up.7 stays attention:</b> no block was learned, it &lt;diverged&gt;"));
 }
 
