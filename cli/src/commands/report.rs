@@ -73,9 +73,8 @@ struct Latency {
 struct Measures {
     epsilon_relative_mse: f64,
     epsilon_relative_mse_by_timestep_quarter: [Option<f64>; 4],
-    /// Of the student of a round before the last no pictures are drawn.
-    psnr_db: Option<f64>,
-    psnr_median_db: Option<f64>,
+    psnr_db: f64,
+    psnr_median_db: f64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -146,7 +145,7 @@ impl Report {
             let errors = std::iter::once(Some(measures.epsilon_relative_mse)).chain(errors);
             let errors = errors.map(|error| error.map_or("–".to_owned(), |error| format!("{error:.5}")));
             let decibels = [measures.psnr_db, measures.psnr_median_db];
-            let decibels = decibels.map(|psnr| psnr.map_or("–".to_owned(), |psnr| format!("{psnr:.2} dB")));
+            let decibels = decibels.map(|psnr| format!("{psnr:.2} dB"));
             listing.add_row(std::iter::once(name).chain(errors).chain(decibels));
         };
         add("attention removed".to_owned(), &self.attention_removed);

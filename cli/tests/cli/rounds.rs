@@ -54,6 +54,8 @@ fn a_further_round_gives_the_same_blocks_whoever_works_on_it_and_is_told_beside_
     let error = |of: &Value| of["epsilon_relative_mse"].as_f64().expect("a number");
     // The first round is the job that has no other.
     assert!((error(&report["rounds"][0]) / error(quiet) - 1.0).abs() < 1e-6, "{report:#}");
+    let psnr = |of: &Value| of["psnr_db"].as_f64().expect("a number");
+    assert!((psnr(&report["rounds"][0]) / psnr(quiet) - 1.0).abs() < 1e-6, "{report:#}");
     assert!(error(&report) < error(&report["rounds"][0]), "{report:#}");
     let status = String::from_utf8(coordinator.run(&["status", "tiny-1"]).stdout).expect("text");
     assert!(status.contains("capture, round 1") && status.contains("distill, round 1"), "{status}");

@@ -17,6 +17,8 @@ const HEADER_BYTES: u64 = 512;
 const CHECKPOINT_COPIES: u64 = 5;
 /// Models of which pictures are drawn: teacher, student, and the teacher without attention.
 const DRAWN: u64 = 3;
+/// Numbers that the evaluation writes of the layers and of the time: three a layer of so few samples that it comes to no more.
+const OF_LAYERS: u64 = 10;
 
 /// Bytes of the shards of all rounds: input and output of every layer and sample, or inputs alone.
 pub(super) fn capture(spec: &JobSpec, layers: &[LayerPlan]) -> u64 {
@@ -70,13 +72,15 @@ fn blocks(layers: &[LayerPlan]) -> u64 {
     layers.iter().map(|layer| layer.parameters * 4 + HEADER_BYTES).sum()
 }
 
-/// What the evaluation's tasks write: numbers of 8 bytes a sample, four and one for each round before the last, and in f32 the picture that each of [`DRAWN`] draws
-/// of a prompt.
+/// What the evaluation's tasks write: numbers of 8 bytes a sample, four, one for each round before the last and [`OF_LAYERS`],
+/// and in f32 the picture that each of [`DRAWN`] and of these rounds draws of a prompt.
 fn evaluation(spec: &JobSpec, plan: &JobPlan) -> u64 {
     let Evaluation { samples, prompts, .. } = spec.evaluation.unwrap_or_default();
     let picture = u64::from(plan.picture_height) * u64::from(plan.picture_width) * 3 * 4;
     let headers = u64::from(plan.evaluate_tasks) * HEADER_BYTES;
-    u64::from(samples) * u64::from(4 + rounds(spec)) * 8 + picture.saturating_mul(u64::from(prompts) * DRAWN) + headers
+    let rounds = u64::from(rounds(spec));
+    let numbers = u64::from(samples) * (4 + rounds + OF_LAYERS) * 8;
+    numbers + picture.saturating_mul(u64::from(prompts) * (DRAWN + rounds)) + headers
 }
 
 /// What the estimates are made from, beside the spec and the plan.

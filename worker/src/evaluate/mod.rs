@@ -6,7 +6,8 @@
 //! were replaced, in the plan's order: `layer_timestep` [m] i64, `layer_energy` [m] f64, and [l, m] f64 `alone_error`, of the
 //! teacher with only this layer replaced, `stream_energy` and `stream_error`, of the residual stream before it. Of b batches
 //! `teacher_seconds` and `student_seconds` [b] f64, how long a pass took over the batch's samples. Of pictures:
-//! `teacher`, `student`, `removed` [n, 3, H, W] f32 and `prompt` [n] i64.
+//! `teacher`, `student`, `removed` [n, 3, H, W] f32 and `prompt` [n] i64; and of a job with further rounds `rounds`
+//! [r, n, 3, H, W] f32, of the students of the rounds before the last.
 
 mod alone;
 mod layers;
@@ -45,10 +46,7 @@ pub(crate) fn run(context: &Context, task: &v1::EvaluateTask) -> Result<v1::Done
     let models = Evaluated {
         teacher: context.models.teacher(context)?,
         student: context.models.student(context, &task.output)?,
-        rounds: match part {
-            v1::evaluate_task::Part::Noise(_) => context.models.blocks(context, &task.rounds)?,
-            v1::evaluate_task::Part::Pictures(_) => Arc::default(),
-        },
+        rounds: context.models.blocks(context, &task.rounds)?,
         data: context.models.data(context)?,
     };
     let (samples, bytes) = match part {
@@ -136,7 +134,7 @@ impl Evaluated {
         let negative = self.data.conditions(BUCKET, &[self.data.empty_prompt()])?;
         let guidance = Guidance { scale: evaluation.guidance, negative };
 
-        expect_passes(context, MODELS * steps.count);
+        expect_passes(context, (MODELS + self.rounds.len()) * steps.count);
         let sample = |model: &Denoiser, attention: &mut dyn SelfAttention| -> Result<Tensor, Error> {
             let mut stoppable = Stoppable { context, attention };
             let sampler = &self.teacher.sampler;
@@ -147,7 +145,13 @@ impl Evaluated {
         let teacher = sample(&self.teacher.denoiser, &mut Original)?;
         let student = sample(&self.student.denoiser, &mut self.student.attention())?;
         let removed = sample(&self.teacher.denoiser, &mut removed(context))?;
-        encode_pictures(&[("teacher", teacher), ("student", student), ("removed", removed)], &prompts)
+        let mut pictures = vec![("teacher", teacher), ("student", student), ("removed", removed)];
+        let of_round = |blocks| sample(&self.teacher.denoiser, &mut InPlace(blocks));
+        let rounds: Vec<Tensor> = self.rounds.iter().map(of_round).collect::<Result<_, Error>>()?;
+        if !rounds.is_empty() {
+            pictures.push(("rounds", Tensor::stack(&rounds, 0)?));
+        }
+        encode_pictures(&pictures, &prompts)
     }
 }
 

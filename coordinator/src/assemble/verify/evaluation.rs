@@ -43,8 +43,10 @@ fn tensor_bytes(asked: &evaluate_task::Part, rounds: usize, plan: &JobPlan) -> (
             (n * numbers, n * (numbers + more))
         }
         evaluate_task::Part::Pictures(range) => {
+            let models = 3 + rounds as u64;
             let pixels = u64::from(plan.latent_height).saturating_mul(plan.latent_width.into());
-            let of_each = |upscaling: u64| pixels.saturating_mul(upscaling * upscaling * 3 * 3 * 4).saturating_add(8);
+            let of_each =
+                |upscaling: u64| pixels.saturating_mul(upscaling * upscaling * models * 3 * 4).saturating_add(8);
             let n = samples(range) as u64;
             (n.saturating_mul(of_each(1)), n.saturating_mul(of_each(MAX_UPSCALING)))
         }
@@ -81,6 +83,9 @@ fn check(part: &Part, (asked, rounds): (&evaluate_task::Part, usize), plan: &Job
             if pictures.prompt.len() != samples(range) {
                 let expected = samples(range).to_string();
                 return Err(value("number of pictures", pictures.prompt.len().to_string(), expected));
+            }
+            if pictures.rounds.len() != rounds {
+                return Err(value("number of rounds", pictures.rounds.len().to_string(), rounds.to_string()));
             }
             let prompts = 0..i64::from(plan.prompts);
             if let Some(prompt) = pictures.prompt.iter().find(|prompt| !prompts.contains(*prompt)) {

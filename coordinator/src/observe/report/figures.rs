@@ -32,7 +32,7 @@ pub(super) struct Compared {
     pub(super) student: Comparison,
     pub(super) removed: Comparison,
     /// The student of each round before the last.
-    pub(super) rounds: Vec<NoiseError>,
+    pub(super) rounds: Vec<Comparison>,
     /// By layer, or empty where no part looked at them.
     pub(super) layers: Vec<OfLayer>,
     pub(super) noise_samples: u64,
@@ -67,8 +67,8 @@ pub(super) struct Measured {
     energy: [f64; 4],
     student: Sums,
     removed: Sums,
-    /// Sums of errors of each round before the last.
-    rounds: Vec<[f64; 4]>,
+    /// Of each round before the last.
+    rounds: Vec<Sums>,
     /// Over the samples on which the layers were looked at.
     layer_samples: u64,
     layer_energy: [f64; 4],
@@ -118,14 +118,14 @@ impl Measured {
     /// # Errors
     /// [`PartError::Layers`] where it is of other layers.
     pub(super) fn add_noise(&mut self, noise: &Noise) -> Result<(), PartError> {
-        self.rounds.resize(noise.round_error.len().max(self.rounds.len()), [0.0; 4]);
+        self.expect_rounds(noise.round_error.len());
         for (i, &timestep) in noise.timestep.iter().enumerate() {
             let quarter = self.quarter(timestep);
             self.energy[quarter] += noise.energy[i];
             self.student.error[quarter] += noise.student_error[i];
             self.removed.error[quarter] += noise.removed_error[i];
             for (sums, errors) in self.rounds.iter_mut().zip(&noise.round_error) {
-                sums[quarter] += errors[i];
+                sums.error[quarter] += errors[i];
             }
             self.samples += 1;
         }
@@ -155,11 +155,19 @@ impl Measured {
         Ok(())
     }
 
+    fn expect_rounds(&mut self, count: usize) {
+        self.rounds.resize_with(count.max(self.rounds.len()), Sums::default);
+    }
+
     pub(super) fn add_pictures(&mut self, pictures: &Pictures) {
+        self.expect_rounds(pictures.rounds.len());
         for i in 0..pictures.prompt.len() {
             let teacher = pictures.picture(&pictures.teacher, i);
             self.student.psnr.push(psnr::of_picture(teacher, pictures.picture(&pictures.student, i)));
             self.removed.psnr.push(psnr::of_picture(teacher, pictures.picture(&pictures.removed, i)));
+            for (sums, round) in self.rounds.iter_mut().zip(&pictures.rounds) {
+                sums.psnr.push(psnr::of_picture(teacher, pictures.picture(round, i)));
+            }
         }
     }
 
@@ -174,11 +182,11 @@ impl Measured {
                 missing: "epsilon_relative_mse",
             });
         }
-        if self.student.psnr.is_empty() {
+        if std::iter::once(&self.student).chain(&self.rounds).any(|sums| sums.psnr.is_empty()) {
             return Err(Error::NothingMeasured { found: "no pictures", missing: "psnr_db" });
         }
         let (student, removed) = (self.comparison(&self.student), self.comparison(&self.removed));
-        let rounds = self.rounds.iter().map(|error| NoiseError::of(error, &self.energy)).collect();
+        let rounds = self.rounds.iter().map(|sums| self.comparison(sums)).collect();
         let of_layer = |sums: &LayerSums| OfLayer {
             alone: NoiseError::of(&sums.alone, &self.layer_energy),
             drift: if sums.stream_energy > 0.0 { sums.stream_error / sums.stream_energy } else { 0.0 },

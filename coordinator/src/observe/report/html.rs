@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use deltaconv_proto::shard::Contents;
 use deltaconv_proto::v1::Recipe;
 
-use super::json::{Measures, Operations, Report, Round};
+use super::json::{Measures, Operations, Report};
 use super::number::{grouped, seconds, significant};
 use crate::observe::escape::escape;
 use deltaconv_proto::v1::StaysAttention;
@@ -40,8 +40,8 @@ pub(super) fn page(report: &Report, samples_png: &[u8], loss_svg: &str) -> Strin
     page.push_str("<h2>Layers</h2>\n");
     page.push_str(&staying(report));
     page.push_str(&layers(report));
-    page.push_str("<h2>Predicted noise by timestep</h2>\n");
-    page.push_str(&quarters(report));
+    page.push_str("<h2>Side by side</h2>\n");
+    page.push_str(&measures(report));
     page.push_str("<h2>Samples by prompt</h2>\n");
     page.push_str(&prompts(report));
     page.push_str("<h2>What a sample costs</h2>\n");
@@ -145,27 +145,30 @@ fn staying(report: &Report) -> String {
     report.stay_attention.iter().map(one).collect()
 }
 
-fn quarters(report: &Report) -> String {
-    let whole = |name: &str, measures: &Measures| {
-        (name.to_owned(), measures.epsilon_relative_mse, measures.epsilon_relative_mse_by_timestep_quarter)
-    };
-    let round = |round: &Round| {
-        let name = format!("round {}", round.round);
-        (name, round.epsilon_relative_mse, round.epsilon_relative_mse_by_timestep_quarter)
-    };
-    let mut columns = vec![whole("attention removed", &report.attention_removed)];
-    columns.extend(report.rounds.iter().map(round));
-    columns.push(whole("student", &report.student));
-    let mut head = vec![Cell::Text("timesteps".to_owned())];
-    head.extend(columns.iter().map(|(name, ..)| number(name)));
-    let names = ["first quarter, least noise", "second", "third", "last quarter, most noise"];
-    let quarter = |(i, name): (usize, &str)| {
-        let cells = columns.iter().map(|(.., quarters)| number(quarters[i].map_or("–".to_owned(), significant)));
+/// All that was compared with the teacher, on the same held-out samples and from the same noise.
+fn measures(report: &Report) -> String {
+    let mut columns = vec![("attention removed".to_owned(), &report.attention_removed)];
+    columns.extend(report.rounds.iter().map(|round| (format!("round {}", round.round), &round.measures)));
+    columns.push(("student".to_owned(), &report.student));
+    let mut head = vec![Cell::Text(String::new())];
+    head.extend(columns.iter().map(|(name, _)| number(name)));
+    let row = |name: &str, of: &dyn Fn(&Measures) -> String| {
+        let cells = columns.iter().map(|(_, measures)| number(of(measures)));
         std::iter::once(Cell::Text(name.to_owned())).chain(cells).collect::<Vec<_>>()
     };
-    let all = columns.iter().map(|(_, all, _)| number(significant(*all)));
-    let all = std::iter::once(Cell::Text("all".to_owned())).chain(all);
-    table(&head, names.into_iter().enumerate().map(quarter).chain([all.collect()]))
+    let quarter = |i: usize| {
+        move |of: &Measures| of.epsilon_relative_mse_by_timestep_quarter[i].map_or("–".to_owned(), significant)
+    };
+    let rows = [
+        row("noise, first quarter of the timesteps, least noise", &quarter(0)),
+        row("second", &quarter(1)),
+        row("third", &quarter(2)),
+        row("last quarter, most noise", &quarter(3)),
+        row("all timesteps", &|of| significant(of.epsilon_relative_mse)),
+        row("PSNR, mean", &|of| decibels(of.psnr_db)),
+        row("PSNR, median", &|of| decibels(of.psnr_median_db)),
+    ];
+    table(&head, rows.into_iter())
 }
 
 fn prompts(report: &Report) -> String {

@@ -3,7 +3,7 @@
 use deltaconv_proto::v1::{Figures, LayerPlan, ObjectRef, Recipe, StaysAttention};
 use serde::Serialize;
 
-use super::figures::{Compared, Comparison, Latency, NoiseError, OfLayer};
+use super::figures::{Compared, Comparison, Latency, OfLayer};
 use super::samples::Pair;
 use super::{Error, Layer, ReportInput, StageFigures};
 use crate::assemble;
@@ -52,8 +52,8 @@ pub(super) struct Measures {
 #[derive(Debug, Serialize)]
 pub(super) struct Round {
     pub(super) round: usize,
-    pub(super) epsilon_relative_mse: f64,
-    pub(super) epsilon_relative_mse_by_timestep_quarter: [Option<f64>; 4],
+    #[serde(flatten)]
+    pub(super) measures: Measures,
 }
 
 /// The teacher with one layer replaced.
@@ -198,12 +198,8 @@ impl Measures {
 }
 
 impl Round {
-    fn new((round, error): (usize, &NoiseError)) -> Self {
-        Self {
-            round,
-            epsilon_relative_mse: error.epsilon_relative_mse,
-            epsilon_relative_mse_by_timestep_quarter: error.by_timestep_quarter,
-        }
+    fn new((round, comparison): (usize, &Comparison)) -> Self {
+        Self { round, measures: Measures::new(comparison) }
     }
 }
 

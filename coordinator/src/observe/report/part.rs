@@ -7,7 +7,8 @@
 //! `student_error`, of the teacher with only this layer replaced), `stream_energy` and `stream_error` (of the residual stream
 //! before the layer: the teacher's sum of squares, and that of the student's difference from it). Of b batches, both or
 //! neither: `teacher_seconds` and `student_seconds` [b] F64, of a pass over the samples of its batch.
-//! Pictures: `teacher`, `student`, `removed` [n,3,H,W] F32, about −1 to 1, and `prompt` [n] I64.
+//! Pictures: `teacher`, `student`, `removed` [n,3,H,W] F32, about −1 to 1, and `prompt` [n] I64; and after further rounds
+//! `rounds` [r,n,3,H,W] F32 (of the student of each round before the last).
 
 use deltaconv_proto::safetensors::Dtype;
 
@@ -15,6 +16,8 @@ use crate::assemble::TensorError;
 use crate::assemble::tensors::{Expected, Tensors, exactly};
 
 const ROUND_ERROR: &str = "round_error";
+/// Of pictures.
+const ROUNDS: &str = "rounds";
 const ALONE_ERROR: &str = "alone_error";
 const SECONDS: [&str; 2] = ["teacher_seconds", "student_seconds"];
 
@@ -69,6 +72,8 @@ pub struct Pictures {
     pub student: Vec<f32>,
     /// [n,3,H,W].
     pub removed: Vec<f32>,
+    /// [n,3,H,W] of each round before the last.
+    pub rounds: Vec<Vec<f32>>,
 }
 
 /// One part.
@@ -206,11 +211,18 @@ impl Pictures {
             // Of no shape that could be right; the check below says so.
             _ => [1, 3, 1, 1],
         };
-        let [n, _, height, width] = shape;
+        let [n, channels, height, width] = shape;
+        let rounds = tensors.header.tensors.get(ROUNDS).map(|info| info.shape.first().copied().unwrap_or_default());
         let pictures = ["teacher", "student", "removed"].map(|name| Expected::new(name, Dtype::F32, shape));
-        let prompt = Expected::new("prompt", Dtype::I64, [n]);
-        exactly(&tensors.header, &[&pictures[..], &[prompt]].concat())?;
+        let mut expected = [&pictures[..], &[Expected::new("prompt", Dtype::I64, [n])]].concat();
+        expected.extend(rounds.map(|rounds| Expected::new(ROUNDS, Dtype::F32, [rounds, n, channels, height, width])));
+        exactly(&tensors.header, &expected)?;
+        let of_each = (n * channels * height * width).max(1);
         Ok(Self {
+            rounds: match rounds {
+                None => Vec::new(),
+                Some(_) => tensors.f32(ROUNDS)?.chunks(of_each).map(<[f32]>::to_vec).collect(),
+            },
             prompt: tensors.i64("prompt"),
             height,
             width,

@@ -70,13 +70,16 @@ async fn noise(objects: &Objects, key: &str, layers: usize, rows: &[(i64, f64, f
     objects.put(key, bytes).await.expect("writes")
 }
 
-/// Coloured discs; the student's are off by `error` everywhere, those without attention by five times that.
+/// Coloured discs; the student's are off by `error` everywhere, those without attention by five times that, and those of the
+/// round before the last by twice that.
 async fn pictures(objects: &Objects, key: &str, prompts: &[i64], error: f32) -> ObjectRef {
     let shape = [prompts.len(), 3, SIDE, SIDE];
     let names = ["teacher", "student", "removed"].map(|name| (name, Dtype::F32, &shape[..]));
     let rows = [prompts.len()];
     let prompt = [("prompt", Dtype::I64, &rows[..])];
-    let mut bytes = serialize_header(prompt.into_iter().chain(names), &BTreeMap::new()).expect("a header");
+    let by_round = [1, prompts.len(), 3, SIDE, SIDE];
+    let tensors = prompt.into_iter().chain(names).chain([("rounds", Dtype::F32, &by_round[..])]);
+    let mut bytes = serialize_header(tensors, &BTreeMap::new()).expect("a header");
     bytes.extend(prompts.iter().flat_map(|prompt| prompt.to_le_bytes()));
     let disc = |prompt: i64, channel: usize, y: usize, x: usize| {
         let (dy, dx) = (y as f32 - 15.5, x as f32 - 13.0 - (prompt % 6) as f32);
@@ -84,7 +87,7 @@ async fn pictures(objects: &Objects, key: &str, prompts: &[i64], error: f32) -> 
         let colour = [(0.45, -0.6, -0.6), (-0.6, 0.3, -0.5), (-0.6, -0.5, 0.45)][prompt as usize / 6 % 3];
         if inside { [colour.0, colour.1, colour.2][channel] } else { 0.1 - y as f32 * 0.02 }
     };
-    for off in [0.0, error, 5.0 * error] {
+    for off in [0.0, error, 5.0 * error, 2.0 * error] {
         for &prompt in prompts {
             let all = (0..3).flat_map(|c| (0..SIDE).flat_map(move |y| (0..SIDE).map(move |x| (c, y, x))));
             bytes.extend(all.flat_map(|(c, y, x)| (disc(prompt, c, y, x) + off).to_le_bytes()));
@@ -164,6 +167,7 @@ async fn figures_follow_their_definitions() {
         near(quarter.as_f64().expect("a number"), expected);
     }
     near(report["rounds"][0]["epsilon_relative_mse"].as_f64().expect("a number"), 1.5 * 6.75 / 500.0);
+    near(report["rounds"][0]["psnr_db"].as_f64().expect("a number"), 20.0);
     near(report["rounds"][0]["epsilon_relative_mse_by_timestep_quarter"][3].as_f64().expect("a number"), 0.0075);
     // Of samples whose energy is 100, 100, 50 and 50, the first two of the first quarter.
     let alone = |layer: usize| &report["layers"][layer]["alone"];
