@@ -5,7 +5,7 @@
 
 mod reference;
 
-use deltaconv_kernels::cpu::{Target, Workspace, features, forward, loss_and_gradient};
+use deltaconv_kernels::cpu::{Target, Workspace, features, forward, gradient, loss_and_gradient};
 use deltaconv_kernels::{BlockShape, Error, Gate, Parameters};
 use proptest::prelude::*;
 
@@ -115,6 +115,30 @@ proptest! {
         assert_close("loss", &[ours.loss as f32], &[reference.loss]);
         assert_close("x's gradient", &ours.x_gradient, &reference.x_gradient);
         for (tensor, values) in ours.gradients.iter() {
+            assert_close(&tensor.name, values, &reference.gradients[&tensor.name]);
+        }
+    }
+
+    #[test]
+    fn a_gradient_of_the_output_goes_back_like_that_of_the_error(case in cases()) {
+        let (x, scale, parameters) = (case.input(), 3.0, case.parameters());
+        let (target, gates) = (case.target(), case.gates());
+        let aim = (&target[..], gates.as_deref());
+        let reference = reference::run(&case.shape, &parameters, &x, aim, case.size, scale);
+        let (sample, channels) = (x.len() / case.size[0], case.shape.channels());
+        let y_gradient: Vec<f32> = (0..x.len())
+            .map(|i| {
+                let gate = gates.as_ref().map_or(1.0, |gates| gates[i / sample * channels + i % channels]);
+                let difference = reference.y[i] - f64::from(target[i]);
+                (2.0 * scale / x.len() as f64 * f64::from(gate).powi(2) * difference) as f32
+            })
+            .collect();
+        let (mut gradients, mut x_gradient) = (parameters.zeros_like(), vec![f32::NAN; x.len()]);
+        gradients.values_mut().fill(f32::NAN);
+        let (wanted, mut workspace) = (Some(&mut x_gradient[..]), Workspace::default());
+        gradient(&case.shape, &parameters, &x, &y_gradient, case.size, &mut gradients, wanted, &mut workspace).unwrap();
+        assert_close("x's gradient", &x_gradient, &reference.x_gradient);
+        for (tensor, values) in gradients.iter() {
             assert_close(&tensor.name, values, &reference.gradients[&tensor.name]);
         }
     }

@@ -1,5 +1,7 @@
 //! The block over a batch: samples in parallel, sums in a fixed order.
 
+use std::ops::Range;
+
 use rayon::iter::Either;
 use rayon::prelude::*;
 
@@ -111,41 +113,95 @@ pub fn loss_and_gradient(
     x_gradient: Option<&mut [f32]>,
     workspace: &mut Workspace,
 ) -> Result<f64> {
-    let sample = check(shape, parameters, x, size)?;
-    let Target { output: target, gates } = target;
-    check_length("target", x.len(), target.len())?;
-    if let Some(gates) = gates {
+    check(shape, parameters, x, size)?;
+    check_length("target", x.len(), target.output.len())?;
+    if let Some(gates) = target.gates {
         check_length("gates", size[0] * shape.channels(), gates.len())?;
     }
+    let factor = (2.0 * scale / x.len() as f64) as f32;
+    let squares = back(shape, parameters, x, Start::Error(target, factor), size, gradients, x_gradient, workspace)?;
+    Ok(squares / x.len() as f64)
+}
+
+/// Takes the gradient of a loss with respect to the block's output, `y_gradient` `[B, H, W, C]`, back through the block:
+/// the gradients of the parameters overwrite `gradients`, that of `x` goes to `x_gradient` where one is given.
+#[expect(clippy::too_many_arguments, reason = "the pass's inputs and outputs, each a plain slice")]
+pub fn gradient(
+    shape: &BlockShape,
+    parameters: &Parameters,
+    x: &[f32],
+    y_gradient: &[f32],
+    size: [usize; 3],
+    gradients: &mut Parameters,
+    x_gradient: Option<&mut [f32]>,
+    workspace: &mut Workspace,
+) -> Result<()> {
+    check(shape, parameters, x, size)?;
+    check_length("y_gradient", x.len(), y_gradient.len())?;
+    back(shape, parameters, x, Start::Gradient(y_gradient), size, gradients, x_gradient, workspace)?;
+    Ok(())
+}
+
+/// What the way back begins with.
+#[derive(Clone, Copy)]
+enum Start<'a> {
+    /// The output's difference from a target, times a factor.
+    Error(Target<'a>, f32),
+    /// The gradient of the output `[B, H, W, C]`.
+    Gradient(&'a [f32]),
+}
+
+impl<'a> Start<'a> {
+    /// That of some of the samples, whose values these are of all, and of all channels' rows.
+    fn of(self, values: Range<usize>, rows: Range<usize>) -> Self {
+        match self {
+            Self::Error(Target { output, gates }, factor) => {
+                let target = Target { output: &output[values], gates: gates.map(|gates| &gates[rows]) };
+                Self::Error(target, factor)
+            }
+            Self::Gradient(gradient) => Self::Gradient(&gradient[values]),
+        }
+    }
+}
+
+/// The way back, whose arguments were checked but for the gradients' lengths. Returns the sum of the squared differences, 0
+/// where it doesn't begin with them.
+#[expect(clippy::too_many_arguments, reason = "the pass's inputs and outputs, each a plain slice")]
+fn back(
+    shape: &BlockShape,
+    parameters: &Parameters,
+    x: &[f32],
+    start: Start<'_>,
+    size: [usize; 3],
+    gradients: &mut Parameters,
+    x_gradient: Option<&mut [f32]>,
+    workspace: &mut Workspace,
+) -> Result<f64> {
     gradients.check_shape("gradients", shape)?;
     if let Some(x_gradient) = &x_gradient {
         check_length("x_gradient", x.len(), x_gradient.len())?;
     }
     let [batch, height, width] = size;
     let channels = shape.channels();
+    let sample = height * width * channels;
     workspace.prepare(shape, height, width, true)?;
     let (plan, kernels, totals, scratches) = workspace.parts();
     let partial_len = PartialGradient::len(shape);
     let chunk = samples_per_partial(batch, partial_len);
     totals.resize(shape, batch, batch.div_ceil(chunk));
     let weights = Weights::new(shape, parameters, kernels);
-    let factor = (2.0 * scale / x.len() as f64) as f32;
 
     let x_gradients = match x_gradient {
         Some(x_gradient) => Either::Left(x_gradient.par_chunks_mut(chunk * sample).map(Some)),
         None => Either::Right(rayon::iter::repeat_n((), batch.div_ceil(chunk)).map(|()| None)),
     };
-    let gates = match gates {
-        Some(gates) => Either::Left(gates.par_chunks(chunk * channels).map(Some)),
-        None => Either::Right(rayon::iter::repeat_n((), batch.div_ceil(chunk)).map(|()| None)),
-    };
-    let inputs = x.par_chunks(chunk * sample).zip(target.par_chunks(chunk * sample)).zip(gates);
+    let inputs = x.par_chunks(chunk * sample).enumerate();
     let partials = totals.partials.par_chunks_exact_mut(partial_len).zip(x_gradients);
     let sums = totals.squares.par_chunks_mut(chunk);
     let means = totals.means.par_chunks_mut(chunk * channels);
     let gradient_sums = totals.gradient_sums.par_chunks_mut(chunk * channels);
     let chunks = inputs.zip(partials).zip(sums.zip(means).zip(gradient_sums));
-    chunks.for_each(|((((x, target), gates), (partial, mut x_gradient)), ((squares, means), sums))| {
+    chunks.for_each(|(((number, x), (partial, mut x_gradient)), ((squares, means), sums))| {
         let mut scratch = scratches.of_this_thread();
         let mut partial = PartialGradient::split(shape, partial);
         for (index, squares) in squares.iter_mut().enumerate() {
@@ -155,15 +211,25 @@ pub fn loss_and_gradient(
             let mean = &mut means[vector.clone()];
             let scratch = &mut *scratch;
             forward::mean(plan, x, mean);
-            forward::shared_output(weights, mean, &mut scratch.bias);
             let mut features = std::mem::take(&mut scratch.features);
             forward::features(plan, weights, x, scratch, &mut features);
-            linear::apply(&features, shape.features(), weights.out, &mut scratch.output);
             scratch.features = features;
-            let (output, bias, target) = (&mut scratch.output, &scratch.bias, &target[map.clone()]);
-            *squares = match gates {
-                None => sums::residual(output, bias, target, factor),
-                Some(gates) => sums::gated_residual(output, bias, target, &gates[vector.clone()], factor),
+            let first = number * chunk + index;
+            let values = first * sample..(first + 1) * sample;
+            *squares = match start.of(values, first * channels..(first + 1) * channels) {
+                Start::Gradient(gradient) => {
+                    scratch.output.copy_from_slice(gradient);
+                    0.0
+                }
+                Start::Error(Target { output: target, gates }, factor) => {
+                    forward::shared_output(weights, mean, &mut scratch.bias);
+                    linear::apply(&scratch.features, shape.features(), weights.out, &mut scratch.output);
+                    let (output, bias) = (&mut scratch.output, &scratch.bias);
+                    match gates {
+                        None => sums::residual(output, bias, target, factor),
+                        Some(gates) => sums::gated_residual(output, bias, target, gates, factor),
+                    }
+                }
             };
             let sample = backward::Sample {
                 x,
@@ -180,7 +246,7 @@ pub fn loss_and_gradient(
     linear::weight_gradient(&totals.gradient_sums, &totals.means, channels, false, pool_weight);
     // conv_pool's bias reaches every position, as conv_out's does.
     pool_bias.copy_from_slice(&summed[partial_len - channels..]);
-    Ok(totals.squares.iter().sum::<f64>() / x.len() as f64)
+    Ok(totals.squares.iter().sum())
 }
 
 /// Checks what all passes are given and returns the values of one sample, H·W·C.

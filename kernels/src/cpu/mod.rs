@@ -22,5 +22,5 @@ mod sums;
 mod weights;
 mod workspace;
 
-pub use block::{Target, features, forward, loss_and_gradient};
+pub use block::{Target, features, forward, gradient, loss_and_gradient};
 pub use workspace::Workspace;

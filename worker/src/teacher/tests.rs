@@ -9,6 +9,8 @@ use deltaconv_proto::teacher::{Teacher, UNetConfig};
 
 use super::{Call, Error, LoadOptions, Original, Removed, SelfAttention, UNet, Weights};
 
+mod gradients;
+
 fn unet(json: &[u8]) -> UNetConfig {
     let Teacher::UNet(config) = Teacher::parse(json).unwrap() else { panic!("not a UNet") };
     config

@@ -8,6 +8,9 @@ mod cuda;
 mod place;
 #[cfg(test)]
 mod tests;
+mod tracked;
+
+use std::sync::Arc;
 
 use candle_core::{Tensor, bail};
 use deltaconv_proto::teacher::{Activation, TimeEmbedding};
@@ -15,12 +18,14 @@ use deltaconv_proto::teacher::{Activation, TimeEmbedding};
 pub(crate) use self::cpu::AttentionMap;
 pub(super) use self::cpu::{FeedForwardActivation, Heads, Padding, Projected, attention_maps};
 pub use self::place::Place;
+pub(crate) use self::tracked::attach;
+use self::tracked::only_on_the_processor;
 use super::Error;
 
 /// y = x Wᵀ + b over the last dimension; a 1×1 convolution of maps that are channels last.
 #[derive(Debug)]
 pub(super) enum Linear {
-    Cpu(cpu::Linear),
+    Cpu(Arc<cpu::Linear>),
     #[cfg(feature = "cuda")]
     Cuda(cuda::Linear),
 }
@@ -39,11 +44,22 @@ impl Linear {
             return Ok(Self::Cuda(linear));
         }
         let _ = place;
-        Ok(Self::Cpu(cpu::Linear::new(input, output, weight, bias)))
+        Ok(Self::Cpu(Arc::new(cpu::Linear::new(input, output, weight, bias))))
     }
 
     /// x [.., input] → [.., output].
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor, Error> {
+        if x.track_op() {
+            let y = self.forward(&x.detach())?;
+            return match self {
+                Self::Cpu(linear) => {
+                    let linear = linear.clone();
+                    Ok(attach(x, y, move |gradient| linear.input_gradient(gradient))?)
+                }
+                #[cfg(feature = "cuda")]
+                Self::Cuda(_) => Err(only_on_the_processor("a linear").into()),
+            };
+        }
         match self {
             Self::Cpu(linear) => Ok(linear.forward(x)?),
             #[cfg(feature = "cuda")]
@@ -53,6 +69,9 @@ impl Linear {
 
     /// x [.., input] → residual + x Wᵀ + b, both [.., output].
     pub(super) fn forward_onto(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor, Error> {
+        if residual.track_op() || x.track_op() {
+            return Ok(residual.add(&self.forward(x)?)?);
+        }
         match self {
             Self::Cpu(linear) => Ok(linear.forward_onto(residual, x)?),
             #[cfg(feature = "cuda")]
@@ -64,7 +83,7 @@ impl Linear {
 /// A k×k convolution of maps that are channels last.
 #[derive(Debug)]
 pub(super) enum Conv {
-    Cpu(cpu::Conv),
+    Cpu(Arc<cpu::Conv>),
     #[cfg(feature = "cuda")]
     Cuda(cuda::Conv),
 }
@@ -98,7 +117,7 @@ impl Conv {
             return Ok(Self::Cuda(cuda::Conv::new(&queue, place.dtype(), shape, weight, &bias)?));
         }
         let _ = place;
-        Ok(Self::Cpu(cpu::Conv::new((input, output), kernel, stride, padding, weight, bias)))
+        Ok(Self::Cpu(Arc::new(cpu::Conv::new((input, output), kernel, stride, padding, weight, bias))))
     }
 
     /// x [B, H, W, input] → [B, H', W', output].
@@ -119,6 +138,20 @@ impl Conv {
 
     fn apply(&self, x: &Tensor, size: (usize, usize), added: Added<'_>) -> Result<Tensor, Error> {
         let Added { shift, residual, divisor } = added;
+        if x.track_op() || residual.is_some_and(Tensor::track_op) {
+            let y = self.apply(&x.detach(), size, Added { shift, ..Added::default() })?;
+            let y = match self {
+                _ if !x.track_op() => y,
+                Self::Cpu(conv) => {
+                    let (conv, (_, height, width, _)) = (conv.clone(), x.dims4()?);
+                    attach(x, y, move |gradient| conv.input_gradient(gradient, (height, width), size))?
+                }
+                #[cfg(feature = "cuda")]
+                Self::Cuda(_) => return Err(only_on_the_processor("a convolution").into()),
+            };
+            let y = residual.map_or(Ok(y.clone()), |residual| y.add(residual))?;
+            return Ok(divisor.map_or(Ok(y.clone()), |divisor| y.affine(1.0 / f64::from(divisor), 0.0))?);
+        }
         match self {
             Self::Cpu(conv) => Ok(conv.forward(x, size, cpu::Added { shift, residual, divisor })?),
             #[cfg(feature = "cuda")]
@@ -136,7 +169,7 @@ impl Conv {
 /// Group normalisation of maps that are channels last, and the activation after it.
 #[derive(Debug)]
 pub(super) enum GroupNorm {
-    Cpu(cpu::GroupNorm),
+    Cpu(Arc<cpu::GroupNorm>),
     #[cfg(feature = "cuda")]
     Cuda(cuda::GroupNorm),
 }
@@ -149,11 +182,14 @@ impl GroupNorm {
             return Ok(Self::Cuda(cuda::GroupNorm::new(&queue, groups, eps, &weight, &bias)?));
         }
         let _ = place;
-        Ok(Self::Cpu(cpu::GroupNorm::new(groups, eps, weight, bias)))
+        Ok(Self::Cpu(Arc::new(cpu::GroupNorm::new(groups, eps, weight, bias))))
     }
 
     /// x [B, H, W, C] → the same shape.
     pub(super) fn forward(&self, x: &Tensor, activation: Option<Activation>) -> Result<Tensor, Error> {
+        if x.track_op() {
+            return self.track(x, self.forward(&x.detach(), activation)?, None, activation);
+        }
         match self {
             Self::Cpu(norm) => Ok(norm.forward(x, activation)?),
             #[cfg(feature = "cuda")]
@@ -168,10 +204,33 @@ impl GroupNorm {
         scale_shift: &Tensor,
         activation: Activation,
     ) -> Result<Tensor, Error> {
+        if x.track_op() {
+            let y = self.forward_modulated(&x.detach(), scale_shift, activation)?;
+            return self.track(x, y, Some(scale_shift.clone()), Some(activation));
+        }
         match self {
             Self::Cpu(norm) => Ok(norm.forward_modulated(x, scale_shift, activation)?),
             #[cfg(feature = "cuda")]
             Self::Cuda(norm) => Ok(norm.forward(x, Some(scale_shift), cuda::activation(Some(activation)))?),
+        }
+    }
+
+    fn track(
+        &self,
+        x: &Tensor,
+        y: Tensor,
+        scale_shift: Option<Tensor>,
+        activation: Option<Activation>,
+    ) -> Result<Tensor, Error> {
+        match self {
+            Self::Cpu(norm) => {
+                let (norm, given) = (norm.clone(), x.detach());
+                let back =
+                    move |gradient: &Tensor| norm.input_gradient(&given, scale_shift.as_ref(), activation, gradient);
+                Ok(attach(x, y, back)?)
+            }
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => Err(only_on_the_processor("a group norm").into()),
         }
     }
 }
@@ -179,7 +238,7 @@ impl GroupNorm {
 /// Layer normalisation over the last dimension.
 #[derive(Debug)]
 pub(super) enum LayerNorm {
-    Cpu(cpu::LayerNorm),
+    Cpu(Arc<cpu::LayerNorm>),
     #[cfg(feature = "cuda")]
     Cuda(cuda::LayerNorm),
 }
@@ -192,11 +251,22 @@ impl LayerNorm {
             return Ok(Self::Cuda(cuda::LayerNorm::new(&queue, eps, &weight, &bias)?));
         }
         let _ = place;
-        Ok(Self::Cpu(cpu::LayerNorm::new(eps, weight, bias)))
+        Ok(Self::Cpu(Arc::new(cpu::LayerNorm::new(eps, weight, bias))))
     }
 
     /// x [.., C] → the same shape.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor, Error> {
+        if x.track_op() {
+            let y = self.forward(&x.detach())?;
+            return match self {
+                Self::Cpu(norm) => {
+                    let (norm, given) = (norm.clone(), x.detach());
+                    Ok(attach(x, y, move |gradient| norm.input_gradient(&given, gradient))?)
+                }
+                #[cfg(feature = "cuda")]
+                Self::Cuda(_) => Err(only_on_the_processor("a layer norm").into()),
+            };
+        }
         match self {
             Self::Cpu(norm) => Ok(norm.forward(x)?),
             #[cfg(feature = "cuda")]
@@ -227,6 +297,21 @@ impl FeedForward {
     }
 
     fn apply(&self, x: &Tensor, onto: Option<&Tensor>) -> Result<Tensor, Error> {
+        if x.track_op() || onto.is_some_and(Tensor::track_op) {
+            let y = self.apply(&x.detach(), None)?;
+            let y = match (&self.up, &self.down) {
+                _ if !x.track_op() => y,
+                (Linear::Cpu(up), Linear::Cpu(down)) => {
+                    let (activation, up, down, given) = (self.activation, up.clone(), down.clone(), x.detach());
+                    let back =
+                        move |gradient: &Tensor| cpu::feed_forward_gradient(activation, &up, &down, &given, gradient);
+                    attach(x, y, back)?
+                }
+                #[cfg(feature = "cuda")]
+                _ => return Err(only_on_the_processor("a feed-forward").into()),
+            };
+            return Ok(onto.map_or(Ok(y.clone()), |residual| residual.add(&y))?);
+        }
         match (&self.up, &self.down) {
             (Linear::Cpu(up), Linear::Cpu(down)) => Ok(cpu::feed_forward(self.activation, up, down, x, onto)?),
             #[cfg(feature = "cuda")]
@@ -261,6 +346,16 @@ pub(super) fn attention(
     heads: Heads,
     bias: Option<&Tensor>,
 ) -> Result<Tensor, Error> {
+    let projected = [query, key, value];
+    if projected.iter().any(|of| of.tensor.track_op()) {
+        let given = projected.map(|of| of.tensor.detach());
+        let [query, key, value] = [0, 1, 2].map(|i| Projected { tensor: &given[i], offset: projected[i].offset });
+        let y = attention(query, key, value, heads, bias)?;
+        return match y.device().is_cpu() {
+            true => Ok(tracked::attention(y, projected, heads, bias)?),
+            false => Err(only_on_the_processor("attention").into()),
+        };
+    }
     #[cfg(feature = "cuda")]
     if query.tensor.device().is_cuda() {
         return cuda::attention(query, key, value, heads, bias);
@@ -271,6 +366,7 @@ pub(super) fn attention(
 
 /// An activation of a tensor of any shape.
 pub(super) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor, Error> {
+    debug_assert!(!x.track_op(), "what models activate by itself are embeddings, before any layer");
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
         return Ok(cuda::activate(&*cuda::queue(x)?, x, cuda::activation(Some(activation)))?);
@@ -280,6 +376,7 @@ pub(super) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor, Err
 
 /// x · Φ(x) in its tanh form, of a tensor of any shape.
 pub(super) fn activate_gelu_tanh(x: &Tensor) -> Result<Tensor, Error> {
+    debug_assert!(!x.track_op(), "what models activate by itself are embeddings, before any layer");
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
         return Ok(cuda::activate(&*cuda::queue(x)?, x, cuda::Activation::GeluTanh)?);
@@ -290,7 +387,7 @@ pub(super) fn activate_gelu_tanh(x: &Tensor) -> Result<Tensor, Error> {
 /// a + b, of one shape.
 pub(super) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor, Error> {
     #[cfg(feature = "cuda")]
-    if a.device().is_cuda() {
+    if a.device().is_cuda() && !a.track_op() && !b.track_op() {
         return Ok(cuda::add(&*cuda::queue(a)?, a, b)?);
     }
     Ok(a.add(b)?)
@@ -298,6 +395,9 @@ pub(super) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor, Error> {
 
 /// [B, H, W, C₁] and [B, H, W, C₂] → [B, H, W, C₁ + C₂].
 pub(super) fn join_channels(first: &Tensor, second: &Tensor) -> Result<Tensor, Error> {
+    if first.track_op() || second.track_op() {
+        return Ok(Tensor::cat(&[first, second], 3)?);
+    }
     #[cfg(feature = "cuda")]
     if first.device().is_cuda() {
         return Ok(cuda::join_channels(&*cuda::queue(first)?, first, second)?);
@@ -330,6 +430,15 @@ impl Row<'_> {
 /// Layer normalisation over the last dimension without weights of its own, then x · (1 + scale) + shift:
 /// x [B, .., C] → the same shape.
 pub(super) fn modulated_norm(x: &Tensor, eps: f32, scale: Row<'_>, shift: Row<'_>) -> Result<Tensor, Error> {
+    if x.track_op() {
+        let y = modulated_norm(&x.detach(), eps, scale, shift)?;
+        if !y.device().is_cpu() {
+            return Err(only_on_the_processor("a modulated norm").into());
+        }
+        let (given, scale) = (x.detach(), scale.elements()?);
+        let back = move |gradient: &Tensor| cpu::modulated_norm_gradient(&given, eps, &scale, gradient);
+        return Ok(attach(x, y, back)?);
+    }
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
         let [scale, shift] = [scale, shift].map(|Row { table, index }| cuda::Row { table, index });
@@ -340,6 +449,11 @@ pub(super) fn modulated_norm(x: &Tensor, eps: f32, scale: Row<'_>, shift: Row<'_
 
 /// residual + gate · x: both [B, .., C].
 pub(super) fn add_gated(residual: &Tensor, gate: Row<'_>, x: &Tensor) -> Result<Tensor, Error> {
+    if residual.track_op() || x.track_op() {
+        let gate = gate.tensor()?;
+        let gate = (2..x.rank()).try_fold(gate, |gate, _| gate.unsqueeze(1))?;
+        return Ok(residual.add(&x.broadcast_mul(&gate)?)?);
+    }
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
         let Row { table, index } = gate;

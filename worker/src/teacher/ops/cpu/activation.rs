@@ -87,6 +87,54 @@ for_each_level! {
     }
 }
 
+/// φ(x) = e^(−x²/2) / √(2π), the derivative of Φ.
+#[inline(always)]
+fn density(x: f32) -> f32 {
+    const FACTOR: f32 = 0.398_942_3; // 1 / √(2π)
+    FACTOR * exp(-0.5 * x * x)
+}
+
+/// The derivative of [`gelu`]: Φ(x) + x φ(x).
+#[inline(always)]
+pub(super) fn gelu_derivative(x: f32) -> f32 {
+    x.mul_add(density(x), 0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)))
+}
+
+/// The derivative of [`gelu_tanh`], x · s(u) with u = 2 √(2/π) (x + 0.044715 x³) and s the sigmoid.
+#[inline(always)]
+pub(super) fn gelu_tanh_derivative(x: f32) -> f32 {
+    const SLOPE: f32 = 1.595_769; // 2 √(2/π)
+    let s = 1.0 / (1.0 + exp(-SLOPE * (x * x * x).mul_add(0.044_715, x)));
+    let du = SLOPE * (x * x).mul_add(3.0 * 0.044_715, 1.0);
+    (x * du).mul_add(s * (1.0 - s), s)
+}
+
+#[inline(always)]
+fn derivative(activation: Activation, x: f32) -> f32 {
+    match activation {
+        Activation::Silu => {
+            let s = 1.0 / (1.0 + exp(-x));
+            s * x.mul_add(1.0 - s, 1.0)
+        }
+        Activation::Gelu => gelu_derivative(x),
+        Activation::Mish => {
+            // With t = tanh(ln(1 + eˣ)): t + x (1 − t²) sigmoid(x).
+            let e = exp(if x > 20.0 { 20.0 } else { x });
+            let n = e * (e + 2.0);
+            let t = n / (n + 2.0);
+            (x * (1.0 - t * t)).mul_add(e / (1.0 + e), t)
+        }
+        Activation::Relu => f32::from(u8::from(x > 0.0)),
+    }
+}
+
+for_each_level! {
+    /// Multiplies every gradient of an activation's result by the derivative at `x`.
+    pub(super) fn activation_gradient(activation: Activation, x: &[f32], gradient: &mut [f32]) {
+        gradient.iter_mut().zip(x).for_each(|(gradient, x)| *gradient *= derivative(activation, *x));
+    }
+}
+
 /// An activation of a tensor of any shape.
 pub(in super::super) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     with_slices([x], |[x_elements]| {
@@ -108,6 +156,30 @@ pub(in super::super) fn activate_gelu_tanh(x: &Tensor) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn derivatives_are_those_of_their_functions() {
+        let activations = [Activation::Silu, Activation::Gelu, Activation::Mish, Activation::Relu];
+        let named = activations.map(|activation| {
+            let of = move |x: f32| match activation {
+                Activation::Silu => silu(x),
+                Activation::Gelu => gelu(x),
+                Activation::Mish => mish(x),
+                Activation::Relu => x.max(0.0),
+            };
+            (Box::new(of) as Box<dyn Fn(f32) -> f32>, derivative(activation, 0.75), derivative(activation, -1.5))
+        });
+        let tanh = (Box::new(gelu_tanh) as Box<_>, gelu_tanh_derivative(0.75), gelu_tanh_derivative(-1.5));
+        for (index, (of, right, left)) in named.into_iter().chain([tanh]).enumerate() {
+            for (x, found) in [(0.75_f32, right), (-1.5, left)] {
+                const STEP: f32 = 1.0 / 64.0;
+                // Fourth order, since f32 leaves no room for small steps.
+                let near = |steps: f32| f64::from(of(x + steps * STEP));
+                let expected = (8.0 * (near(1.0) - near(-1.0)) - (near(2.0) - near(-2.0))) / (12.0 * f64::from(STEP));
+                assert!((f64::from(found) - expected).abs() < 3e-5, "{index} at {x}: {found}, not {expected}");
+            }
+        }
+    }
 
     #[test]
     fn activations_are_those_of_their_definitions() {

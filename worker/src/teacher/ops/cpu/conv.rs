@@ -1,3 +1,5 @@
+use std::sync::{Arc, OnceLock};
+
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -23,8 +25,10 @@ pub(in super::super::super) struct Conv {
     stride: usize,
     padding: Padding,
     input: usize,
-    weights: Packed,
+    weights: Arc<Packed>,
     bias: Vec<f32>,
+    /// The kernel turned by 180°, from outputs to inputs, from the first gradient on.
+    turned: OnceLock<Arc<Packed>>,
 }
 
 /// What a convolution adds to its result.
@@ -53,7 +57,39 @@ impl Conv {
             let (channel, column, row) = (k % input, k / input % kernel, k / input / kernel);
             weight[((n * input + channel) * kernel + row) * kernel + column]
         });
-        Self { kernel, stride, padding, input, weights, bias }
+        Self { kernel, stride, padding, input, weights: Arc::new(weights), bias, turned: OnceLock::new() }
+    }
+
+    /// The gradient of x [B, H, W, input], which was resized to `size` before the convolution, from that of the result
+    /// [B, H', W', output].
+    pub(in super::super) fn input_gradient(
+        &self,
+        gradient: &Tensor,
+        x: (usize, usize),
+        size: (usize, usize),
+    ) -> Result<Tensor> {
+        let (kernel, output) = (self.kernel, self.weights.n);
+        let turned = self.turned.get_or_init(|| {
+            let of = |k: usize, n: usize| {
+                let (channel, column, row) = (k % output, k / output % kernel, k / output / kernel);
+                let tap = (kernel - 1 - row) * kernel + kernel - 1 - column;
+                self.weights.get(tap * self.input + n, channel)
+            };
+            Arc::new(Packed::new(kernel * kernel * output, self.input, of))
+        });
+        let turned = Self {
+            kernel,
+            stride: 1,
+            padding: Padding { before: 0, after: 0 },
+            input: output,
+            weights: turned.clone(),
+            bias: vec![0.0; self.input],
+            turned: OnceLock::new(),
+        };
+        // Where the result's pixels lie between those of the map that it was made of, within what the kernel reaches.
+        let padded = (size.0 + kernel - 1, size.1 + kernel - 1);
+        let spread = spread(gradient, kernel - 1 - self.padding.before, self.stride, padded)?;
+        gather(&turned.forward(&spread, padded, Added::default())?, x)
     }
 
     /// x [B, H, W, input], first resized to `size` by nearest neighbours, → [B, H', W', output].
@@ -128,6 +164,51 @@ impl Conv {
         let inner = (0..side).map(|i| Some(nearest(i, source, side)));
         before.chain(inner).chain(std::iter::repeat_n(None, self.padding.after)).collect()
     }
+}
+
+/// A map [B, h, w, C] with its pixels `stride` apart, the first at (before, before), and zeros between and around them:
+/// [B, `size`, C].
+fn spread(x: &Tensor, before: usize, stride: usize, size: (usize, usize)) -> Result<Tensor> {
+    let (batch, h, w, channels) = x.dims4()?;
+    let (rows, columns) = size;
+    let reaches = |side: usize, of: usize| before + side.saturating_sub(1) * stride < of.max(1);
+    if !reaches(h, rows) || !reaches(w, columns) {
+        bail!("the gradient of a map of {h}×{w} does not fit {rows}×{columns}");
+    }
+    let mut y = vec![0.0; batch * rows * columns * channels];
+    with_slices([x], |[x]| {
+        y.par_chunks_mut((columns * channels).max(1)).enumerate().for_each(|(line, y)| {
+            let (sample, row) = (line / rows, line % rows);
+            let Some(row) = row.checked_sub(before).filter(|row| row % stride == 0 && row / stride < h) else { return };
+            let x = &x[(sample * h + row / stride) * w * channels..][..w * channels];
+            let pixels = y[before * channels..].chunks_mut(stride * channels).zip(x.chunks_exact(channels));
+            pixels.for_each(|(y, x)| y[..channels].copy_from_slice(x));
+        });
+        Ok(())
+    })?;
+    tensor(y, &[batch, rows, columns, channels])
+}
+
+/// The gradient of a map of `size` from that of the map [B, h, w, C] to which it was resized by nearest neighbours.
+fn gather(gradient: &Tensor, size: (usize, usize)) -> Result<Tensor> {
+    let (batch, h, w, channels) = gradient.dims4()?;
+    if (h, w) == size {
+        return Ok(gradient.clone());
+    }
+    let (rows, columns) = size;
+    let len = rows * columns * channels;
+    let mut y = vec![0.0; batch * len];
+    with_slices([gradient], |[gradient]| {
+        y.par_chunks_mut(len.max(1)).zip(gradient.par_chunks((h * w * channels).max(1))).for_each(|(y, gradient)| {
+            for (pixel, gradient) in gradient.chunks_exact(channels).enumerate() {
+                let (row, column) = (nearest(pixel / w, rows, h), nearest(pixel % w, columns, w));
+                let y = &mut y[(row * columns + column) * channels..][..channels];
+                y.iter_mut().zip(gradient).for_each(|(y, gradient)| *y += gradient);
+            }
+        });
+        Ok(())
+    })?;
+    tensor(y, &[batch, rows, columns, channels])
 }
 
 /// PyTorch's nearest neighbour, which scales in f32.

@@ -1,7 +1,7 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::activation::{gelu, gelu_tanh_slice};
+use super::activation::{gelu, gelu_derivative, gelu_tanh_derivative, gelu_tanh_slice};
 use super::linear::Linear;
 use super::product::{Epilogue, Rows, multiply};
 use super::simd::for_each_level;
@@ -62,6 +62,51 @@ pub(in super::super) fn feed_forward(
         Ok(())
     })?;
     tensor(y, x.dims())
+}
+
+/// The gradient of x from that of y, without `onto`: both [.., C].
+pub(in super::super) fn feed_forward_gradient(
+    activation: FeedForwardActivation,
+    up: &Linear,
+    down: &Linear,
+    x: &Tensor,
+    gradient: &Tensor,
+) -> Result<Tensor> {
+    let hidden = down.weights.k;
+    let (raised, lowered) = (up.forward(x)?, down.input_gradient(gradient)?);
+    let mut back = vec![0.0; raised.elem_count()];
+    with_slices([&raised, &lowered], |[raised, lowered]| {
+        let unit = ROWS * up.weights.n;
+        let units = back.par_chunks_mut(unit).zip(raised.par_chunks(unit)).zip(lowered.par_chunks(ROWS * hidden));
+        units.for_each(|((back, raised), lowered)| match activation {
+            FeedForwardActivation::Geglu => gate_gradient(raised, lowered, hidden, back),
+            FeedForwardActivation::GeluTanh => gelu_tanh_gradient(raised, lowered, back),
+        });
+        Ok(())
+    })?;
+    up.input_gradient(&tensor(back, raised.dims())?)
+}
+
+for_each_level! {
+    /// From rows [h, g] and the gradient of h · gelu(g), the gradient of [h, g].
+    fn gate_gradient(both: &[f32], gradient: &[f32], hidden: usize, back: &mut [f32]) {
+        let rows = both.chunks_exact(2 * hidden).zip(back.chunks_exact_mut(2 * hidden));
+        for ((both, back), gradient) in rows.zip(gradient.chunks_exact(hidden)) {
+            let ((h, g), (of_h, of_g)) = (both.split_at(hidden), back.split_at_mut(hidden));
+            for ((h, g), (gradient, (of_h, of_g))) in h.iter().zip(g).zip(gradient.iter().zip(of_h.iter_mut().zip(of_g))) {
+                *of_h = gradient * gelu(*g);
+                *of_g = gradient * h * gelu_derivative(*g);
+            }
+        }
+    }
+}
+
+for_each_level! {
+    fn gelu_tanh_gradient(x: &[f32], gradient: &[f32], back: &mut [f32]) {
+        for ((back, x), gradient) in back.iter_mut().zip(x).zip(gradient) {
+            *back = gradient * gelu_tanh_derivative(*x);
+        }
+    }
 }
 
 for_each_level! {

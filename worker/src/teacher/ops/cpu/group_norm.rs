@@ -2,7 +2,7 @@ use candle_core::{Result, Tensor, bail};
 use deltaconv_proto::teacher::Activation;
 use rayon::prelude::*;
 
-use super::activation::activate_slice;
+use super::activation::{activate_slice, activation_gradient};
 use super::simd::for_each_level;
 use super::slices::{tensor, with_slices};
 
@@ -73,27 +73,127 @@ impl GroupNorm {
         tensor(y, x.dims())
     }
 
-    /// The normalisation of one sample [H·W, C] as y = x · scale + shift, both [C].
-    fn affine(&self, x: &[f32]) -> (Vec<f32>, Vec<f32>) {
-        let channels = self.weight.len();
-        let width = channels / self.groups;
-        let count = (x.len() / self.groups) as f64;
-        let by_group = |sums: &[f64]| -> Vec<f64> {
-            sums.chunks(width).flat_map(|sums| std::iter::repeat_n(sums.iter().sum::<f64>() / count, width)).collect()
-        };
-        let mut sums = vec![0.0; channels];
+    /// The gradient of x [B, H, W, C] from that of [`Self::forward`] or, with `scale_shift`, of [`Self::forward_modulated`].
+    pub(in super::super) fn input_gradient(
+        &self,
+        x: &Tensor,
+        scale_shift: Option<&Tensor>,
+        activation: Option<Activation>,
+        gradient: &Tensor,
+    ) -> Result<Tensor> {
+        let (_, h, w, channels) = x.dims4()?;
+        if gradient.dims() != x.dims() || channels != self.weight.len() {
+            bail!("a gradient of {:?} is none of a group norm of {:?}", gradient.dims(), x.dims());
+        }
+        let normalised = self.apply(x, scale_shift, None)?;
+        let mut back = vec![0.0; x.elem_count()];
+        with_slices(
+            [x, &normalised, gradient, scale_shift.unwrap_or(x)],
+            |[x, normalised, gradient, scale_shift_elements]| {
+                let len = h * w * channels;
+                back.par_chunks_mut(len.max(1)).enumerate().for_each(|(sample, back)| {
+                    let own = sample * len..(sample + 1) * len;
+                    let x = &x[own.clone()];
+                    back.copy_from_slice(&gradient[own.clone()]);
+                    if let Some(activation) = activation {
+                        activation_gradient(activation, &normalised[own], back);
+                    }
+                    let mut weight = self.weight.clone();
+                    if scale_shift.is_some() {
+                        let scales = &scale_shift_elements[sample * 2 * channels..][..channels];
+                        weight.iter_mut().zip(scales).for_each(|(weight, scale)| *weight *= 1.0 + scale);
+                    }
+                    let (mean, deviation) = self.statistics(x);
+                    let mean: Vec<f32> = mean.iter().map(|mean| *mean as f32).collect();
+                    let inverse: Vec<f32> = deviation.iter().map(|deviation| (1.0 / deviation) as f32).collect();
+                    let (mut shared, mut along) = (vec![0.0; channels], vec![0.0; channels]);
+                    sum_gradients(x, (&mean, &inverse), &weight, back, (&mut shared, &mut along));
+                    let [shared, along] = [shared, along].map(|sums| self.by_group(&sums, x.len()));
+                    centre_gradients(x, (&mean, &inverse), &weight, (&shared, &along), back);
+                });
+                Ok(())
+            },
+        )?;
+        tensor(back, x.dims())
+    }
+
+    /// By channel, a group's sums over the values of the group in one sample of `len` values.
+    fn by_group(&self, sums: &[f64], len: usize) -> Vec<f64> {
+        let (width, count) = (sums.len() / self.groups, (len / self.groups) as f64);
+        sums.chunks(width).flat_map(|sums| std::iter::repeat_n(sums.iter().sum::<f64>() / count, width)).collect()
+    }
+
+    /// Of one sample [H·W, C], by channel: its group's mean and standard deviation.
+    fn statistics(&self, x: &[f32]) -> (Vec<f64>, Vec<f64>) {
+        let mut sums = vec![0.0; self.weight.len()];
         sum_channels(x, &mut sums);
-        let mean = by_group(&sums);
+        let mean = self.by_group(&sums, x.len());
         let centre: Vec<f32> = mean.iter().map(|mean| *mean as f32).collect();
         sums.fill(0.0);
         sum_squares(x, &centre, &mut sums);
-        let variance = by_group(&sums);
-        (0..channels)
+        let variance = self.by_group(&sums, x.len());
+        (mean, variance.into_iter().map(|variance| (variance + self.eps).sqrt()).collect())
+    }
+
+    /// The normalisation of one sample [H·W, C] as y = x · scale + shift, both [C].
+    fn affine(&self, x: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let (mean, deviation) = self.statistics(x);
+        (0..self.weight.len())
             .map(|c| {
-                let scale = f64::from(self.weight[c]) / (variance[c] + self.eps).sqrt();
+                let scale = f64::from(self.weight[c]) / deviation[c];
                 (scale as f32, (f64::from(self.bias[c]) - mean[c] * scale) as f32)
             })
             .unzip()
+    }
+}
+
+for_each_level! {
+    /// Adds, of every channel, the sums over the pixels of g·w and of g·w·x̂ to `sums`, with the gradient g of x̂ · w + b.
+    fn sum_gradients(
+        x: &[f32],
+        statistics: (&[f32], &[f32]),
+        weight: &[f32],
+        gradient: &[f32],
+        sums: (&mut [f64], &mut [f64]),
+    ) {
+        let ((mean, inverse), (shared, along)) = (statistics, sums);
+        let channels = weight.len();
+        let (mut part, mut part_along) = (vec![0.0_f32; channels], vec![0.0_f32; channels]);
+        for (x, gradient) in x.chunks(PIXELS * channels).zip(gradient.chunks(PIXELS * channels)) {
+            part.fill(0.0);
+            part_along.fill(0.0);
+            for (x, gradient) in x.chunks_exact(channels).zip(gradient.chunks_exact(channels)) {
+                for c in 0..channels {
+                    let g = gradient[c] * weight[c];
+                    part[c] += g;
+                    part_along[c] = g.mul_add((x[c] - mean[c]) * inverse[c], part_along[c]);
+                }
+            }
+            for c in 0..channels {
+                shared[c] += f64::from(part[c]);
+                along[c] += f64::from(part_along[c]);
+            }
+        }
+    }
+}
+
+for_each_level! {
+    /// Turns the gradient g of x̂ · w + b into that of x: (g·w − mean(g·w) − x̂ · mean(g·w·x̂)) / σ.
+    fn centre_gradients(
+        x: &[f32],
+        statistics: (&[f32], &[f32]),
+        weight: &[f32],
+        means: (&[f64], &[f64]),
+        gradient: &mut [f32],
+    ) {
+        let ((mean, inverse), (shared, along)) = (statistics, means);
+        let channels = weight.len();
+        for (x, gradient) in x.chunks_exact(channels).zip(gradient.chunks_exact_mut(channels)) {
+            for c in 0..channels {
+                let normalised = (x[c] - mean[c]) * inverse[c];
+                gradient[c] = (gradient[c] * weight[c] - shared[c] as f32 - normalised * along[c] as f32) * inverse[c];
+            }
+        }
     }
 }
 

@@ -41,6 +41,48 @@ impl LayerNorm {
     }
 }
 
+impl LayerNorm {
+    /// The gradient of x from that of the result, both [.., C].
+    pub(in super::super) fn input_gradient(&self, x: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+        let channels = self.weight.len();
+        if gradient.dims() != x.dims() || x.dims().last() != Some(&channels) {
+            bail!("a gradient of {:?} is none of a layer norm of {:?}", gradient.dims(), x.dims());
+        }
+        let mut back = vec![0.0; x.elem_count()];
+        with_slices([x, gradient], |[x, gradient]| {
+            let unit = ROWS * channels;
+            let units = back.par_chunks_mut(unit).zip(x.par_chunks(unit)).zip(gradient.par_chunks(unit));
+            units.for_each(|((back, x), gradient)| normalise_gradient(x, &self.weight, self.eps, gradient, back));
+            Ok(())
+        })?;
+        tensor(back, x.dims())
+    }
+}
+
+/// The gradient of x from that of [`modulated_norm`], both [B, .., C]; scale [B, C].
+pub(in super::super) fn modulated_norm_gradient(
+    x: &Tensor,
+    eps: f32,
+    scale: &[f32],
+    gradient: &Tensor,
+) -> Result<Tensor> {
+    let (batch, channels) = match x.dims() {
+        [batch, .., channels] if batch * channels == scale.len() && gradient.dims() == x.dims() => (*batch, *channels),
+        other => bail!("a gradient of {:?} is none of a modulated norm of {other:?}", gradient.dims()),
+    };
+    let factors: Vec<f32> = scale.iter().map(|scale| 1.0 + scale).collect();
+    let mut back = vec![0.0; x.elem_count()];
+    let sample = (back.len() / batch.max(1)).max(1);
+    with_slices([x, gradient], |[x, gradient]| {
+        let samples = back.par_chunks_mut(sample).zip(x.par_chunks(sample)).zip(gradient.par_chunks(sample));
+        samples.zip(factors.par_chunks(channels.max(1))).for_each(|(((back, x), gradient), factors)| {
+            normalise_gradient(x, factors, eps, gradient, back);
+        });
+        Ok(())
+    })?;
+    tensor(back, x.dims())
+}
+
 /// Layer normalisation over the last dimension without weights of its own, then x · (1 + scale) + shift with a scale and
 /// a shift for each sample: x [B, .., C]; scale and shift [B, C].
 pub(in super::super) fn modulated_norm(x: &Tensor, eps: f32, scale: &[f32], shift: &[f32]) -> Result<Tensor> {
@@ -113,6 +155,38 @@ for_each_level! {
             let inverse = 1.0 / (variance + eps).sqrt();
             for (((y, x), weight), bias) in y.iter_mut().zip(x).zip(weight).zip(bias) {
                 *y = ((x - mean) * inverse).mul_add(*weight, *bias);
+            }
+        }
+    }
+}
+
+for_each_level! {
+    /// With x̂ = (x − mean) / σ and the gradient g of x̂ · weight + bias: (g·w − mean(g·w) − x̂ · mean(g·w·x̂)) / σ.
+    fn normalise_gradient(x: &[f32], weight: &[f32], eps: f32, gradient: &[f32], back: &mut [f32]) {
+        let channels = weight.len();
+        let n = channels as f32;
+        let rows = x.chunks_exact(channels).zip(gradient.chunks_exact(channels));
+        for ((x, gradient), back) in rows.zip(back.chunks_exact_mut(channels)) {
+            let mean = sum(x, |sum, x| sum + x) / n;
+            let variance = sum(x, |sum, x| (x - mean).mul_add(x - mean, sum)) / n;
+            let inverse = 1.0 / (variance + eps).sqrt();
+            for ((back, gradient), weight) in back.iter_mut().zip(gradient).zip(weight) {
+                *back = gradient * weight;
+            }
+            let shared = sum(back, |sum, g| sum + g) / n;
+            let (mut along, mut rest) = ([0.0_f32; LANES], 0.0);
+            let ((gs, g_rest), (xs, x_rest)) = (back.as_chunks::<LANES>(), x.as_chunks::<LANES>());
+            for (g, x) in gs.iter().zip(xs) {
+                for (along, (g, x)) in along.iter_mut().zip(g.iter().zip(x)) {
+                    *along = g.mul_add((x - mean) * inverse, *along);
+                }
+            }
+            for (g, x) in g_rest.iter().zip(x_rest) {
+                rest = g.mul_add((x - mean) * inverse, rest);
+            }
+            let along = (along.iter().sum::<f32>() + rest) / n;
+            for (back, x) in back.iter_mut().zip(x) {
+                *back = (*back - shared - (x - mean) * inverse * along) * inverse;
             }
         }
     }

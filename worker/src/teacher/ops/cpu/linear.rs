@@ -1,3 +1,5 @@
+use std::sync::OnceLock;
+
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -12,12 +14,15 @@ const ROWS: usize = 128;
 pub(in super::super::super) struct Linear {
     pub(super) weights: Packed,
     pub(super) bias: Option<Vec<f32>>,
+    /// W itself, [output, input], from the first gradient on.
+    turned: OnceLock<Packed>,
 }
 
 impl Linear {
     /// From PyTorch's layout: `weight` [output, input], `bias` [output].
     pub(in super::super) fn new(input: usize, output: usize, weight: &[f32], bias: Option<Vec<f32>>) -> Self {
-        Self { weights: Packed::new(input, output, |k, n| weight[n * input + k]), bias }
+        let weights = Packed::new(input, output, |k, n| weight[n * input + k]);
+        Self { weights, bias, turned: OnceLock::new() }
     }
 
     /// x [.., input] → [.., output].
@@ -30,32 +35,42 @@ impl Linear {
         self.apply(x, Some(residual))
     }
 
-    fn apply(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
-        let (k, n) = (self.weights.k, self.weights.n);
-        let mut shape = x.dims().to_vec();
-        match shape.last_mut() {
-            Some(last) if *last == k => *last = n,
-            _ => bail!("a linear of {k} channels cannot take {:?}", x.dims()),
-        }
-        if let Some(residual) = residual
-            && residual.dims() != shape
-        {
-            bail!("a residual of {:?} cannot be added to {shape:?}", residual.dims());
-        }
-        let mut y = vec![0.0; shape.iter().product()];
-        with_slices([x, residual.unwrap_or(x)], |[x, added]| {
-            y.par_chunks_mut(ROWS * n).enumerate().for_each(|(unit, y)| {
-                let first = unit * ROWS;
-                let count = y.len() / n;
-                let epilogue = Epilogue {
-                    bias: self.bias.as_deref(),
-                    residual: residual.map(|_| &added[first * n..][..y.len()]),
-                    ..Epilogue::default()
-                };
-                multiply(Rows::plain(&x[first * k..], k, k), count, self.weights.view(), epilogue, y, n);
-            });
-            Ok(())
-        })?;
-        tensor(y, &shape)
+    /// The gradient of x [.., input] from that of y [.., output].
+    pub(in super::super) fn input_gradient(&self, gradient: &Tensor) -> Result<Tensor> {
+        let turned = self.turned.get_or_init(|| {
+            Packed::new(self.weights.n, self.weights.k, |output, input| self.weights.get(input, output))
+        });
+        product(turned, None, gradient, None)
     }
+
+    fn apply(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+        product(&self.weights, self.bias.as_deref(), x, residual)
+    }
+}
+
+/// x [.., k] times the weights [k, n], and what is added to it.
+fn product(weights: &Packed, bias: Option<&[f32]>, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+    let (k, n) = (weights.k, weights.n);
+    let mut shape = x.dims().to_vec();
+    match shape.last_mut() {
+        Some(last) if *last == k => *last = n,
+        _ => bail!("a linear of {k} channels cannot take {:?}", x.dims()),
+    }
+    if let Some(residual) = residual
+        && residual.dims() != shape
+    {
+        bail!("a residual of {:?} cannot be added to {shape:?}", residual.dims());
+    }
+    let mut y = vec![0.0; shape.iter().product()];
+    with_slices([x, residual.unwrap_or(x)], |[x, added]| {
+        y.par_chunks_mut(ROWS * n).enumerate().for_each(|(unit, y)| {
+            let first = unit * ROWS;
+            let count = y.len() / n;
+            let epilogue =
+                Epilogue { bias, residual: residual.map(|_| &added[first * n..][..y.len()]), ..Epilogue::default() };
+            multiply(Rows::plain(&x[first * k..], k, k), count, weights.view(), epilogue, y, n);
+        });
+        Ok(())
+    })?;
+    tensor(y, &shape)
 }

@@ -42,6 +42,12 @@ impl Packed {
     pub(super) fn view(&self) -> PackedView<'_> {
         PackedView { k: self.k, n: self.n, panels: self.panels.as_ref() }
     }
+
+    /// The element (k, n).
+    pub(super) fn get(&self, k: usize, n: usize) -> f32 {
+        let first = n / PANEL * PANEL;
+        self.panels.as_ref()[self.k * first + k * panel_width(self.n - first) + n - first]
+    }
 }
 
 /// Elements that start at a cache line: vectors that straddle two take twice as long to load.
