@@ -215,6 +215,7 @@ struct RecipeTable {
     kernel_sizes: Option<BTreeMap<String, u32>>,
     keep: Option<Vec<String>>,
     keep_costliest: Option<u32>,
+    finetune: Option<FinetuneTable>,
     rounds: Option<u32>,
     round_steps: Option<u32>,
     teacher_share: Option<f64>,
@@ -247,7 +248,31 @@ impl RecipeTable {
         recipe.schedule = self.schedule.or(recipe.schedule);
         // To keep none is the same as not to say so.
         recipe.keep_costliest = self.keep_costliest.or(recipe.keep_costliest).filter(|count| *count > 0);
+        recipe.finetune = self.finetune.map(FinetuneTable::message).or(recipe.finetune).filter(|of| of.steps > 0);
         recipe
+    }
+}
+
+/// `[recipe.finetune]`: all blocks together, end to end, after the rounds.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FinetuneTable {
+    /// 0: none.
+    steps: u32,
+    batch: u32,
+    learning_rate: f64,
+}
+
+impl Default for FinetuneTable {
+    fn default() -> Self {
+        Self { steps: 0, batch: 16, learning_rate: 3e-4 }
+    }
+}
+
+impl FinetuneTable {
+    fn message(self) -> v1::Finetune {
+        let Self { steps, batch, learning_rate } = self;
+        v1::Finetune { steps, batch, learning_rate }
     }
 }
 

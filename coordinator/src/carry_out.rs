@@ -105,11 +105,9 @@ async fn check(
 async fn assemble(core: CoreHandle, job: JobId) {
     let id = job.clone();
     let inputs = core.call(move |state, _, _| {
-        state.job(&id).map(|job| (job.spec.clone(), state.plan_of_student(job), state.blocks(&id, job.rounds())))
+        state.job(&id).map(|job| (job.spec.clone(), state.plan_of_student(job), state.blocks_of_student(&id)))
     });
     let Ok(Some((spec, plan, blocks))) = inputs.await else { return };
-    let blocks: Vec<assemble::LayerBlock> =
-        blocks.into_iter().filter_map(|(layer, distilled)| Some((layer, distilled.block?))).collect();
     let result = assemble::assemble(&spec, &plan, &blocks).await;
     let result = result.map(|assembled| (assembled.teacher_digest, assembled.objects)).map_err(|e| e.to_string());
     match &result {
@@ -128,10 +126,11 @@ async fn report(core: CoreHandle, job: JobId) {
                 job.steps().map(|step| figures(state.stage_status(job, step, now), now)).collect();
             let blocks = state.blocks(&id, job.rounds());
             let (plan, staying) = (state.plan_of_student(job), state.staying(job));
-            (job.spec.clone(), plan, job.output.clone(), blocks, parts, stages, staying)
+            let finetuned = state.finetuned(&id).cloned();
+            (job.spec.clone(), plan, job.output.clone(), blocks, parts, stages, staying, finetuned)
         })
     });
-    let Ok(Some((spec, plan, output, blocks, evaluation, stages, staying))) = inputs.await else { return };
+    let Ok(Some((spec, plan, output, blocks, evaluation, stages, staying, finetuned))) = inputs.await else { return };
     let input = ReportInput {
         spec: &spec,
         plan: &plan,
@@ -140,6 +139,7 @@ async fn report(core: CoreHandle, job: JobId) {
         evaluation: &evaluation,
         stages: &stages,
         staying: &staying,
+        finetuned: finetuned.as_ref(),
     };
     let result = report::write(input).await.map_err(|error| error.to_string());
     match &result {

@@ -22,6 +22,8 @@ pub enum Purpose {
     Order,
     /// Initial weights; counted by layer.
     Weights,
+    /// Samples that all blocks are trained on together; counted by step.
+    Finetune,
 }
 
 /// The generator for number `i` of a purpose, keyed by (seed, purpose, i).
@@ -122,6 +124,22 @@ impl Draw {
     /// The latent of [`Self::evaluation`], without its noise.
     pub fn latent_of_evaluation(&self, i: usize) -> usize {
         self.latent(&mut generator(self.seed, Purpose::EvaluateNoise, i as u64), true)
+    }
+
+    /// The samples of one step of training all blocks together, `batch` of them: of training latents, all of one bucket.
+    /// Their timesteps cover all.
+    pub fn finetune(&self, step: u64, batch: usize, bucket_of: impl Fn(usize) -> usize) -> Vec<Sample> {
+        let mut rng = generator(self.seed, Purpose::Finetune, step);
+        let bucket = bucket_of(self.latent(&mut rng, false));
+        let training_latents = 0..self.latents.len() - self.held_out_latents;
+        let of_bucket: Vec<usize> = training_latents.filter(|latent| bucket_of(*latent) == bucket).collect();
+        let sample = |position| {
+            let latent = of_bucket[rng.random_range(0..of_bucket.len())];
+            let timestep = self.timestep(&mut rng, position, batch);
+            let empty_prompt = rng.random_bool(self.empty_prompt_fraction);
+            Sample { latent, empty_prompt, timestep, noise: normal(&mut rng, self.latents[latent]) }
+        };
+        (0..batch).map(sample).collect()
     }
 
     fn is_held_out(&self, i: usize) -> bool {
@@ -309,6 +327,24 @@ mod tests {
         assert!((0..110).all(|i| draw.latent_of_capture(i) == draw.capture(i).latent));
         assert!((0..110).all(|i| draw.timestep_of_capture(i) == draw.capture(i).timestep));
         assert!((0..8).all(|i| draw.latent_of_evaluation(i) == draw.evaluation(i).latent));
+    }
+
+    #[test]
+    fn what_blocks_are_trained_on_together_covers_all_timesteps_and_is_of_one_bucket() {
+        let draw = Draw { latents: (0..20).map(|row| 10 + row % 3).collect(), ..draw() };
+        let mut seen = [false; 3];
+        for step in 0..40 {
+            let samples = draw.finetune(step, 8, |latent| latent % 3);
+            let bucket = samples[0].latent % 3;
+            seen[bucket] = true;
+            assert!(samples.iter().all(|s| s.latent < 16 && s.latent % 3 == bucket && s.noise.len() == 10 + bucket));
+            let mut eighths: Vec<usize> = samples.iter().map(|sample| sample.timestep / 125).collect();
+            eighths.sort_unstable();
+            assert_eq!(eighths, [0, 1, 2, 3, 4, 5, 6, 7]);
+        }
+        assert_eq!(seen, [true; 3]);
+        assert_eq!(draw.finetune(3, 8, |_| 0), draw.finetune(3, 8, |_| 0));
+        assert_ne!(draw.finetune(3, 8, |_| 0)[0].noise, draw.finetune(4, 8, |_| 0)[0].noise);
     }
 
     #[test]

@@ -20,6 +20,9 @@ pub const DESCRIPTION: &str = "deltaconv.json";
 /// In it, what loads the model in diffusers.
 pub const LOADER: &str = "deltaconv_diffusers.py";
 
+/// What blocks become when they are trained together; the task's name within its job, too.
+pub const FINETUNE: &str = "finetune";
+
 /// A range of samples as it stands in keys and task ids: fixed width, so that keys sort by sample.
 pub fn range(range: &SampleRange) -> String {
     format!("{:08}-{:08}", range.start, range.end)
@@ -44,6 +47,11 @@ pub fn shard(round: u32, layer: &str, samples: &SampleRange, attempt: &AttemptId
 /// The trained block of one attempt.
 pub fn block(round: u32, layer: &str, attempt: &AttemptId) -> String {
     format!("rounds/{round}/blocks/{layer}/{attempt}.safetensors")
+}
+
+/// The block of one layer after all were trained together, by one attempt.
+pub fn finetuned(layer: &str, attempt: &AttemptId) -> String {
+    format!("{FINETUNE}/blocks/{layer}/{attempt}.safetensors")
 }
 
 /// A checkpoint of one attempt.

@@ -44,6 +44,7 @@ struct Report {
     student: Measures,
     attention_removed: Measures,
     rounds: Vec<Measures>,
+    finetune: Option<Finetune>,
     noise_samples: u64,
     samples: Samples,
     layers: Vec<Layer>,
@@ -75,6 +76,15 @@ struct Measures {
     epsilon_relative_mse_by_timestep_quarter: [Option<f64>; 4],
     psnr_db: f64,
     psnr_median_db: f64,
+}
+
+/// Training of all blocks together.
+#[derive(Debug, Deserialize)]
+struct Finetune {
+    steps: u64,
+    error_before: f64,
+    error_after: f64,
+    story: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -114,6 +124,18 @@ struct Stage {
     tasks: u32,
 }
 
+impl Finetune {
+    fn describe(&self) -> String {
+        let Self { steps, error_before, error_after, story } = self;
+        let kept = if error_after < error_before { "" } else { "; the blocks stayed as they were" };
+        let story = if story.is_empty() { String::new() } else { format!("; it ended early: {story}") };
+        format!(
+            "all blocks trained together in {steps} steps: error of the predicted noise {error_before:.5} before and \
+             {error_after:.5} after, on held-out samples of that training{story}{kept}"
+        )
+    }
+}
+
 impl Report {
     fn describe(&self) -> String {
         let Self { job, teacher_class, layers, samples, .. } = self;
@@ -129,7 +151,9 @@ impl Report {
         let staying = |StaysAttention { layer, reason }: &StaysAttention| format!("{layer} stays attention: {reason}");
         let mut parts = vec![head];
         parts.extend(self.stay_attention.iter().map(staying));
-        parts.extend([table::text(&self.measures()), table::text(&self.layers())]);
+        parts.push(table::text(&self.measures()));
+        parts.extend(self.finetune.as_ref().map(Finetune::describe));
+        parts.push(table::text(&self.layers()));
         parts.extend(self.costs());
         parts.push(table::text(&self.stages()));
         parts.join("\n\n")
@@ -152,7 +176,8 @@ impl Report {
         for (round, measures) in self.rounds.iter().enumerate() {
             add(format!("student of round {round}"), measures);
         }
-        add("student".to_owned(), &self.student);
+        let student = if self.finetune.is_some() { "student, end to end" } else { "student" };
+        add(student.to_owned(), &self.student);
         table::numbers(&mut listing, &[1, 2, 3, 4, 5, 6, 7]);
         listing
     }

@@ -4,10 +4,10 @@
 //! worker reads for itself, models and data sets, is counted for one worker. What the coordinator reads to check outputs,
 //! and the report of a few megabytes, are left out.
 
-use deltaconv_proto::block;
 use deltaconv_proto::shard::Contents;
 use deltaconv_proto::v1::{Evaluation, JobPlan, JobSpec, LayerPlan, SampleRange, StagePlan};
 use deltaconv_proto::weights::Files;
+use deltaconv_proto::{block, keys};
 
 use super::{Error, capture_ranges, data, is_mixed_in, layers, trained_in};
 
@@ -72,15 +72,21 @@ fn blocks(layers: &[LayerPlan]) -> u64 {
     layers.iter().map(|layer| layer.parameters * 4 + HEADER_BYTES).sum()
 }
 
-/// What the evaluation's tasks write: numbers of 8 bytes a sample, four, one for each round before the last and [`OF_LAYERS`],
-/// and in f32 the picture that each of [`DRAWN`] and of these rounds draws of a prompt.
+/// Students beside the converted model that are compared with the teacher.
+fn earlier_students(spec: &JobSpec) -> u64 {
+    let finetune = spec.recipe.as_ref().is_some_and(|recipe| recipe.finetune.is_some());
+    u64::from(rounds(spec)) + u64::from(finetune)
+}
+
+/// What the evaluation's tasks write: numbers of 8 bytes a sample, four, one for each earlier student and [`OF_LAYERS`], and
+/// in f32 the picture that each of [`DRAWN`] and of these students draws of a prompt.
 fn evaluation(spec: &JobSpec, plan: &JobPlan) -> u64 {
     let Evaluation { samples, prompts, .. } = spec.evaluation.unwrap_or_default();
     let picture = u64::from(plan.picture_height) * u64::from(plan.picture_width) * 3 * 4;
     let headers = u64::from(plan.evaluate_tasks) * HEADER_BYTES;
-    let rounds = u64::from(rounds(spec));
-    let numbers = u64::from(samples) * (4 + rounds + OF_LAYERS) * 8;
-    numbers + picture.saturating_mul(u64::from(prompts) * (DRAWN + rounds)) + headers
+    let students = earlier_students(spec);
+    let numbers = u64::from(samples) * (4 + students + OF_LAYERS) * 8;
+    numbers + picture.saturating_mul(u64::from(prompts) * (DRAWN + students)) + headers
 }
 
 /// What the estimates are made from, beside the spec and the plan.
@@ -129,7 +135,11 @@ pub(super) fn stages(spec: &JobSpec, plan: &JobPlan, read: &Read<'_>) -> Vec<Sta
         .map(|stage| StagePlan { round, ..stage })
     };
     let mut stages: Vec<StagePlan> = (0..=rounds(spec)).flat_map(round).collect();
-    let blocks_of_rounds = u64::from(rounds(spec)) * blocks;
+    if spec.recipe.as_ref().is_some_and(|recipe| recipe.finetune.is_some()) {
+        let written = [checkpoint(&plan.layers), blocks];
+        stages.push(stage(keys::FINETUNE, 1, &written, &[models, data.bytes, blocks]));
+    }
+    let blocks_of_rounds = earlier_students(spec) * blocks;
     stages.extend([
         // The blocks go into the model and into a file of their own.
         stage("assemble", 0, &[plan.output_bytes, copied], &[weights(denoiser), 2 * blocks, copied]),
@@ -166,7 +176,7 @@ pub(super) fn check_storage(spec: &JobSpec, stages: &[StagePlan]) -> Result<(), 
             "record fewer samples (recipe.samples) or their inputs alone (recipe.store), replace fewer layers (recipe.keep), \
              or raise max_storage"
         }
-        "distill" => {
+        "distill" | keys::FINETUNE => {
             "train smaller blocks (recipe.inter_ratio), replace fewer layers (recipe.keep), or raise max_storage"
         }
         "evaluate" => "draw fewer pictures (evaluation.prompts), or raise max_storage",

@@ -163,6 +163,11 @@ fn check_recipe(recipe: &Recipe) -> Result<(), Error> {
     if recipe.rounds > 0 {
         check_rounds(recipe)?;
     }
+    if let Some(finetune) = &recipe.finetune {
+        integer("recipe.finetune.steps", finetune.steps, 1..=100_000_000)?;
+        integer("recipe.finetune.batch", finetune.batch, 1..=65_536)?;
+        number("recipe.finetune.learning_rate", finetune.learning_rate, f64::MIN_POSITIVE..=1.0)?;
+    }
     number("recipe.learning_rate", recipe.learning_rate, f64::MIN_POSITIVE..=1.0)?;
     number("recipe.weight_decay", recipe.weight_decay, 0.0..=1.0)?;
     number("recipe.clip_norm", recipe.clip_norm, 0.0..=1e6)?;

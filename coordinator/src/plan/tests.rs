@@ -2,10 +2,12 @@ use std::collections::BTreeMap;
 
 use deltaconv_proto::block;
 use deltaconv_proto::safetensors::{Dtype, serialize_header};
-use deltaconv_proto::v1::JobSpec;
+use deltaconv_proto::v1::{Finetune, JobSpec};
 
 use super::fixture::Job;
 use super::{check_output, claim_output, plan};
+
+const FINETUNE: Finetune = Finetune { steps: 100, batch: 8, learning_rate: 1e-3 };
 
 #[tokio::test]
 async fn the_shipped_teacher_is_planned() {
@@ -180,6 +182,11 @@ async fn specs_that_no_job_can_have_are_refused_by_field_and_value() {
                 j.recipe().keep = ["down_blocks", "mid_block", "up_blocks"].map(str::to_owned).to_vec();
             },
             &["recipe.keep = ", "all 7 layers"],
+        ),
+        (|j| j.recipe().finetune = Some(Finetune { steps: 0, ..FINETUNE }), &["recipe.finetune.steps = 0", "from 1"]),
+        (
+            |j| j.recipe().finetune = Some(Finetune { learning_rate: f64::NAN, ..FINETUNE }),
+            &["recipe.finetune.learning_rate = NaN", "above 0"],
         ),
         (|j| j.recipe().keep_costliest = Some(7), &["recipe.keep_costliest = 7", "less than the 7 layers"]),
         (|j| j.spec.retention = Some("some".to_owned()), &["retention = \"some\"", "all, results"]),

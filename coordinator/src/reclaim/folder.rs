@@ -3,12 +3,13 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use deltaconv_proto::keys;
 use deltaconv_proto::objects::OpenUpload;
 
 use crate::assemble::abandoned;
 
 /// Folders that attempts write to.
-const OF_ATTEMPTS: [&str; 3] = ["rounds", "checkpoints", "evaluate"];
+const OF_ATTEMPTS: [&str; 4] = ["rounds", "checkpoints", keys::FINETUNE, "evaluate"];
 
 /// What an upload that ended before it was whole has left.
 #[derive(Debug, PartialEq, Eq)]

@@ -16,8 +16,10 @@ pub enum Stage {
     Synthesise,
     /// Recording what goes into and out of each layer.
     Capture,
-    /// Training the blocks.
+    /// Training the blocks, each by itself.
     Distill,
+    /// Training them together.
+    Finetune,
     /// Putting blocks and the frozen rest together.
     Assemble,
     /// Comparing teacher and student, and the report.
@@ -26,7 +28,8 @@ pub enum Stage {
 
 impl Stage {
     /// All of them, in order.
-    pub const ALL: [Self; 5] = [Self::Synthesise, Self::Capture, Self::Distill, Self::Assemble, Self::Evaluate];
+    pub const ALL: [Self; 6] =
+        [Self::Synthesise, Self::Capture, Self::Distill, Self::Finetune, Self::Assemble, Self::Evaluate];
 
     /// The stage in words.
     pub fn name(self) -> &'static str {
@@ -34,10 +37,20 @@ impl Stage {
             Self::Synthesise => "synthesise",
             Self::Capture => "capture",
             Self::Distill => "distill",
+            Self::Finetune => keys::FINETUNE,
             Self::Assemble => "assemble",
             Self::Evaluate => "evaluate",
         }
     }
+}
+
+/// What a job's recipe has it take, beside what every job does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Course {
+    /// Rounds after the first one.
+    pub(super) rounds: u32,
+    /// Whether blocks are trained together.
+    pub(super) finetune: bool,
 }
 
 /// A stage, and in which round: where a job stands. In the order in which a job takes them.
@@ -56,28 +69,31 @@ impl Step {
             Kind::Synthesise { .. } => (Stage::Synthesise, 0),
             Kind::Capture { round, .. } => (Stage::Capture, *round),
             Kind::Distill { round, .. } => (Stage::Distill, *round),
+            Kind::Finetune => (Stage::Finetune, 0),
             Kind::Evaluate(_) => (Stage::Evaluate, 0),
         };
         Self { stage, round }
     }
 
-    /// All that a job with so many rounds after the first one could take, in order.
-    pub(super) fn all(rounds: u32) -> impl Iterator<Item = Self> {
+    /// All that a job of this course could take, in order.
+    pub(super) fn all(Course { rounds, finetune }: Course) -> impl Iterator<Item = Self> {
         let once = |stage| Self { stage, round: 0 };
         let round = |round| [Stage::Capture, Stage::Distill].map(|stage| Self { stage, round });
         let ends = [Stage::Assemble, Stage::Evaluate].map(once);
-        std::iter::once(once(Stage::Synthesise)).chain((0..=rounds).flat_map(round)).chain(ends)
+        let finetune = finetune.then(|| once(Stage::Finetune));
+        std::iter::once(once(Stage::Synthesise)).chain((0..=rounds).flat_map(round)).chain(finetune).chain(ends)
     }
 
     /// Its position in [`Self::all`].
-    pub(super) fn position(self, rounds: u32) -> usize {
-        let (round, last) = (self.round as usize, rounds as usize);
+    pub(super) fn position(self, Course { rounds, finetune }: Course) -> usize {
+        let (round, rounds_end) = (self.round as usize, 3 + 2 * rounds as usize);
         match self.stage {
             Stage::Synthesise => 0,
             Stage::Capture => 1 + 2 * round,
             Stage::Distill => 2 + 2 * round,
-            Stage::Assemble => 3 + 2 * last,
-            Stage::Evaluate => 4 + 2 * last,
+            Stage::Finetune => rounds_end,
+            Stage::Assemble => rounds_end + usize::from(finetune),
+            Stage::Evaluate => rounds_end + usize::from(finetune) + 1,
         }
     }
 }
@@ -164,7 +180,6 @@ impl Job {
         sequence: u64,
         created_unix_ms: u64,
     ) -> Result<Self, Error> {
-        let rounds = spec.recipe.as_ref().map_or(0, |recipe| recipe.rounds);
         let mut job = Self {
             id,
             spec,
@@ -172,7 +187,7 @@ impl Job {
             state: JobState::Running,
             created_unix_ms,
             finished_unix_ms: 0,
-            stages: vec![v1::StageTimes::default(); Step::all(rounds).count()],
+            stages: Vec::new(),
             sequence,
             output: Vec::new(),
             teacher_digest: String::new(),
@@ -181,9 +196,10 @@ impl Job {
             tasks: Vec::new(),
             shards: Vec::new(),
         };
+        job.stages = vec![v1::StageTimes::default(); Step::all(job.course()).count()];
         let tasks = job.new_tasks()?;
         let of_round = |round| tasks.iter().filter(|task| job.reads(round, &task.kind)).count();
-        job.shards = (0..=rounds).map(of_round).collect();
+        job.shards = (0..=job.rounds()).map(of_round).collect();
         job.tasks = tasks.into_iter().map(|task| task.id).collect();
         Ok(job)
     }
@@ -209,6 +225,9 @@ impl Job {
                 add(format!("r{round}/distill/{}", planned.name), Kind::Distill { round, layer })?;
             }
         }
+        if self.course().finetune {
+            add(keys::FINETUNE.to_owned(), Kind::Finetune)?;
+        }
         for part in plan::evaluation_parts(&self.spec) {
             let local = match &part {
                 v1::evaluate_task::Part::Noise(range) => format!("evaluate/noise/{}", keys::range(range)),
@@ -229,6 +248,11 @@ impl Job {
         self.spec.recipe.as_ref().map_or(0, |recipe| recipe.rounds)
     }
 
+    pub(super) fn course(&self) -> Course {
+        let finetune = self.spec.recipe.as_ref().is_some_and(|recipe| recipe.finetune.is_some());
+        Course { rounds: self.rounds(), finetune }
+    }
+
     /// Whether the round finds what each layer's replacement alone costs.
     pub(super) fn finds_costs(&self, round: u32) -> bool {
         round == 0 && self.spec.recipe.as_ref().is_some_and(|recipe| recipe.keep_costliest.is_some())
@@ -247,12 +271,12 @@ impl Job {
     /// The steps that the job takes, in order: making latents only where they are not ready.
     pub fn steps(&self) -> impl Iterator<Item = Step> {
         let has_synthesis = self.has_synthesis();
-        Step::all(self.rounds()).filter(move |step| step.stage != Stage::Synthesise || has_synthesis)
+        Step::all(self.course()).filter(move |step| step.stage != Stage::Synthesise || has_synthesis)
     }
 
     /// When the step began and ended.
     pub fn times(&self, step: Step) -> v1::StageTimes {
-        self.stages.get(step.position(self.rounds())).copied().unwrap_or_default()
+        self.stages.get(step.position(self.course())).copied().unwrap_or_default()
     }
 
     fn has_synthesis(&self) -> bool {
@@ -266,7 +290,7 @@ impl Job {
     }
 
     fn start(&mut self, step: Step, now: Now) -> bool {
-        let position = step.position(self.rounds());
+        let position = step.position(self.course());
         let Some(times) = self.stages.get_mut(position) else { return false };
         let first = times.started_unix_ms == 0;
         if first {
@@ -277,7 +301,7 @@ impl Job {
     }
 
     fn finish(&mut self, step: Step, now: Now) {
-        let position = step.position(self.rounds());
+        let position = step.position(self.course());
         let Some(times) = self.stages.get_mut(position) else { return };
         if times.finished_unix_ms == 0 {
             times.finished_unix_ms = now.unix_ms.max(1);
@@ -431,7 +455,7 @@ impl State {
         }
     }
 
-    /// The blocks that stand after a round with the layers' plans, in forward order; after the last one, what assembly needs.
+    /// The blocks that stand after a round with the layers' plans, in forward order.
     /// A layer that the round doesn't train has that of the round before; one that stays attention has none.
     pub fn blocks(&self, id: &JobId, round: u32) -> Vec<(v1::LayerPlan, v1::DistillOutput)> {
         let Some(job) = self.jobs.get(id) else { return Vec::new() };
@@ -449,6 +473,22 @@ impl State {
             }
         }
         latest.into_iter().map(|(layer, output)| (job.plan.layers[layer].clone(), output.clone())).collect()
+    }
+
+    /// What came of training the blocks together, if the job has that and it is over.
+    pub fn finetuned(&self, id: &JobId) -> Option<&v1::FinetuneOutput> {
+        self.tasks_of(self.jobs.get(id)?).find_map(|task| task.finetuned.as_ref())
+    }
+
+    /// What assembly needs: the blocks of the converted model with the layers' plans, in forward order.
+    pub fn blocks_of_student(&self, id: &JobId) -> Vec<(v1::LayerPlan, v1::ObjectRef)> {
+        let Some(job) = self.jobs.get(id) else { return Vec::new() };
+        let finetuned = self.finetuned(id).map_or(&[][..], |output| &output.blocks);
+        let latest = |(layer, output): (v1::LayerPlan, v1::DistillOutput)| {
+            let together = finetuned.iter().find(|block| block.layer == layer.name).and_then(|of| of.object.clone());
+            Some((layer, together.or(output.block)?))
+        };
+        self.blocks(id, job.rounds()).into_iter().filter_map(latest).collect()
     }
 
     /// The layers that stay attention though the plan would replace them, each with the reason: no block was learned, or

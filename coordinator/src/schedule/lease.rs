@@ -152,6 +152,10 @@ impl State {
                 output.unlearned = output.unlearned.chars().take(2000).collect();
                 task.distilled = Some(output);
             }
+            Some(v1::done::Output::Finetune(mut output)) => {
+                output.story = output.story.chars().take(2000).collect();
+                task.finetuned = Some(output);
+            }
             Some(v1::done::Output::Evaluate(output)) => task.evaluated = Some(output),
             None => debug_assert!(false, "verification refuses a report without output"),
         }
@@ -184,7 +188,7 @@ impl State {
         let job = self.tasks[reader].job.clone();
         let layer = match self.tasks[reader].kind {
             Kind::Distill { layer, .. } => Some(self.jobs[&job].plan.layers[layer].name.clone()),
-            Kind::Capture { .. } | Kind::Evaluate(_) => None,
+            Kind::Capture { .. } | Kind::Finetune | Kind::Evaluate(_) => None,
             Kind::Synthesise { .. } => return false,
         };
         let stands = |task: &&Task| match &layer {

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use deltaconv_proto::ids::{AttemptId, TaskId, WorkerId};
 use deltaconv_proto::v1;
 
+use super::job::Course;
 use super::status::fraction;
 use super::{Command, Effects, Job, Kind, Leased, Now, Phase, Stage, State, Step, Task, Worker};
 use crate::plan;
@@ -71,7 +72,7 @@ impl State {
         let is_asking = |id: &WorkerId| self.workers.get(id).is_some_and(|w| self.is_open(w, &busy, now));
         let rank = |task: &&&Task| {
             let fit = self.placement.fit(&task.id, worker, is_asking);
-            (Step::of(&task.kind).position(job.rounds()), fit, Reverse(cost(job, task)))
+            (Step::of(&task.kind).position(job.course()), fit, Reverse(cost(job, task)))
         };
         ready.iter().min_by_key(rank).map(|task| task.id.clone())
     }
@@ -104,6 +105,7 @@ impl State {
                 debug_assert_eq!(stand, self.shards_of_layer(job, *round, *layer).is_some());
                 stand && self.are_trained(job, round.checked_sub(1))
             }
+            Kind::Finetune => self.latents(job).is_some() && self.are_trained(job, Some(job.rounds())),
             Kind::Evaluate(_) => !job.output.is_empty() && self.latents(job).is_some(),
         }
     }
@@ -124,6 +126,15 @@ impl State {
         self.blocks(&job.id, round).into_iter().map(block).collect()
     }
 
+    /// The students that the converted model came of, whose predictions are compared beside its own: of each round before
+    /// the last, and of that one where its blocks were trained further.
+    fn earlier_students(&self, job: &Job) -> Vec<v1::Blocks> {
+        let Course { rounds, finetune } = job.course();
+        (0..rounds + u32::from(finetune))
+            .map(|round| v1::Blocks { round, blocks: self.blocks_of(job, round) })
+            .collect()
+    }
+
     /// The accepted block of a layer in the round.
     fn block_of(&self, job: &Job, round: u32, layer: usize) -> Option<v1::ObjectRef> {
         let name = &job.plan.layers.get(layer)?.name;
@@ -140,7 +151,7 @@ impl State {
         self.tasks_of(job)
             .map_while(|task| match &task.kind {
                 Kind::Synthesise { range } => Some((range, task)),
-                Kind::Capture { .. } | Kind::Distill { .. } | Kind::Evaluate(_) => None,
+                Kind::Capture { .. } | Kind::Distill { .. } | Kind::Finetune | Kind::Evaluate(_) => None,
             })
             .map(|(range, task)| Some(v1::ShardOfRange { range: Some(*range), object: Some(task.latents()?.clone()) }))
             .collect()
@@ -174,7 +185,7 @@ impl State {
     fn start(&self, task: &Task) -> Option<v1::Start> {
         let job = self.jobs.get(&task.job)?;
         let latents = match &task.kind {
-            Kind::Capture { .. } | Kind::Evaluate(_) => self.latents(job)?,
+            Kind::Capture { .. } | Kind::Finetune | Kind::Evaluate(_) => self.latents(job)?,
             Kind::Distill { round, .. } if job.finds_costs(*round) => self.latents(job)?,
             Kind::Synthesise { .. } | Kind::Distill { .. } => Vec::new(),
         };
@@ -195,17 +206,18 @@ impl State {
                 start: round.checked_sub(1).and_then(|before| self.block_of(job, before, *layer)),
                 alone: job.finds_costs(*round),
             }),
-            Kind::Evaluate(part) => {
-                let rounds = (0..job.rounds()).map(|round| v1::Blocks { round, blocks: self.blocks_of(job, round) });
-                v1::task_spec::Kind::Evaluate(v1::EvaluateTask {
-                    part: Some(*part),
-                    output: job.output.clone(),
-                    rounds: rounds.collect(),
-                })
-            }
+            Kind::Finetune => v1::task_spec::Kind::Finetune(v1::FinetuneTask {
+                blocks: self.blocks_of(job, job.rounds()),
+                resume: task.checkpoint.clone(),
+            }),
+            Kind::Evaluate(part) => v1::task_spec::Kind::Evaluate(v1::EvaluateTask {
+                part: Some(*part),
+                output: job.output.clone(),
+                rounds: self.earlier_students(job),
+            }),
         };
         let plan = match &task.kind {
-            Kind::Evaluate(_) => self.plan_of_student(job),
+            Kind::Finetune | Kind::Evaluate(_) => self.plan_of_student(job),
             Kind::Synthesise { .. } | Kind::Capture { .. } | Kind::Distill { .. } => job.plan.clone(),
         };
         let spec = v1::TaskSpec { job: Some(job.spec.clone()), plan: Some(plan), kind: Some(kind), latents };
@@ -233,7 +245,7 @@ impl State {
 /// What a task costs beside its peers, in no unit: the longest begin first, so that none is left alone at the end.
 fn cost(job: &Job, task: &Task) -> u64 {
     match &task.kind {
-        Kind::Synthesise { .. } | Kind::Capture { .. } => 0,
+        Kind::Synthesise { .. } | Kind::Capture { .. } | Kind::Finetune => 0,
         Kind::Distill { layer, .. } => {
             let layer = &job.plan.layers[*layer];
             let pixels = u64::from(layer.height) * u64::from(layer.width);

@@ -22,6 +22,7 @@ impl Task {
             shards: shards.map(|(layer, o)| v1::ShardRef { layer: layer.clone(), object: Some(o.clone()) }).collect(),
             synthesised: self.synthesised.clone(),
             distilled: self.distilled.clone(),
+            finetuned: self.finetuned.clone(),
             evaluated: self.evaluated.clone(),
             busy_seconds: self.busy_seconds,
             samples: self.samples,
@@ -53,6 +54,7 @@ impl Task {
         self.shards = record.shards.into_iter().filter_map(|s| Some((s.layer, s.object?))).collect();
         self.synthesised = record.synthesised;
         self.distilled = record.distilled;
+        self.finetuned = record.finetuned;
         self.evaluated = record.evaluated;
         self.busy_seconds = record.busy_seconds;
         self.samples = record.samples;

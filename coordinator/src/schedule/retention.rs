@@ -86,7 +86,8 @@ impl Task {
             self.distilled.as_ref().and_then(|distilled| distilled.block.as_ref()),
             self.evaluated.as_ref().and_then(|evaluated| evaluated.part.as_ref()),
         ];
-        self.shards.values().chain(outputs.into_iter().flatten())
+        let finetuned = self.finetuned.iter().flat_map(|output| &output.blocks).filter_map(|of| of.object.as_ref());
+        self.shards.values().chain(outputs.into_iter().flatten()).chain(finetuned)
     }
 }
 

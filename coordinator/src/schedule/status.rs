@@ -210,6 +210,7 @@ fn samples(job: &Job, task: &Task) -> u64 {
     match &task.kind {
         Kind::Synthesise { range } | Kind::Capture { range, .. } => of(range),
         Kind::Distill { round, .. } => steps(job, *round) * u64::from(recipe.batch),
+        Kind::Finetune => recipe.finetune.map_or(0, |of| u64::from(of.steps) * u64::from(of.batch)),
         Kind::Evaluate(v1::evaluate_task::Part::Noise(range)) => of(range),
         Kind::Evaluate(v1::evaluate_task::Part::Pictures(range)) => of(range) * u64::from(evaluation.ddim_steps),
     }

@@ -28,6 +28,8 @@ pub enum Kind {
         /// Index into the plan's layers.
         layer: usize,
     },
+    /// Trains all blocks together.
+    Finetune,
     /// Compares teacher and student on one part of the evaluation.
     Evaluate(v1::evaluate_task::Part),
 }
@@ -90,6 +92,8 @@ pub struct Task {
     pub synthesised: Option<v1::SynthesiseOutput>,
     /// Of a distill task, once committed.
     pub distilled: Option<v1::DistillOutput>,
+    /// Of a finetune task, once committed.
+    pub finetuned: Option<v1::FinetuneOutput>,
     /// Of an evaluate task, once committed.
     pub evaluated: Option<v1::EvaluateOutput>,
     /// Time that workers spent on accepted work.
@@ -113,6 +117,7 @@ impl Task {
             shards: BTreeMap::new(),
             synthesised: None,
             distilled: None,
+            finetuned: None,
             evaluated: None,
             busy_seconds: 0.0,
             samples: 0,

@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::store::{MemoryStore, Store};
 
+mod finetune;
 mod hybrid;
 mod placement;
 mod retention;
@@ -48,6 +49,14 @@ fn spec() -> v1::JobSpec {
 fn with_rounds(mut spec: v1::JobSpec) -> v1::JobSpec {
     let recipe = spec.recipe.take().expect("a recipe");
     spec.recipe = Some(v1::Recipe { rounds: 1, round_steps: 5, teacher_share: 0.5, ..recipe });
+    spec
+}
+
+/// The job whose blocks are trained together after the rounds.
+fn finetuning(mut spec: v1::JobSpec) -> v1::JobSpec {
+    let recipe = spec.recipe.take().expect("a recipe");
+    let finetune = Some(v1::Finetune { steps: 8, batch: 2, learning_rate: 1e-3 });
+    spec.recipe = Some(v1::Recipe { finetune, ..recipe });
     spec
 }
 
@@ -206,6 +215,20 @@ fn done(start: &v1::Start) -> v1::Done {
                 ..v1::DistillOutput::default()
             })
         }
+        v1::task_spec::Kind::Finetune(finetune) => {
+            let block = |of: v1::BlockRef| v1::BlockRef {
+                object: Some(object(&keys::finetuned(&of.layer, &attempt))),
+                layer: of.layer,
+            };
+            let blocks = finetune.blocks.into_iter().map(block).collect();
+            let (error_before, error_after) = (0.02, 0.01);
+            v1::done::Output::Finetune(v1::FinetuneOutput {
+                blocks,
+                error_before,
+                error_after,
+                ..v1::FinetuneOutput::default()
+            })
+        }
         v1::task_spec::Kind::Evaluate(_) => {
             let part = object(&keys::evaluation(&id, &attempt));
             v1::done::Output::Evaluate(v1::EvaluateOutput { part: Some(part) })
@@ -240,11 +263,13 @@ fn steps_of(spec: v1::JobSpec) -> Vec<(Stage, u32)> {
 
 #[test]
 fn a_job_goes_through_its_stages_and_ends() {
-    let once = Stage::ALL.map(|stage| (stage, 0));
-    assert_eq!(steps_of(spec()), once[1..]);
-    assert_eq!(steps_of(synthesising()), once);
+    let all = Stage::ALL.map(|stage| (stage, 0));
+    let without: Vec<_> = all.into_iter().filter(|(stage, _)| *stage != Stage::Finetune).collect();
+    assert_eq!(steps_of(spec()), without[1..]);
+    assert_eq!(steps_of(synthesising()), without);
     let again = [(Stage::Capture, 1), (Stage::Distill, 1)];
-    assert_eq!(steps_of(with_rounds(synthesising())), [&once[..3], &again, &once[3..]].concat());
+    assert_eq!(steps_of(with_rounds(synthesising())), [&without[..3], &again, &without[3..]].concat());
+    assert_eq!(steps_of(finetuning(with_rounds(synthesising()))), [&all[..3], &again, &all[3..]].concat());
 }
 
 #[test]
@@ -289,7 +314,7 @@ fn a_further_round_has_the_blocks_of_the_one_before_and_shards_of_both() {
                     assert_eq!(blocks.collect::<BTreeMap<_, _>>(), trained);
                     compared += 1;
                 }
-                v1::task_spec::Kind::Synthesise(_) => panic!("nothing to synthesise"),
+                v1::task_spec::Kind::Synthesise(_) | v1::task_spec::Kind::Finetune(_) => panic!("nothing of that"),
             }
             reports.push(report(&start.lease, Report::Done(output)));
         }

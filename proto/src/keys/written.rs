@@ -1,6 +1,6 @@
 //! Keys read backwards: what an attempt wrote, and which attempt it was.
 
-use super::range;
+use super::{FINETUNE, range};
 use crate::ids::AttemptId;
 use crate::v1::SampleRange;
 
@@ -11,7 +11,7 @@ pub enum Kind {
     Latents,
     /// [`super::shard`]
     Activations,
-    /// [`super::block`]
+    /// [`super::block`], [`super::finetuned`]
     Block,
     /// [`super::checkpoint`]
     Checkpoint,
@@ -51,10 +51,10 @@ impl Written {
             }
             ["checkpoints", round, "distill", layer] if !layer.is_empty() => {
                 round.strip_prefix('r').filter(|round| is_round(round))?;
-                let (attempt, step) = name.rsplit_once('-')?;
-                step.parse().ok().filter(|number: &u64| format!("{number:08}") == step)?;
-                (Kind::Checkpoint, format!("{round}/distill/{layer}"), attempt)
+                (Kind::Checkpoint, format!("{round}/distill/{layer}"), split_step(name)?)
             }
+            [FINETUNE, "blocks", layer] if !layer.is_empty() => (Kind::Block, FINETUNE.to_owned(), name),
+            ["checkpoints", FINETUNE] => (Kind::Checkpoint, FINETUNE.to_owned(), split_step(name)?),
             ["evaluate", "noise" | "pictures", range] if is_range(range) => (Kind::Evaluation, folder.to_owned(), name),
             _ => return None,
         };
@@ -67,6 +67,13 @@ fn split_range(name: &str) -> Option<(&str, &str)> {
     let (end_of_start, _) = name.match_indices('-').nth(1)?;
     let (range, attempt) = (&name[..end_of_start], &name[end_of_start + 1..]);
     is_range(range).then_some((range, attempt))
+}
+
+/// The attempt before a step.
+fn split_step(name: &str) -> Option<&str> {
+    let (attempt, step) = name.rsplit_once('-')?;
+    step.parse().ok().filter(|number: &u64| format!("{number:08}") == step)?;
+    Some(attempt)
 }
 
 fn is_range(text: &str) -> bool {
@@ -90,7 +97,7 @@ fn attempt_id(text: &str) -> Option<AttemptId> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{block, checkpoint, evaluation, latents, shard};
+    use super::super::{block, checkpoint, evaluation, finetuned, latents, shard};
     use super::*;
     use crate::ids::{JobId, TaskId};
 
@@ -108,6 +115,8 @@ mod tests {
             (block(3, layer, &attempt), Kind::Block, distill.as_str()),
             (checkpoint(&task(&distill), &attempt, 17), Kind::Checkpoint, &distill),
             (checkpoint(&task(&distill), &attempt, 123_456_789_012), Kind::Checkpoint, &distill),
+            (finetuned(layer, &attempt), Kind::Block, "finetune"),
+            (checkpoint(&task("finetune"), &attempt, 17), Kind::Checkpoint, "finetune"),
             (evaluation(&task(noise), &attempt), Kind::Evaluation, noise),
         ] {
             let expected = Written { kind, task: of.to_owned(), attempt: attempt.clone() };
@@ -140,6 +149,8 @@ mod tests {
             "checkpoints/r0/distill/mid/a1-2-x.safetensors",
             "checkpoints/r0/distill/mid/a1-2-x-5.safetensors",
             "checkpoints/0/distill/mid/a1-2-x-00000005.safetensors",
+            "finetune/mid/a1-2-x.safetensors",
+            "checkpoints/finetune/a1-2-x.safetensors",
             "evaluate/noise/a1-2-x.safetensors",
             "evaluate/speed/00000000-00000064/a1-2-x.safetensors",
         ] {

@@ -115,6 +115,7 @@ fn run(
         v1::task_spec::Kind::Synthesise(task) => crate::synthesise::run(&context, &task),
         v1::task_spec::Kind::Capture(task) => crate::capture::run(&context, &task),
         v1::task_spec::Kind::Distill(task) => crate::distill::run(&context, &task),
+        v1::task_spec::Kind::Finetune(task) => crate::finetune::run(&context, &task),
         v1::task_spec::Kind::Evaluate(task) => crate::evaluate::run(&context, &task),
     };
     if matches!(result, Err(ref error) if !matches!(error, task::Error::Stopped(_))) {

@@ -8,7 +8,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use deltaconv_kernels::{Parameters, adamw};
 use deltaconv_proto::safetensors::{Dtype, serialize_header};
@@ -18,26 +17,6 @@ use super::health::{Health, Setback, Stretch};
 use super::training::{CurvePoint, Record, Trained, Training};
 use crate::container::Container;
 use crate::task::{Context, Error};
-
-/// When the next checkpoint is due.
-pub(super) struct Schedule {
-    interval: Duration,
-    last: Instant,
-}
-
-impl Schedule {
-    pub(super) fn new(interval: Duration) -> Self {
-        Self { interval, last: Instant::now() }
-    }
-
-    pub(super) fn is_due(&self) -> bool {
-        self.last.elapsed() >= self.interval
-    }
-
-    pub(super) fn stored(&mut self) {
-        self.last = Instant::now();
-    }
-}
 
 /// Writes a checkpoint and reports it.
 pub(super) fn store(context: &Context, training: &mut Training) -> Result<(), Error> {

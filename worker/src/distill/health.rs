@@ -12,9 +12,9 @@ const SETBACKS: usize = 3;
 
 /// Some steps' errors, over the output's mean square.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Stretch {
-    pub(super) sum: f64,
-    pub(super) steps: u64,
+pub(crate) struct Stretch {
+    pub(crate) sum: f64,
+    pub(crate) steps: u64,
 }
 
 impl Stretch {
@@ -22,34 +22,34 @@ impl Stretch {
         Self { sum: errors.iter().sum(), steps: errors.len() as u64 }
     }
 
-    pub(super) fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         self.sum += other.sum;
         self.steps += other.steps;
     }
 
     /// None of no steps.
-    pub(super) fn mean(self) -> Option<f64> {
+    pub(crate) fn mean(self) -> Option<f64> {
         (self.steps > 0).then(|| self.sum / self.steps as f64)
     }
 }
 
 /// A stretch that was taken back.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Setback {
+pub(crate) struct Setback {
     /// Where it ended.
-    pub(super) step: u64,
+    pub(crate) step: u64,
     /// Its mean error; not finite where a step's was not.
-    pub(super) error: f64,
+    pub(crate) error: f64,
     /// The learning rate from there on, over the recipe's.
-    pub(super) rate: f64,
+    pub(crate) rate: f64,
 }
 
 /// How a training went so far.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Health {
+pub(crate) struct Health {
     /// The least mean error of a stretch; infinite before the first.
-    pub(super) least: f64,
-    pub(super) setbacks: Vec<Setback>,
+    pub(crate) least: f64,
+    pub(crate) setbacks: Vec<Setback>,
 }
 
 impl Default for Health {
@@ -60,7 +60,7 @@ impl Default for Health {
 
 /// What a stretch shows.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Seen {
+pub(crate) enum Seen {
     Well(Stretch),
     /// It is to be taken back.
     Setback(Setback),
@@ -70,12 +70,17 @@ pub(super) enum Seen {
 
 impl Health {
     /// Judges the stretch that ended with `step`, by its steps' errors.
-    pub(super) fn see(&mut self, step: u64, errors: &[f64]) -> Seen {
+    pub(crate) fn see(&mut self, step: u64, errors: &[f64]) -> Seen {
+        self.see_above(LARGE, step, errors)
+    }
+
+    /// As [`Self::see`], where no error up to `harmless` is a spike.
+    pub(crate) fn see_above(&mut self, harmless: f64, step: u64, errors: &[f64]) -> Seen {
         let stretch = Stretch::of(errors);
         let Some(error) = stretch.mean() else { return Seen::Well(stretch) };
         // The first stretch has none before it: it must not end far above where it began.
         let before = if self.least.is_finite() { self.least } else { errors[0] };
-        if error.is_finite() && (error <= SPIKE * before || error <= LARGE) {
+        if error.is_finite() && (error <= SPIKE * before || error <= harmless) {
             self.least = self.least.min(error);
             return Seen::Well(stretch);
         }
@@ -85,12 +90,12 @@ impl Health {
     }
 
     /// The learning rate, over the recipe's.
-    pub(super) fn rate(&self) -> f64 {
+    pub(crate) fn rate(&self) -> f64 {
         self.setbacks.last().map_or(1.0, |setback| setback.rate)
     }
 
     /// What went wrong, for people.
-    pub(super) fn story(&self) -> String {
+    pub(crate) fn story(&self) -> String {
         let one = |setback: &Setback| {
             let rate = setback.rate / LOWER;
             format!("at step {} with {rate} of the learning rate the error was {:.3}", setback.step, setback.error)

@@ -1,7 +1,7 @@
 //! Trains the block of one layer on its recorded activations.
 
 mod checkpoint;
-mod health;
+pub(crate) mod health;
 mod initial;
 #[cfg(feature = "cuda")]
 mod on_gpu;
@@ -13,6 +13,7 @@ use std::time::Instant;
 use deltaconv_kernels::{BlockShape, Gate};
 use deltaconv_proto::{block, v1};
 
+use crate::checkpoints::Schedule;
 use crate::shards::LayerData;
 use crate::task::{Context, Error, Stop};
 use crate::{blocks, evaluate};
@@ -54,7 +55,7 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
     }
     let placing = placed.elapsed();
     let mut feed = data.stream(training.order(&data), room);
-    let mut checkpoints = checkpoint::Schedule::new(context.checkpoint_interval);
+    let mut checkpoints = Schedule::new(context.checkpoint_interval);
     let first = training.step();
     let began = Instant::now();
     let mut lost = None;

@@ -1,8 +1,8 @@
 //! A trained block: exactly the published tensors of its layer, f32, all finite, and how its training went.
 
 use deltaconv_proto::objects::Objects;
-use deltaconv_proto::safetensors::Dtype;
-use deltaconv_proto::v1::{DistillOutput, DistillTask, LayerPlan};
+use deltaconv_proto::safetensors::{Dtype, Header};
+use deltaconv_proto::v1::{DistillOutput, DistillTask, LayerPlan, ObjectRef};
 use deltaconv_proto::{block, keys};
 
 use super::super::tensors::{self, Expected, Tensors};
@@ -34,12 +34,28 @@ pub(super) async fn verify(
         let what = format!("{key}: error of the noise with this layer alone replaced");
         return Err(Error::Value { what, found, expected: "a finite number from 0".to_owned() });
     }
-    let bytes = objects.get_verified(object).await?;
-    let planned = layer.clone();
-    let header = off_thread(&key, move || check(&bytes, &planned)).await?;
-    let header = header.map_err(|source| Error::Tensors { key: key.clone(), source })?;
+    let header = read(objects, object, layer).await?;
     Training::parse(&header.metadata).map_err(|source| Error::Part { key, source })?;
     Ok(())
+}
+
+/// Reads and checks a block that lies where it should.
+async fn read(objects: &Objects, object: &ObjectRef, layer: &LayerPlan) -> Result<Header, Error> {
+    let bytes = objects.get_verified(object).await?;
+    let planned = layer.clone();
+    let header = off_thread(&object.key, move || check(&bytes, &planned)).await?;
+    header.map_err(|source| Error::Tensors { key: object.key.clone(), source })
+}
+
+/// Checks a block at `key` of which nothing but its tensors is expected.
+pub(super) async fn verify_tensors(
+    objects: &Objects,
+    object: &ObjectRef,
+    key: &str,
+    layer: &LayerPlan,
+) -> Result<(), Error> {
+    check_ref(object, key, tensors::bytes(&expected(layer)), MAX_HEADER_BYTES)?;
+    read(objects, object, layer).await.map(drop)
 }
 
 /// The most bytes that the layer's block may have.
@@ -48,10 +64,7 @@ pub(in crate::assemble) fn max_bytes(layer: &LayerPlan) -> u64 {
 }
 
 /// Checks a whole block, and returns its header.
-pub(in crate::assemble) fn check(
-    bytes: &[u8],
-    layer: &LayerPlan,
-) -> Result<deltaconv_proto::safetensors::Header, tensors::Error> {
+pub(in crate::assemble) fn check(bytes: &[u8], layer: &LayerPlan) -> Result<Header, tensors::Error> {
     let expected = expected(layer);
     let tensors = Tensors::parse(bytes)?;
     tensors::exactly(&tensors.header, &expected)?;

@@ -5,6 +5,7 @@
 
 pub(super) mod block;
 mod evaluation;
+mod finetuned;
 mod latents;
 mod shards;
 #[cfg(test)]
@@ -13,7 +14,7 @@ mod tests;
 use deltaconv_proto::ids::{AttemptId, TaskId};
 use deltaconv_proto::shard::Contents;
 use deltaconv_proto::v1::{JobPlan, ObjectRef, done::Output, task_spec::Kind};
-use deltaconv_proto::{digest, header, objects, objects::Objects, shard};
+use deltaconv_proto::{digest, header, keys, objects, objects::Objects, shard};
 
 use super::tensors;
 use crate::observe::report::PartError;
@@ -95,8 +96,8 @@ pub enum Error {
         /// What is there.
         found: u64,
     },
-    /// Not one shard for each of the layers that were asked for.
-    #[error("shards of {found:?}; expected one of each of {expected:?}")]
+    /// Not one object for each of the layers that were asked for.
+    #[error("an object of each of {found:?}; expected one of each of {expected:?}")]
     Layers {
         /// The layers that were asked for.
         expected: Vec<String>,
@@ -175,6 +176,7 @@ pub async fn verify(objects: &Objects, output: &Output, expectation: &Expectatio
         }
         (Output::Capture(output), Kind::Capture(task)) => shards::check(objects, output, task, expectation).await,
         (Output::Distill(output), Kind::Distill(task)) => block::verify(objects, output, task, expectation).await,
+        (Output::Finetune(output), Kind::Finetune(task)) => finetuned::verify(objects, output, task, expectation).await,
         (Output::Evaluate(output), Kind::Evaluate(task)) => {
             evaluation::verify(objects, output, task, expectation).await
         }
@@ -193,6 +195,7 @@ fn name_of_kind(kind: &Kind) -> &'static str {
         Kind::Synthesise(_) => "synthesise",
         Kind::Capture(_) => "capture",
         Kind::Distill(_) => "distill",
+        Kind::Finetune(_) => keys::FINETUNE,
         Kind::Evaluate(_) => "evaluate",
     }
 }
@@ -202,6 +205,7 @@ fn name_of_output(output: &Output) -> &'static str {
         Output::Synthesise(_) => "synthesise",
         Output::Capture(_) => "capture",
         Output::Distill(_) => "distill",
+        Output::Finetune(_) => keys::FINETUNE,
         Output::Evaluate(_) => "evaluate",
     }
 }

@@ -7,8 +7,9 @@ use deltaconv_proto::shard::Contents;
 use deltaconv_proto::v1::done::Output;
 use deltaconv_proto::v1::task_spec::Kind;
 use deltaconv_proto::v1::{
-    Bucket, CaptureOutput, CaptureTask, DistillOutput, DistillTask, EvaluateOutput, EvaluateTask, JobPlan, Map,
-    ObjectRef, SampleRange, ShardRef, SynthesiseOutput, SynthesiseTask, evaluate_task,
+    BlockRef, Bucket, CaptureOutput, CaptureTask, DistillOutput, DistillTask, EvaluateOutput, EvaluateTask,
+    FinetuneOutput, FinetuneTask, JobPlan, LayerPlan, Map, ObjectRef, SampleRange, ShardRef, SynthesiseOutput,
+    SynthesiseTask, evaluate_task,
 };
 use deltaconv_proto::{digest, keys};
 
@@ -68,6 +69,44 @@ async fn what_a_layers_replacement_costs_is_told_where_it_was_asked_for() {
     case.refused(told(None), &["this layer alone", "absent"]).await;
     case.refused(told(Some(f64::NAN)), &["this layer alone", "NaN"]).await;
     case.refused(told(Some(-1.0)), &["this layer alone", "-1"]).await;
+}
+
+#[tokio::test]
+async fn blocks_that_were_trained_together_are_those_of_all_layers_or_none() {
+    let given = |plan: &JobPlan| {
+        let block = |layer: &LayerPlan| BlockRef { layer: layer.name.clone(), object: None };
+        Kind::Finetune(FinetuneTask { blocks: plan.layers[1..3].iter().map(block).collect(), resume: None })
+    };
+    let case = Case::new(given).await;
+    let mut blocks = Vec::new();
+    for layer in &case.plan.layers[1..3] {
+        let key = keys::finetuned(&layer.name, &case.attempt);
+        let object = case.objects.put(&key, made_up_block(layer, "x")).await.expect("writes");
+        blocks.push(BlockRef { layer: layer.name.clone(), object: Some(object) });
+    }
+    let output = |blocks: &[BlockRef], error_after| {
+        let blocks = blocks.to_vec();
+        Output::Finetune(FinetuneOutput { blocks, error_before: 0.02, error_after, ..FinetuneOutput::default() })
+    };
+    case.verify(output(&blocks, 0.01)).await.expect("all blocks");
+    case.verify(output(&[], 0.02)).await.expect("none");
+    case.refused(output(&blocks, f64::NAN), &["error after training", "NaN"]).await;
+    case.refused(output(&blocks[..1], 0.01), &[&blocks[1].layer]).await;
+    case.refused(output(&[&blocks[..], &blocks[..1]].concat(), 0.01), &["expected one of each"]).await;
+    let lacking = BlockRef { object: None, ..blocks[0].clone() };
+    case.refused(output(&[lacking, blocks[1].clone()], 0.01), &["no object", "finetune/blocks"]).await;
+    let key = keys::block(0, &blocks[0].layer, &case.attempt);
+    let elsewhere = ObjectRef { key: key.clone(), ..blocks[0].object.clone().expect("an object") };
+    let moved = BlockRef { object: Some(elsewhere), ..blocks[0].clone() };
+    case.refused(output(&[moved, blocks[1].clone()], 0.01), &[&key, "finetune/blocks"]).await;
+
+    let (key, layer) = (keys::finetuned(&blocks[0].layer, &case.attempt), &case.plan.layers[1]);
+    let mut bytes = made_up_block(layer, "x");
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    let object = Some(case.objects.put(&key, bytes).await.expect("writes"));
+    let broken = BlockRef { object, ..blocks[0].clone() };
+    case.refused(output(&[broken, blocks[1].clone()], 0.01), &["conv_pool.bias", "NaN"]).await;
 }
 
 fn distilled(object: ObjectRef) -> Output {

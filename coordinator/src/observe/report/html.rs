@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use deltaconv_proto::shard::Contents;
 use deltaconv_proto::v1::Recipe;
 
-use super::json::{Measures, Operations, Report};
+use super::json::{Finetune, Measures, Operations, Report};
 use super::number::{grouped, seconds, significant};
 use crate::observe::escape::escape;
 use deltaconv_proto::v1::StaysAttention;
@@ -149,7 +149,8 @@ fn staying(report: &Report) -> String {
 fn measures(report: &Report) -> String {
     let mut columns = vec![("attention removed".to_owned(), &report.attention_removed)];
     columns.extend(report.rounds.iter().map(|round| (format!("round {}", round.round), &round.measures)));
-    columns.push(("student".to_owned(), &report.student));
+    let student = if report.finetune.is_some() { "student, end to end" } else { "student" };
+    columns.push((student.to_owned(), &report.student));
     let mut head = vec![Cell::Text(String::new())];
     head.extend(columns.iter().map(|(name, _)| number(name)));
     let row = |name: &str, of: &dyn Fn(&Measures) -> String| {
@@ -168,7 +169,20 @@ fn measures(report: &Report) -> String {
         row("PSNR, mean", &|of| decibels(of.psnr_db)),
         row("PSNR, median", &|of| decibels(of.psnr_median_db)),
     ];
-    table(&head, rows.into_iter())
+    table(&head, rows.into_iter()) + &report.finetune.as_ref().map(finetune).unwrap_or_default()
+}
+
+fn finetune(of: &Finetune) -> String {
+    let Finetune { steps, error_before, error_after, story } = of;
+    let kept = if error_after < error_before { "" } else { " The blocks stayed as they were." };
+    let story = if story.is_empty() { String::new() } else { format!(" It ended early: {}.", escape(story)) };
+    format!(
+        "<p class=\"faint\">All blocks trained together in {} steps: the error of the predicted noise on the held-out samples \
+         of that training went from {} to {}.{story}{kept}</p>\n",
+        grouped(*steps),
+        significant(*error_before),
+        significant(*error_after),
+    )
 }
 
 fn prompts(report: &Report) -> String {

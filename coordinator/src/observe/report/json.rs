@@ -1,6 +1,6 @@
 //! `report.json`. Its names are a contract: scripts read them.
 
-use deltaconv_proto::v1::{Figures, LayerPlan, ObjectRef, Recipe, StaysAttention};
+use deltaconv_proto::v1::{Figures, FinetuneOutput, LayerPlan, ObjectRef, Recipe, StaysAttention};
 use serde::Serialize;
 
 use super::figures::{Compared, Comparison, Latency, OfLayer};
@@ -23,8 +23,11 @@ pub(super) struct Report {
     #[serde(flatten)]
     pub(super) student: Measures,
     pub(super) attention_removed: Measures,
-    /// The student of each round before the last.
+    /// The student of each round before the last, and of that one where its blocks were trained further together.
     pub(super) rounds: Vec<Round>,
+    /// What that did, on its own held-out samples.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) finetune: Option<Finetune>,
     pub(super) noise_samples: u64,
     /// Those of them on which the layers' `alone` and `residual_drift` were measured.
     pub(super) layer_samples: u64,
@@ -54,6 +57,18 @@ pub(super) struct Round {
     pub(super) round: usize,
     #[serde(flatten)]
     pub(super) measures: Measures,
+}
+
+/// Training of all blocks together.
+#[derive(Debug, Serialize)]
+pub(super) struct Finetune {
+    /// That were taken.
+    pub(super) steps: u64,
+    /// Errors of the predicted noise. Where the second is not less, the blocks stayed as they were.
+    pub(super) error_before: f64,
+    pub(super) error_after: f64,
+    /// Why it ended early, if it did.
+    pub(super) story: String,
 }
 
 /// The teacher with one layer replaced.
@@ -143,6 +158,7 @@ impl Report {
             student: Measures::new(&compared.student),
             attention_removed: Measures::new(&compared.removed),
             rounds: compared.rounds.iter().enumerate().map(Round::new).collect(),
+            finetune: input.finetuned.map(Finetune::new),
             noise_samples: compared.noise_samples,
             layer_samples: compared.layer_samples,
             samples: Samples {
@@ -194,6 +210,13 @@ impl Measures {
             psnr_db: comparison.psnr_db,
             psnr_median_db: comparison.psnr_median_db,
         }
+    }
+}
+
+impl Finetune {
+    fn new(output: &FinetuneOutput) -> Self {
+        let FinetuneOutput { steps, error_before, error_after, story, .. } = output;
+        Self { steps: *steps, error_before: *error_before, error_after: *error_after, story: story.clone() }
     }
 }
 

@@ -17,7 +17,9 @@ mod training;
 
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::teacher::Scheduler;
-use deltaconv_proto::v1::{DistillOutput, Figures, JobPlan, JobSpec, LayerPlan, ObjectRef, StaysAttention};
+use deltaconv_proto::v1::{
+    DistillOutput, Figures, FinetuneOutput, JobPlan, JobSpec, LayerPlan, ObjectRef, StaysAttention,
+};
 use deltaconv_proto::{images, keys, prompts, safetensors};
 use serde::Serialize;
 
@@ -33,7 +35,7 @@ use deltaconv_proto::description::Description;
 /// One step of the job, as it went.
 #[derive(Clone, Debug, Serialize)]
 pub struct StageFigures {
-    /// "capture", "distill", "assemble" or "evaluate".
+    /// "synthesise", "capture", "distill", "finetune", "assemble" or "evaluate".
     pub stage: String,
     /// Of a stage that is repeated.
     pub round: u32,
@@ -64,6 +66,8 @@ pub struct ReportInput<'a> {
     pub stages: &'a [StageFigures],
     /// The layers that the plan would replace and that stay attention.
     pub staying: &'a [StaysAttention],
+    /// What came of training the blocks together, of a job that did.
+    pub finetuned: Option<&'a FinetuneOutput>,
 }
 
 /// The report for scripts, written last: where it stands, the rest does.

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::safetensors::{Dtype, serialize_header};
-use deltaconv_proto::v1::{DistillOutput, JobPlan, LayerPlan, ObjectRef, StaysAttention};
+use deltaconv_proto::v1::{DistillOutput, FinetuneOutput, JobPlan, LayerPlan, ObjectRef, StaysAttention};
 use deltaconv_proto::{block, keys};
 
 use super::figures::Measured;
@@ -145,6 +145,12 @@ async fn written(job: &Job) -> (JobPlan, deltaconv_proto::v1::Figures) {
         evaluation: &evaluation,
         stages: &stages,
         staying: &staying,
+        finetuned: Some(&FinetuneOutput {
+            error_before: 0.02,
+            error_after: 0.015,
+            steps: 500,
+            ..FinetuneOutput::default()
+        }),
     };
     (plan.clone(), write(input).await.expect("a report"))
 }

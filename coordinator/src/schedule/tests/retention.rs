@@ -19,6 +19,7 @@ fn keys_of(start: &v1::Start) -> Vec<String> {
         v1::done::Output::Synthesise(output) => vec![output.latents],
         v1::done::Output::Capture(output) => output.shards.into_iter().map(|shard| shard.object).collect(),
         v1::done::Output::Distill(output) => vec![output.block],
+        v1::done::Output::Finetune(output) => output.blocks.into_iter().map(|block| block.object).collect(),
         v1::done::Output::Evaluate(output) => vec![output.part],
     };
     objects.into_iter().map(|object| object.expect("an object").key).collect()

@@ -1,0 +1,137 @@
+//! Training of all blocks of the shipped teachers together.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use deltaconv_kernels::{BlockShape, Gate, Parameters};
+use deltaconv_proto::teacher::{Scheduler, Teacher as Configuration};
+use deltaconv_proto::v1::{Finetune, Recipe};
+
+use super::checkpoint::{decode, encode};
+use super::student::{Blocks, Plain, gradients};
+use super::training::{Looked, Training};
+use crate::capture::Inputs;
+use crate::models::Teacher;
+use crate::teacher::{Conditions, Denoiser, LoadOptions, Original, Sampler, Weights};
+
+/// A shipped teacher with blocks of small random weights in place of its layers but for the second one, which stays.
+fn student(name: &str, folder: &str, gate: Gate) -> (Teacher, Blocks) {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../cli/teachers").join(name);
+    let config = Configuration::parse(&fs::read(root.join(folder).join("config.json")).unwrap()).unwrap();
+    let mut weights = Weights::open([root.join(folder).join("diffusion_pytorch_model.safetensors")]).unwrap();
+    let denoiser = Denoiser::load(&config, &mut weights, &LoadOptions::default()).unwrap();
+    let scheduler = fs::read(root.join("scheduler/scheduler_config.json")).unwrap();
+    let sampler = Sampler::new(Scheduler::parse(&scheduler).unwrap());
+    let (height, width) = config.sample_size().unwrap();
+    let mut blocks = Blocks::new();
+    for layer in config.layers(height, width).unwrap().iter().filter(|layer| layer.index != 1) {
+        let shape = BlockShape::new(layer.channels, 0.5, 3, vec![1.0, 0.5], gate).unwrap();
+        let mut block = Parameters::zeros(&shape);
+        for (i, value) in block.values_mut().iter_mut().enumerate() {
+            *value = 0.2 * ((i * 7919 + layer.index * 31) % 1009) as f32 / 1009.0 - 0.1;
+        }
+        blocks.insert(layer.name.clone(), Arc::new(block));
+    }
+    (Teacher { denoiser, sampler, vae: None }, blocks)
+}
+
+fn inputs(seed: usize) -> Inputs {
+    let numbers =
+        |len: usize| (0..len).map(|i| ((i * 7919 + seed * 101) % 1000) as f32 / 500.0 - 1.0).collect::<Vec<_>>();
+    let noised = Tensor::from_vec(numbers(2 * 3 * 32 * 32), (2, 3, 32, 32), &Device::Cpu).unwrap();
+    let text = Tensor::from_vec(numbers(2 * 4 * 64), (2, 4, 64), &Device::Cpu).unwrap();
+    let timesteps = Tensor::new(&[20.0_f32, 400.0], &Device::Cpu).unwrap();
+    Inputs { noised, timesteps, conditions: Conditions::from(text) }
+}
+
+/// The error of the predicted noise, in f64.
+fn error(teacher: &Teacher, blocks: &Blocks, inputs: &Inputs) -> f64 {
+    let noise = |tensor: Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let expected = noise(inputs.predict(teacher, &mut Original).unwrap());
+    let found = noise(inputs.predict(teacher, &mut Plain(blocks)).unwrap());
+    super::squares(&found, Some(&expected)) / super::squares(&expected, None)
+}
+
+const SETTINGS: Finetune = Finetune { steps: 12, batch: 2, learning_rate: 2e-3 };
+
+fn recipe() -> Recipe {
+    Recipe { clip_norm: 1.0, ema_decay: 0.5, ..Recipe::default() }
+}
+
+fn train(teacher: &Teacher, training: &mut Training, steps: usize) {
+    for _ in 0..steps {
+        let found = gradients(teacher, &training.state.blocks, &inputs(training.state.step as usize % 3)).unwrap();
+        training.take_step(&found).unwrap();
+        if training.is_look() {
+            let looked = training.look().unwrap();
+            if training.is_curve_point() {
+                training.note(error(teacher, &training.averaged(), &inputs(7)));
+            }
+            training.keep(looked);
+        }
+    }
+}
+
+#[test]
+fn blocks_that_are_trained_together_predict_the_noise_better_and_a_resumed_training_ends_with_the_same_bits() {
+    for (name, folder, gate) in [("tiny-unet", "unet", Gate::Scaled), ("tiny-pixart", "transformer", Gate::Sigmoid)] {
+        let (teacher, blocks) = student(name, folder, gate);
+        let started = || {
+            let mut training = Training::new(blocks.clone(), &recipe(), SETTINGS);
+            training.note(error(&teacher, &training.averaged(), &inputs(7)));
+            training.keep(Looked::Well);
+            training
+        };
+        let mut whole = started();
+        train(&teacher, &mut whole, 12);
+        let (first, least) = (whole.state.curve[0].held_out_error, whole.least_error());
+        assert!(least < 0.7 * first, "{name}: {first} became {least}");
+        assert!((error(&teacher, &whole.state.best, &inputs(7)) / least - 1.0).abs() < 1e-9);
+
+        let mut before = started();
+        train(&teacher, &mut before, 7);
+        let bytes = encode(before.checkpoint()).unwrap();
+        for end in [0, 100, bytes.len() - 1] {
+            assert!(decode("checkpoint", &bytes[..end], &before.state).is_err(), "{end} bytes were taken");
+        }
+        let mut resumed = Training::new(blocks.clone(), &recipe(), SETTINGS);
+        resumed.state = decode("checkpoint", &bytes, &resumed.state).unwrap();
+        resumed.keep(Looked::Well);
+        assert!((5..=7).contains(&resumed.state.step), "step {}", resumed.state.step);
+        let left = 12 - resumed.state.step as usize;
+        train(&teacher, &mut resumed, left);
+        assert_eq!(resumed.state.curve, whole.state.curve);
+        assert_eq!(resumed.state.blocks, whole.state.blocks);
+        assert_eq!(resumed.state.best, whole.state.best);
+    }
+}
+
+#[test]
+fn a_training_that_diverges_goes_back_and_ends_with_its_story() {
+    let (teacher, blocks) = student("tiny-unet", "unet", Gate::Scaled);
+    let mut training =
+        Training::new(blocks.clone(), &recipe(), Finetune { steps: 40, learning_rate: 1e30, ..SETTINGS });
+    training.note(error(&teacher, &blocks, &inputs(7)));
+    training.keep(Looked::Well);
+    let mut looks = Vec::new();
+    let story = loop {
+        let found = gradients(&teacher, &training.state.blocks, &inputs(0)).unwrap();
+        training.take_step(&found).unwrap();
+        if training.is_look() {
+            match training.look() {
+                Ok(looked) => {
+                    looks.push(looked);
+                    training.keep(looked);
+                }
+                Err(error) => break error.to_string(),
+            }
+            assert!(training.state.blocks == blocks, "it goes back to where it was");
+        }
+    };
+    assert_eq!(looks, [Looked::WentBack; 3]);
+    assert!(training.state.step <= 50 && story.contains("all blocks together"), "{story}");
+    assert_eq!(training.state.best, blocks);
+    assert!(training.state.health.rate() < 0.02);
+}
