@@ -184,6 +184,8 @@ fn figures(status: v1::StageStatus, now: Now) -> StageFigures {
         stage: status.stage,
         round: status.round,
         busy_seconds: status.busy_seconds,
+        gpu_seconds: status.gpu_seconds,
+        written_bytes: status.written_bytes,
         samples: status.samples,
         tasks: status.tasks,
     }

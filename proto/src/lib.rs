@@ -3,6 +3,7 @@
 pub mod block;
 pub mod buckets;
 pub mod description;
+mod device;
 pub mod digest;
 pub mod draw;
 pub mod header;

@@ -114,14 +114,32 @@ struct Alone {
     epsilon_relative_mse: f64,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 struct Stage {
     stage: String,
     round: u32,
     seconds: f64,
     busy_seconds: f64,
+    /// Those of workers with a GPU.
+    #[serde(default)]
+    gpu_seconds: f64,
+    #[serde(default)]
+    written_bytes: u64,
     samples: u64,
     tasks: u32,
+}
+
+impl Stage {
+    /// What comes of two, under one name.
+    fn add(mut self, other: &Self) -> Self {
+        self.seconds += other.seconds;
+        self.busy_seconds += other.busy_seconds;
+        self.gpu_seconds += other.gpu_seconds;
+        self.written_bytes = self.written_bytes.saturating_add(other.written_bytes);
+        self.samples += other.samples;
+        self.tasks += other.tasks;
+        self
+    }
 }
 
 impl Finetune {
@@ -223,19 +241,18 @@ impl Report {
     }
 
     fn stages(&self) -> Table {
-        let mut listing = table::table(["stage", "tasks", "samples", "time", "workers' time"]);
-        let mut add = |name: String, tasks: u32, samples: u64, seconds: f64, busy: f64| {
-            let times = [seconds, busy].map(duration::spell);
-            let [seconds, busy] = times;
-            listing.add_row([name, tasks.to_string(), samples.to_string(), seconds, busy]);
+        let mut listing =
+            table::table(["stage", "tasks", "samples", "time", "workers' time", "of it on GPUs", "written"]);
+        let mut add = |name: String, of: &Stage| {
+            let [seconds, busy, gpu] = [of.seconds, of.busy_seconds, of.gpu_seconds].map(duration::spell);
+            let (tasks, samples) = (of.tasks.to_string(), of.samples.to_string());
+            listing.add_row([name, tasks, samples, seconds, busy, gpu, table::bytes(of.written_bytes)]);
         };
         for of in &self.stages {
-            add(stage::name(&of.stage, of.round), of.tasks, of.samples, of.seconds, of.busy_seconds);
+            add(stage::name(&of.stage, of.round), of);
         }
-        let sum = |of: fn(&Stage) -> f64| self.stages.iter().map(of).sum();
-        let (tasks, samples) = self.stages.iter().fold((0, 0), |(t, s), of| (t + of.tasks, s + of.samples));
-        add("total".to_owned(), tasks, samples, sum(|of| of.seconds), sum(|of| of.busy_seconds));
-        table::numbers(&mut listing, &[1, 2, 3, 4]);
+        add("total".to_owned(), &self.stages.iter().fold(Stage::default(), Stage::add));
+        table::numbers(&mut listing, &[1, 2, 3, 4, 5, 6]);
         listing
     }
 }

@@ -1,4 +1,4 @@
-//! A job with a further round, in which the student's inputs are recorded.
+//! A job with a further round, in which the student's inputs are recorded, and whose blocks are then trained together.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,8 @@ use crate::service::{Coordinator, digest, tasks_in};
 fn job_file(folder: &Path, name: &str) -> std::path::PathBuf {
     let job = scaled::job_file(folder, &scaled::teacher(), &folder.join(name));
     let rounds = "[recipe]\nrounds = 1\nround_steps = 20\nteacher_share = 0.5";
-    let text = fs::read_to_string(&job).expect("read").replacen("[recipe]", rounds, 1);
+    let together = "[recipe.finetune]\nsteps = 6\nbatch = 4\nlearning_rate = 1e-3";
+    let text = fs::read_to_string(&job).expect("read").replacen("[recipe]", rounds, 1) + "\n" + together + "\n";
     fs::write(&job, text).expect("written");
     job
 }
@@ -26,8 +27,10 @@ fn a_further_round_gives_the_same_blocks_whoever_works_on_it_and_is_told_beside_
     let stages = planned["plan"]["stages"].as_array().expect("stages").clone();
     let written = |index: usize| stages[index]["written_bytes"].as_f64().expect("bytes");
     let names: Vec<_> = stages.iter().map(|s| (s["stage"].as_str().expect("a name"), s["round"].clone())).collect();
-    let expected = [("capture", 0), ("distill", 0), ("capture", 1), ("distill", 1), ("assemble", 0), ("evaluate", 0)];
-    assert_eq!(names, expected.map(|(stage, round)| (stage, Value::from(round))));
+    let rounds = [("capture", 0), ("distill", 0), ("capture", 1), ("distill", 1)];
+    let expected = [&rounds[..], &[("finetune", 0), ("assemble", 0), ("evaluate", 0)]].concat();
+    let expected: Vec<_> = expected.into_iter().map(|(stage, round)| (stage, Value::from(round))).collect();
+    assert_eq!(names, expected);
     // What goes into the first layer stays the same.
     assert!(written(2) < written(0));
 
@@ -43,7 +46,17 @@ fn a_further_round_gives_the_same_blocks_whoever_works_on_it_and_is_told_beside_
         running.iter().find(|task| task["task_id"].as_str().expect("an id").contains("/r1/")).map(drop)
     });
     victim.kill();
-    let _others = ["a", "b"].map(|name| coordinator.worker(name));
+    let mut others = ["a", "b"].map(|name| coordinator.worker(name));
+    let at_it = until("the training of all blocks together to run", || {
+        let status = coordinator.status(&second);
+        let task = tasks_in(&status, "finetune", "running").first().cloned()?;
+        let worker = task["worker_id"].as_str().expect("an id").to_owned();
+        let workers = coordinator.json(&["workers"]);
+        let names = workers["workers"].as_array().expect("workers").iter();
+        let name = names.filter(|of| of["worker_id"] == worker.as_str()).map(|of| of["name"].as_str().expect("a name"));
+        name.map(str::to_owned).next()
+    });
+    others[usize::from(at_it == "b")].kill();
     let second = coordinator.done(&second);
     assert_eq!(digest(&first), digest(&second));
 
@@ -56,7 +69,10 @@ fn a_further_round_gives_the_same_blocks_whoever_works_on_it_and_is_told_beside_
     assert!((error(&report["rounds"][0]) / error(quiet) - 1.0).abs() < 1e-6, "{report:#}");
     let psnr = |of: &Value| of["psnr_db"].as_f64().expect("a number");
     assert!((psnr(&report["rounds"][0]) / psnr(quiet) - 1.0).abs() < 1e-6, "{report:#}");
-    assert!(error(&report) < error(&report["rounds"][0]), "{report:#}");
+    let (second_round, finetune) = (&report["rounds"][1], &report["finetune"]);
+    assert!(error(second_round) < error(&report["rounds"][0]), "{report:#}");
+    assert!(error(&report) < error(second_round), "{report:#}");
+    assert!(finetune["error_after"].as_f64() < finetune["error_before"].as_f64(), "{report:#}");
     let status = String::from_utf8(coordinator.run(&["status", "tiny-1"]).stdout).expect("text");
     assert!(status.contains("capture, round 1") && status.contains("distill, round 1"), "{status}");
 
@@ -64,7 +80,9 @@ fn a_further_round_gives_the_same_blocks_whoever_works_on_it_and_is_told_beside_
     assert_eq!(serde_json::from_str::<Value>(&json).expect("JSON"), report);
     let told = String::from_utf8(coordinator.run(&["report", "tiny-1"]).stdout).expect("text");
     let first = format!("{:.5}", error(&report["rounds"][0]));
-    for row in ["attention removed", "student of round 0", "distill, round 1", "total", first.as_str()] {
+    let rows =
+        ["attention removed", "student of round 0", "student, end to end", "distill, round 1", "finetune", "total"];
+    for row in rows.into_iter().chain([first.as_str()]) {
         assert!(told.contains(row), "{told} lacks {row}");
     }
     let unknown = String::from_utf8(coordinator.run(&["report", "tiny-9"]).stderr).expect("text");

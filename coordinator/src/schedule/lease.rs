@@ -3,7 +3,7 @@
 use deltaconv_proto::digest;
 use deltaconv_proto::ids::{TaskId, WorkerId};
 use deltaconv_proto::keys::{self, Written};
-use deltaconv_proto::v1::{self, attempt_report};
+use deltaconv_proto::v1::{self, Device, attempt_report};
 
 use super::{Command, Effects, Kind, Now, Phase, State, Task};
 
@@ -136,12 +136,18 @@ impl State {
         self.displace(id);
         let Some(task) = self.tasks.get_mut(id) else { return };
         debug_assert!(!task.is_committed(), "an output is accepted once");
+        let worker = task.leased().and_then(|leased| self.workers.get(&leased.worker));
+        let has_gpu = worker.is_some_and(|worker| worker.device.kind == Device::CUDA);
         if let Some(leased) = task.leased() {
             effects.commands.push(Command::Wake(leased.worker.clone()));
         }
         task.phase = Phase::Committed;
         task.checkpoint = None;
-        task.busy_seconds += if done.busy_seconds.is_finite() { done.busy_seconds.max(0.0) } else { 0.0 };
+        let busy_seconds = if done.busy_seconds.is_finite() { done.busy_seconds.max(0.0) } else { 0.0 };
+        task.busy_seconds += busy_seconds;
+        if has_gpu {
+            task.gpu_seconds += busy_seconds;
+        }
         task.samples += done.samples;
         match done.output {
             Some(v1::done::Output::Synthesise(output)) => task.synthesised = Some(output),

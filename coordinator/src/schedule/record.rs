@@ -25,6 +25,7 @@ impl Task {
             finetuned: self.finetuned.clone(),
             evaluated: self.evaluated.clone(),
             busy_seconds: self.busy_seconds,
+            gpu_seconds: self.gpu_seconds,
             samples: self.samples,
             recaptures: self.recaptures,
             committed: self.is_committed(),
@@ -57,6 +58,7 @@ impl Task {
         self.finetuned = record.finetuned;
         self.evaluated = record.evaluated;
         self.busy_seconds = record.busy_seconds;
+        self.gpu_seconds = record.gpu_seconds;
         self.samples = record.samples;
         Ok(())
     }

@@ -80,8 +80,13 @@ impl Task {
 
     /// Every object on record.
     fn objects(&self) -> impl Iterator<Item = &v1::ObjectRef> {
+        let checkpoint = self.checkpoint.as_ref().and_then(|checkpoint| checkpoint.object.as_ref());
+        self.outputs().chain(checkpoint)
+    }
+
+    /// Every object of its accepted output.
+    pub(super) fn outputs(&self) -> impl Iterator<Item = &v1::ObjectRef> {
         let outputs = [
-            self.checkpoint.as_ref().and_then(|checkpoint| checkpoint.object.as_ref()),
             self.latents(),
             self.distilled.as_ref().and_then(|distilled| distilled.block.as_ref()),
             self.evaluated.as_ref().and_then(|evaluated| evaluated.part.as_ref()),

@@ -80,6 +80,7 @@ impl State {
         if step.stage == Stage::Assemble {
             status.tasks = 1;
             status.committed = u32::from(!job.output.is_empty());
+            status.written_bytes = sum_sizes(job.output.iter());
             status.done = f64::from(status.committed);
             return status;
         }
@@ -90,6 +91,8 @@ impl State {
             status.running += u32::from(task.leased().is_some());
             status.done += fraction(task);
             status.busy_seconds += task.busy_seconds;
+            status.gpu_seconds += task.gpu_seconds;
+            status.written_bytes = status.written_bytes.saturating_add(sum_sizes(task.outputs()));
             status.samples += task.samples;
             if !task.is_committed() {
                 samples_in_work += fraction(task) * samples(job, task) as f64;
@@ -195,6 +198,11 @@ pub(super) fn fraction(task: &Task) -> f64 {
         }
         Phase::Leased(_) | Phase::Pending => 0.0,
     }
+}
+
+/// Workers named the sizes, though they were checked.
+fn sum_sizes<'a>(objects: impl Iterator<Item = &'a v1::ObjectRef>) -> u64 {
+    objects.map(|object| object.size).fold(0, u64::saturating_add)
 }
 
 /// Training steps of a block in a round.

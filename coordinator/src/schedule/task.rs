@@ -98,6 +98,8 @@ pub struct Task {
     pub evaluated: Option<v1::EvaluateOutput>,
     /// Time that workers spent on accepted work.
     pub busy_seconds: f64,
+    /// Of it, by workers with a GPU.
+    pub gpu_seconds: f64,
     /// Samples of accepted work.
     pub samples: u64,
 }
@@ -120,6 +122,7 @@ impl Task {
             finetuned: None,
             evaluated: None,
             busy_seconds: 0.0,
+            gpu_seconds: 0.0,
             samples: 0,
         }
     }

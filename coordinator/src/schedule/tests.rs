@@ -273,6 +273,27 @@ fn a_job_goes_through_its_stages_and_ends() {
 }
 
 #[test]
+fn what_a_stage_took_and_wrote_is_counted_and_survives_a_restart() {
+    let mut c = Coordinator::new();
+    let (job, plain) = (c.submit_spec(spec()), c.join());
+    let device = Some(v1::Device { kind: v1::Device::CUDA.into(), ..v1::Device::default() });
+    let join = v1::JoinRequest { device, ..v1::JoinRequest::default() };
+    let with_gpu = c.run(|state, now, effects| state.join(join, now, effects)).expect("joins");
+    // Two captures are the first's, one is the second's.
+    for worker in [&plain, &with_gpu, &plain] {
+        let start = c.sync(worker, Vec::new()).start.remove(0);
+        let done = v1::Done { busy_seconds: 2.0, ..done(&start) };
+        c.sync(worker, vec![report(&start.lease, Report::Done(done))]);
+        c.carry_out();
+    }
+    c.crash();
+    let known = c.state.job(&job).expect("known");
+    let capture = c.state.stage_status(known, Step { stage: Stage::Capture, round: 0 }, c.now);
+    // Three ranges of two layers.
+    assert_eq!((capture.busy_seconds, capture.gpu_seconds, capture.written_bytes), (6.0, 2.0, 6 * 100));
+}
+
+#[test]
 fn a_further_round_has_the_blocks_of_the_one_before_and_shards_of_both() {
     let mut c = Coordinator::new();
     c.submit_spec(with_rounds(spec()));

@@ -20,7 +20,7 @@ pub(super) fn describe(threads: usize, accelerator: &Accelerator) -> v1::Device 
         Accelerator::Cuda(cuda) => {
             let capability = cuda.gpu.compute_capability().map(|(major, minor)| format!("{major}.{minor}"));
             v1::Device {
-                kind: "cuda".into(),
+                kind: v1::Device::CUDA.into(),
                 name: cuda.gpu.name().unwrap_or_default(),
                 memory_bytes: cuda.gpu.memory().map_or(0, |(_, total)| total as u64),
                 compute_capability: capability.unwrap_or_default(),

@@ -69,7 +69,8 @@ impl Training {
             beta2: BETA2,
             weight_decay: recipe.weight_decay,
             clip_norm: (recipe.clip_norm > 0.0).then_some(recipe.clip_norm),
-            ema_decay: recipe.ema_decay,
+            // Over a tenth of the steps at most, so that a short training shows.
+            ema_decay: recipe.ema_decay.min(1.0 - 10.0 / f64::from(settings.steps.max(20))),
             ..AdamW::default()
         };
         let averaged = recipe.ema_decay > 0.0;

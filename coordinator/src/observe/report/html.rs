@@ -226,6 +226,8 @@ fn stages(report: &Report) -> String {
         number("samples"),
         number("time"),
         number("time of all workers"),
+        number("of it on GPUs"),
+        number("bytes written"),
     ];
     let row = |stage: &super::StageFigures| {
         vec![
@@ -238,6 +240,8 @@ fn stages(report: &Report) -> String {
             number(grouped(stage.samples)),
             number(seconds(stage.seconds)),
             number(seconds(stage.busy_seconds)),
+            number(seconds(stage.gpu_seconds)),
+            number(grouped(stage.written_bytes)),
         ]
     };
     table(&head, report.stages.iter().map(row))

@@ -43,6 +43,10 @@ pub struct StageFigures {
     pub seconds: f64,
     /// Sum over the attempts that were committed.
     pub busy_seconds: f64,
+    /// Of them, those of workers with a GPU.
+    pub gpu_seconds: f64,
+    /// Of the objects that were accepted.
+    pub written_bytes: u64,
     /// Samples that went through it.
     pub samples: u64,
     /// Its tasks.

@@ -126,6 +126,8 @@ async fn written(job: &Job) -> (JobPlan, deltaconv_proto::v1::Figures) {
         round: 0,
         seconds,
         busy_seconds: seconds * 1.9,
+        gpu_seconds: seconds * 0.9,
+        written_bytes: 1_234_567,
         samples,
         tasks,
     };
