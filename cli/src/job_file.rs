@@ -220,6 +220,8 @@ struct RecipeTable {
     teacher_share: Option<f64>,
     store: Option<String>,
     schedule: Option<String>,
+    start: Option<String>,
+    solve: Option<bool>,
 }
 
 impl RecipeTable {
@@ -245,6 +247,8 @@ impl RecipeTable {
         set(&mut recipe.teacher_share, self.teacher_share);
         recipe.store = self.store.or(recipe.store);
         recipe.schedule = self.schedule.or(recipe.schedule);
+        recipe.start = self.start.or(recipe.start);
+        recipe.solve = self.solve.or(recipe.solve);
         // To keep none is the same as not to say so.
         recipe.keep_costliest = self.keep_costliest.or(recipe.keep_costliest).filter(|count| *count > 0);
         recipe

@@ -44,6 +44,8 @@ impl Preset {
             teacher_share: 0.0,
             schedule: None,
             keep_costliest: None,
+            start: None,
+            solve: None,
         };
         match self {
             Self::Fast => fast,

@@ -20,6 +20,9 @@ pub const DESCRIPTION: &str = "deltaconv.json";
 /// In it, what loads the model in diffusers.
 pub const LOADER: &str = "deltaconv_diffusers.py";
 
+/// What follows the attempt in the key of what its training started from.
+const START: &str = "-start";
+
 /// A range of samples as it stands in keys and task ids: fixed width, so that keys sort by sample.
 pub fn range(range: &SampleRange) -> String {
     format!("{:08}-{:08}", range.start, range.end)
@@ -44,6 +47,11 @@ pub fn shard(round: u32, layer: &str, samples: &SampleRange, attempt: &AttemptId
 /// The trained block of one attempt.
 pub fn block(round: u32, layer: &str, attempt: &AttemptId) -> String {
     format!("rounds/{round}/blocks/{layer}/{attempt}.safetensors")
+}
+
+/// What one attempt's training started from, where a regression gave that.
+pub fn start(layer: &str, attempt: &AttemptId) -> String {
+    format!("rounds/0/blocks/{layer}/{attempt}{START}.safetensors")
 }
 
 /// A checkpoint of one attempt.

@@ -44,6 +44,12 @@ pub fn evaluation_parts(spec: &JobSpec) -> Vec<Part> {
     noise.chain(pictures).collect()
 }
 
+/// How many students come before the job's last one and are compared beside it: that of each earlier round, and in front the one
+/// that the first round started from, where regressions gave that.
+pub fn earlier_students(spec: &JobSpec) -> u32 {
+    spec.recipe.as_ref().map_or(0, |recipe| u32::from(recipe.starts_by_ridge()) + recipe.rounds)
+}
+
 fn cut(start: u32, end: u32, most: u32) -> Vec<SampleRange> {
     // A most of 0 is refused when a spec is checked; here it must not loop for ever.
     let most = most.max(1);

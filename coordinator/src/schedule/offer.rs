@@ -194,6 +194,7 @@ impl State {
                 resume: task.checkpoint.clone(),
                 start: round.checked_sub(1).and_then(|before| self.block_of(job, before, *layer)),
                 alone: job.finds_costs(*round),
+                start_by_ridge: job.starts_by_ridge(*round),
             }),
             Kind::Evaluate(part) => {
                 let rounds = (0..job.rounds()).map(|round| v1::Blocks { round, blocks: self.blocks_of(job, round) });

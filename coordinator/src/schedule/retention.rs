@@ -31,7 +31,7 @@ impl State {
                 _ if !is_known => Fate::Orphaned,
                 _ if running => Fate::Stays,
                 Kind::Latents | Kind::Activations | Kind::Checkpoint => Fate::Spent,
-                Kind::Block | Kind::Evaluation => Fate::Stays,
+                Kind::Block | Kind::Start | Kind::Evaluation => Fate::Stays,
             }
         };
         objects.iter().map(fate).collect()
@@ -84,6 +84,7 @@ impl Task {
             self.checkpoint.as_ref().and_then(|checkpoint| checkpoint.object.as_ref()),
             self.latents(),
             self.distilled.as_ref().and_then(|distilled| distilled.block.as_ref()),
+            self.distilled.as_ref().and_then(|distilled| distilled.start.as_ref()),
             self.evaluated.as_ref().and_then(|evaluated| evaluated.part.as_ref()),
         ];
         self.shards.values().chain(outputs.into_iter().flatten())

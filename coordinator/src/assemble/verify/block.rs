@@ -2,7 +2,7 @@
 
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::safetensors::Dtype;
-use deltaconv_proto::v1::{DistillOutput, DistillTask, LayerPlan};
+use deltaconv_proto::v1::{DistillOutput, DistillTask, LayerPlan, ObjectRef};
 use deltaconv_proto::{block, keys};
 
 use super::super::tensors::{self, Expected, Tensors};
@@ -20,7 +20,7 @@ pub(super) async fn verify(
 ) -> Result<(), Error> {
     let layer = task.layer.as_ref().ok_or(Error::Task("layer"))?;
     let key = keys::block(task.round, &layer.name, expectation.attempt);
-    if !output.unlearned.is_empty() && output.block.is_none() {
+    if !output.unlearned.is_empty() && output.block.is_none() && output.start.is_none() {
         return Ok(());
     }
     let object = output.block.as_ref().ok_or_else(|| Error::NoObject { expected: key.clone() })?;
@@ -38,8 +38,33 @@ pub(super) async fn verify(
     let planned = layer.clone();
     let header = off_thread(&key, move || check(&bytes, &planned)).await?;
     let header = header.map_err(|source| Error::Tensors { key: key.clone(), source })?;
-    Training::parse(&header.metadata).map_err(|source| Error::Part { key, source })?;
-    Ok(())
+    Training::parse(&header.metadata).map_err(|source| Error::Part { key: key.clone(), source })?;
+    verify_start(objects, output.start.as_ref(), task, layer, expectation).await
+}
+
+/// What training started from: a block, too, where the task asks for it, and nothing where it doesn't.
+async fn verify_start(
+    objects: &Objects,
+    start: Option<&ObjectRef>,
+    task: &DistillTask,
+    layer: &LayerPlan,
+    expectation: &Expectation<'_>,
+) -> Result<(), Error> {
+    let key = keys::start(&layer.name, expectation.attempt);
+    let object = match (task.start_by_ridge, start) {
+        (false, None) => return Ok(()),
+        (false, Some(object)) => {
+            let found = object.key.chars().take(300).collect();
+            let what = format!("what the training of {} started from", layer.name);
+            return Err(Error::Value { what, found, expected: "nothing of its own".to_owned() });
+        }
+        (true, start) => start.ok_or_else(|| Error::NoObject { expected: key.clone() })?,
+    };
+    check_ref(object, &key, tensors::bytes(&expected(layer)), MAX_HEADER_BYTES)?;
+    let bytes = objects.get_verified(object).await?;
+    let planned = layer.clone();
+    let checked = off_thread(&key, move || check(&bytes, &planned)).await?;
+    checked.map(drop).map_err(|source| Error::Tensors { key, source })
 }
 
 /// The most bytes that the layer's block may have.
