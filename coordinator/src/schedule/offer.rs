@@ -124,6 +124,23 @@ impl State {
         self.blocks(&job.id, round).into_iter().map(block).collect()
     }
 
+    /// The students that came before the job's last one, in order: what evaluation compares beside it. As many as
+    /// [`plan::earlier_students`] counts.
+    pub(super) fn earlier_students(&self, job: &Job) -> Vec<v1::Blocks> {
+        let mut students = Vec::new();
+        if job.starts_by_ridge(0) {
+            let start = |(layer, output): (v1::LayerPlan, v1::DistillOutput)| v1::BlockRef {
+                layer: layer.name,
+                object: output.start,
+            };
+            let blocks = self.blocks(&job.id, 0).into_iter().map(start).collect();
+            students.push(v1::Blocks { round: 0, blocks });
+        }
+        students.extend((0..job.rounds()).map(|round| v1::Blocks { round, blocks: self.blocks_of(job, round) }));
+        debug_assert_eq!(students.len(), plan::earlier_students(&job.spec) as usize);
+        students
+    }
+
     /// The accepted block of a layer in the round.
     fn block_of(&self, job: &Job, round: u32, layer: usize) -> Option<v1::ObjectRef> {
         let name = &job.plan.layers.get(layer)?.name;
@@ -196,14 +213,11 @@ impl State {
                 alone: job.finds_costs(*round),
                 start_by_ridge: job.starts_by_ridge(*round),
             }),
-            Kind::Evaluate(part) => {
-                let rounds = (0..job.rounds()).map(|round| v1::Blocks { round, blocks: self.blocks_of(job, round) });
-                v1::task_spec::Kind::Evaluate(v1::EvaluateTask {
-                    part: Some(*part),
-                    output: job.output.clone(),
-                    rounds: rounds.collect(),
-                })
-            }
+            Kind::Evaluate(part) => v1::task_spec::Kind::Evaluate(v1::EvaluateTask {
+                part: Some(*part),
+                output: job.output.clone(),
+                rounds: self.earlier_students(job),
+            }),
         };
         let plan = match &task.kind {
             Kind::Evaluate(_) => self.plan_of_student(job),
