@@ -221,6 +221,8 @@ struct RecipeTable {
     teacher_share: Option<f64>,
     store: Option<String>,
     schedule: Option<String>,
+    start: Option<String>,
+    solve: Option<bool>,
 }
 
 impl RecipeTable {
@@ -246,6 +248,8 @@ impl RecipeTable {
         set(&mut recipe.teacher_share, self.teacher_share);
         recipe.store = self.store.or(recipe.store);
         recipe.schedule = self.schedule.or(recipe.schedule);
+        recipe.start = self.start.or(recipe.start);
+        recipe.solve = self.solve.or(recipe.solve);
         // To keep none is the same as not to say so.
         recipe.keep_costliest = self.keep_costliest.or(recipe.keep_costliest).filter(|count| *count > 0);
         recipe.finetune = self.finetune.map(FinetuneTable::message).or(recipe.finetune).filter(|of| of.steps > 0);

@@ -45,6 +45,8 @@ impl Preset {
             schedule: None,
             keep_costliest: None,
             finetune: None,
+            start: None,
+            solve: None,
         };
         match self {
             Self::Fast => fast,

@@ -48,7 +48,7 @@ pub(crate) async fn run(
 async fn carry_out(core: CoreHandle, command: Command) {
     match command {
         Command::Wake(_) => {}
-        Command::Verify { task, lease, done } => verify(core, task, lease, done).await,
+        Command::Verify { task, lease, done } => verify(core, task, lease, *done).await,
         Command::Assemble(job) => assemble(core, job).await,
         Command::Report(job) => report(core, job).await,
         Command::Reclaim(job) => reclaim(core, job).await,

@@ -85,6 +85,20 @@ pub enum Error {
         /// What it must be.
         expected: String,
     },
+    /// A regression with many solutions, or with numbers that are not finite.
+    #[error(
+        "the regression of {unknowns} unknowns on {rows} rows has no single solution: the pivot of unknown {unknown} is {pivot:e}"
+    )]
+    Singular {
+        /// The first one that isn't determined.
+        unknown: usize,
+        /// Unknowns of each channel.
+        unknowns: usize,
+        /// Pixels of all samples.
+        rows: usize,
+        /// What is left of it, over its column's square.
+        pivot: f64,
+    },
     /// A tensor name that the block does not have.
     #[error("the block has no tensor named `{0}`")]
     UnknownTensor(String),

@@ -5,7 +5,7 @@
 
 mod reference;
 
-use deltaconv_kernels::cpu::{Target, Workspace, features, forward, gradient, loss_and_gradient};
+use deltaconv_kernels::cpu::{Aim, Ridge, Target, Workspace, features, forward, gradient, loss_and_gradient};
 use deltaconv_kernels::{BlockShape, Error, Gate, Parameters};
 use proptest::prelude::*;
 
@@ -214,6 +214,90 @@ proptest! {
         let out = outcome.gradients.get("conv_out.bias").unwrap();
         assert!(out.iter().all(|value| value.is_nan()));
     }
+}
+
+/// A block with the first one's gates and other linears, and batches in which it gives the targets, all of them of samples
+/// that are weighted but for one that counts nothing and has another target.
+fn regression() -> (Parameters, Parameters, Ridge) {
+    let shape = BlockShape::new(16, 0.5, 3, vec![1.0, 0.5], Gate::Sigmoid).unwrap();
+    let case = Case { shape: shape.clone(), size: [12, 5, 6], seed: 3, gated: false };
+    let block = case.parameters();
+    let mut started = block.clone();
+    for name in ["conv_out.weight", "conv_out.bias", "conv_pool.weight", "conv_pool.bias"] {
+        started.get_mut(name).unwrap().fill(0.25);
+    }
+    let (mut ridge, mut workspace) = (Ridge::new(&shape), Workspace::default());
+    for stream in 10..14 {
+        let x = case.values(stream, 12 * 5 * 6 * 16, 1.0);
+        let mut target = vec![0.0; x.len()];
+        forward(&shape, &block, &x, case.size, &mut target, &mut workspace).unwrap();
+        let weights: Vec<f64> = (0..12).map(|sample| f64::from(sample) / 4.0).collect();
+        target[..5 * 6 * 16].fill(1e3);
+        let aim = Aim { target: &target, weights: &weights };
+        ridge.add(&started, &x, aim, case.size, &mut workspace).unwrap();
+    }
+    (block, started, ridge)
+}
+
+#[test]
+fn a_regression_finds_the_linears_that_gave_its_targets() {
+    let (block, started, ridge) = regression();
+    let mut found = started.clone();
+    ridge.solve(0.0, &mut found).unwrap();
+    let off = |name: &str| {
+        let pairs = block.get(name).unwrap().iter().zip(found.get(name).unwrap());
+        pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    };
+    for name in ["conv_out.weight", "conv_pool.weight"] {
+        assert!(off(name) < 1e-5, "{name}: {}", off(name));
+    }
+    assert_eq!((off("conv_up.weight"), off("gates.1.conv_spatial.weight")), (0.0, 0.0));
+    // The two act as one.
+    let bias = |of: &Parameters, channel: usize| {
+        of.get("conv_out.bias").unwrap()[channel] + of.get("conv_pool.bias").unwrap()[channel]
+    };
+    assert!((0..16).all(|channel| (bias(&block, channel) - bias(&found, channel)).abs() < 1e-5));
+    // Unknowns that are penalised are smaller.
+    let mut penalised = started;
+    ridge.solve(9.0, &mut penalised).unwrap();
+    let square = |of: &Parameters| of.get("conv_pool.weight").unwrap().iter().map(|value| value * value).sum::<f32>();
+    assert!(square(&penalised) < 0.5 * square(&found));
+}
+
+#[test]
+fn a_regression_has_the_same_bits_for_any_number_of_threads() {
+    let solved = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let (_, mut block, ridge) = regression();
+            ridge.solve(1e-6, &mut block).unwrap();
+            block.values().iter().map(|value| value.to_bits()).collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(solved(1), solved(8));
+}
+
+#[test]
+fn a_regression_without_a_single_solution_is_refused_and_changes_nothing() {
+    let shape = BlockShape::new(16, 0.5, 3, vec![1.0, 0.5], Gate::Scaled).unwrap();
+    let case = Case { shape: shape.clone(), size: [3, 5, 6], seed: 3, gated: false };
+    let (block, x, mut workspace) = (case.parameters(), case.input(), Workspace::default());
+    let refused = |target: &[f32], lambda: f64, workspace: &mut Workspace| {
+        let mut ridge = Ridge::new(&shape);
+        ridge.add(&block, &x, Aim { target, weights: &[1.0; 3] }, case.size, workspace).unwrap();
+        let mut solved = block.clone();
+        let result = ridge.solve(lambda, &mut solved);
+        assert!(result.is_ok() || solved == block);
+        result
+    };
+    // Three samples have three means, of 16 channels.
+    let error = refused(&case.target(), 0.0, &mut workspace);
+    assert!(matches!(error, Err(Error::Singular { unknown: 8.., unknowns: 25, rows: 90, .. })), "{error:?}");
+    assert_eq!(refused(&case.target(), 1e-6, &mut workspace), Ok(()));
+    let mut ridge = Ridge::new(&shape);
+    let broken: Vec<f32> = x.iter().map(|_| f32::NAN).collect();
+    ridge.add(&block, &broken, Aim { target: &x, weights: &[1.0; 3] }, case.size, &mut workspace).unwrap();
+    assert!(matches!(ridge.solve(1e-6, &mut block.clone()), Err(Error::Singular { .. })));
 }
 
 /// What this machine's widest instruction set computes is compared above; the narrower ones take

@@ -23,6 +23,9 @@ pub const LOADER: &str = "deltaconv_diffusers.py";
 /// What blocks become when they are trained together; the task's name within its job, too.
 pub const FINETUNE: &str = "finetune";
 
+/// What follows the attempt in the key of what its training started from.
+const START: &str = "-start";
+
 /// A range of samples as it stands in keys and task ids: fixed width, so that keys sort by sample.
 pub fn range(range: &SampleRange) -> String {
     format!("{:08}-{:08}", range.start, range.end)
@@ -52,6 +55,11 @@ pub fn block(round: u32, layer: &str, attempt: &AttemptId) -> String {
 /// The block of one layer after all were trained together, by one attempt.
 pub fn finetuned(layer: &str, attempt: &AttemptId) -> String {
     format!("{FINETUNE}/blocks/{layer}/{attempt}.safetensors")
+}
+
+/// What one attempt's training started from, where a regression gave that.
+pub fn start(layer: &str, attempt: &AttemptId) -> String {
+    format!("rounds/0/blocks/{layer}/{attempt}{START}.safetensors")
 }
 
 /// A checkpoint of one attempt.

@@ -6,6 +6,19 @@ impl Recipe {
     /// The schedule that keeps the learning rate.
     pub const CONSTANT: &str = "constant";
 
+    /// The start by regression.
+    pub const RIDGE: &str = "ridge";
+
+    /// Whether the first round's trainings start from a regression.
+    pub fn starts_by_ridge(&self) -> bool {
+        self.start.as_deref() == Some(Self::RIDGE)
+    }
+
+    /// Whether trainings end with one.
+    pub fn solves(&self) -> bool {
+        self.solve.unwrap_or(false)
+    }
+
     /// Steps of every block's training in a round.
     pub fn steps_of(&self, round: u32) -> u32 {
         if round == 0 { self.steps } else { self.round_steps }

@@ -43,6 +43,7 @@ struct Report {
     #[serde(flatten)]
     student: Measures,
     attention_removed: Measures,
+    ridge_only: Option<Measures>,
     rounds: Vec<Measures>,
     finetune: Option<Finetune>,
     noise_samples: u64,
@@ -102,11 +103,19 @@ struct Layer {
     residual_drift: Option<f64>,
     #[serde(default)]
     setbacks: u64,
+    solved: Option<Solved>,
     kernel_size: u32,
     width: u32,
     height: u32,
     map_width: u32,
     parameters: u64,
+}
+
+/// Errors before and after a regression at the training's end.
+#[derive(Debug, Deserialize)]
+struct Solved {
+    before: f64,
+    after: f64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -191,6 +200,9 @@ impl Report {
             listing.add_row(std::iter::once(name).chain(errors).chain(decibels));
         };
         add("attention removed".to_owned(), &self.attention_removed);
+        if let Some(measures) = &self.ridge_only {
+            add("ridge only".to_owned(), measures);
+        }
         for (round, measures) in self.rounds.iter().enumerate() {
             add(format!("student of round {round}"), measures);
         }
@@ -201,8 +213,9 @@ impl Report {
     }
 
     fn layers(&self) -> Table {
-        let mut listing =
-            table::table(["layer", "map", "channels", "kernel", "parameters", "error", "alone", "drift", "setbacks"]);
+        let columns =
+            ["layer", "map", "channels", "kernel", "parameters", "error", "unsolved", "alone", "drift", "setbacks"];
+        let mut listing = table::table(columns);
         let or_dash = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.5}"));
         for layer in &self.layers {
             listing.add_row([
@@ -212,12 +225,15 @@ impl Report {
                 layer.kernel_size.to_string(),
                 layer.parameters.to_string(),
                 format!("{:.5}", layer.relative_error),
+                or_dash(
+                    layer.solved.as_ref().filter(|solved| solved.after < solved.before).map(|solved| solved.before),
+                ),
                 or_dash(layer.alone.as_ref().map(|alone| alone.epsilon_relative_mse)),
                 or_dash(layer.residual_drift),
                 if layer.setbacks == 0 { "–".to_owned() } else { layer.setbacks.to_string() },
             ]);
         }
-        table::numbers(&mut listing, &[1, 2, 3, 4, 5, 6, 7, 8]);
+        table::numbers(&mut listing, &[1, 2, 3, 4, 5, 6, 7, 8, 9]);
         listing
     }
 

@@ -146,7 +146,7 @@ fn the_costliest_layers_stay_attention_where_a_job_says_how_many() {
     let out = folder.path().join("out");
     let job_file = scaled::job_file(folder.path(), &scaled::teacher(), &out);
     let text = fs::read_to_string(&job_file).expect("read");
-    let keep = "[recipe]\nkeep = ['down_blocks.0', 'up_blocks.2']\nkeep_costliest = 2";
+    let keep = "[recipe]\nkeep = ['down_blocks.0', 'up_blocks.2']\nkeep_costliest = 2\nstart = 'ridge'\nsolve = true";
     fs::write(&job_file, text.replace("[recipe]", keep)).expect("written");
 
     let coordinator = Coordinator::start(folder.path());
@@ -177,5 +177,14 @@ fn the_costliest_layers_stay_attention_where_a_job_says_how_many() {
     let all = fs::read(scaled::quiet().out.join("report/report.json")).expect("read");
     let all: Value = serde_json::from_slice(&all).expect("JSON");
     let found = |of: &Value| of["epsilon_relative_mse"].as_f64().expect("a number");
+    // And what training started from is of the same layers, and was made better.
+    let started = &report["ridge_only"];
+    assert!(found(&report) < found(started) && found(started) < found(&report["attention_removed"]), "{report:#}");
+    let told = said(&coordinator.run(&["report", &job]));
+    assert!(told.contains("ridge only") && told.contains(&format!("{:.5}", found(started))), "{told}");
+    for layer in report["layers"].as_array().expect("layers") {
+        let [before, after] = ["before", "after"].map(|of| layer["solved"][of].as_f64().expect("a number"));
+        assert_eq!(layer["relative_error"].as_f64(), Some(before.min(after)), "{layer}");
+    }
     assert!(found(&report) < found(&all) && found(&report["attention_removed"]) < found(&all["attention_removed"]));
 }

@@ -5,11 +5,11 @@
 //! and the report of a few megabytes, are left out.
 
 use deltaconv_proto::shard::Contents;
-use deltaconv_proto::v1::{Evaluation, JobPlan, JobSpec, LayerPlan, SampleRange, StagePlan};
+use deltaconv_proto::v1::{Evaluation, JobPlan, JobSpec, LayerPlan, Recipe, SampleRange, StagePlan};
 use deltaconv_proto::weights::Files;
 use deltaconv_proto::{block, keys};
 
-use super::{Error, capture_ranges, data, is_mixed_in, layers, trained_in};
+use super::{Error, capture_ranges, data, earlier_students, is_mixed_in, layers, trained_in};
 
 /// Header of a shard or a block.
 const HEADER_BYTES: u64 = 512;
@@ -40,8 +40,14 @@ fn rounds(spec: &JobSpec) -> u32 {
 }
 
 /// Bytes of one checkpoint of every layer. While a block trains, each checkpoint takes the place of the one before.
-pub(super) fn checkpoint(layers: &[LayerPlan]) -> u64 {
-    layers.iter().map(|layer| CHECKPOINT_COPIES * blocks(std::slice::from_ref(layer))).sum()
+pub(super) fn checkpoint(spec: &JobSpec, layers: &[LayerPlan]) -> u64 {
+    // What training started from is kept in it, too.
+    let copies = CHECKPOINT_COPIES + u64::from(starts_by_ridge(spec));
+    layers.iter().map(|layer| copies * blocks(std::slice::from_ref(layer))).sum()
+}
+
+fn starts_by_ridge(spec: &JobSpec) -> bool {
+    spec.recipe.as_ref().is_some_and(Recipe::starts_by_ridge)
 }
 
 /// Bytes of the converted model's denoiser and of the blocks alone.
@@ -72,21 +78,15 @@ fn blocks(layers: &[LayerPlan]) -> u64 {
     layers.iter().map(|layer| layer.parameters * 4 + HEADER_BYTES).sum()
 }
 
-/// Students beside the converted model that are compared with the teacher.
-fn earlier_students(spec: &JobSpec) -> u64 {
-    let finetune = spec.recipe.as_ref().is_some_and(|recipe| recipe.finetune.is_some());
-    u64::from(rounds(spec)) + u64::from(finetune)
-}
-
-/// What the evaluation's tasks write: numbers of 8 bytes a sample, four, one for each earlier student and [`OF_LAYERS`], and
-/// in f32 the picture that each of [`DRAWN`] and of these students draws of a prompt.
+/// What the evaluation's tasks write: numbers of 8 bytes a sample, four, one for each earlier student and [`OF_LAYERS`], and in
+/// f32 the picture that each of [`DRAWN`] and of these students draws of a prompt.
 fn evaluation(spec: &JobSpec, plan: &JobPlan) -> u64 {
     let Evaluation { samples, prompts, .. } = spec.evaluation.unwrap_or_default();
     let picture = u64::from(plan.picture_height) * u64::from(plan.picture_width) * 3 * 4;
     let headers = u64::from(plan.evaluate_tasks) * HEADER_BYTES;
-    let students = earlier_students(spec);
-    let numbers = u64::from(samples) * (4 + students + OF_LAYERS) * 8;
-    numbers + picture.saturating_mul(u64::from(prompts) * (DRAWN + students)) + headers
+    let earlier = u64::from(earlier_students(spec));
+    let numbers = u64::from(samples) * (4 + earlier + OF_LAYERS) * 8;
+    numbers + picture.saturating_mul(u64::from(prompts) * (DRAWN + earlier)) + headers
 }
 
 /// What the estimates are made from, beside the spec and the plan.
@@ -128,9 +128,10 @@ pub(super) fn stages(spec: &JobSpec, plan: &JobPlan, read: &Read<'_>) -> Vec<Sta
         // A layer's shards are read once and kept, however often training comes back to a sample.
         let started_from = if round == 0 { 0 } else { trained_blocks };
         let trained = [captured, mixed, attention(round), started_from];
+        let starts = if round == 0 && starts_by_ridge(spec) { trained_blocks } else { 0 };
         [
             stage("capture", captures, &[captured], &[models, data.bytes, before]),
-            stage("distill", layers.len() as u32, &[checkpoint(layers), trained_blocks], &trained),
+            stage("distill", layers.len() as u32, &[checkpoint(spec, layers), trained_blocks, starts], &trained),
         ]
         .map(|stage| StagePlan { round, ..stage })
     };
@@ -139,7 +140,7 @@ pub(super) fn stages(spec: &JobSpec, plan: &JobPlan, read: &Read<'_>) -> Vec<Sta
         let written = [checkpoint(&plan.layers), blocks];
         stages.push(stage(keys::FINETUNE, 1, &written, &[models, data.bytes, blocks]));
     }
-    let blocks_of_rounds = earlier_students(spec) * blocks;
+    let earlier_blocks = u64::from(earlier_students(spec)) * blocks;
     stages.extend([
         // The blocks go into the model and into a file of their own.
         stage("assemble", 0, &[plan.output_bytes, copied], &[weights(denoiser), 2 * blocks, copied]),
@@ -148,7 +149,7 @@ pub(super) fn stages(spec: &JobSpec, plan: &JobPlan, read: &Read<'_>) -> Vec<Sta
             "evaluate",
             plan.evaluate_tasks,
             &[parts],
-            &[models, student(denoiser, &plan.layers), blocks_of_rounds, data.bytes, parts],
+            &[models, student(denoiser, &plan.layers), earlier_blocks, data.bytes, parts],
         ),
     ]);
     if plan.synthesise_tasks > 0 {

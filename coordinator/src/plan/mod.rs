@@ -29,7 +29,7 @@ use prost::Message;
 pub use error::Error;
 pub use layers::{keeping, trained_in};
 pub use output::{check_output, claim_output};
-pub use tasks::{capture_ranges, evaluation_parts, is_mixed_in, synthesis_ranges};
+pub use tasks::{capture_ranges, earlier_students, evaluation_parts, is_mixed_in, synthesis_ranges};
 
 pub(crate) use spec::RESULTS;
 
@@ -96,7 +96,7 @@ pub async fn plan(spec: &v1::JobSpec) -> Result<v1::JobPlan, Error> {
         latents: data.latents as u32,
         prompts: data.prompts as u32,
         capture_bytes: bytes::capture(spec, &layers),
-        checkpoint_bytes: bytes::checkpoint(&layers),
+        checkpoint_bytes: bytes::checkpoint(spec, &layers),
         output_bytes: bytes::output(&teacher.weights, &layers),
         capture_tasks: capture_ranges(spec).len() as u32,
         distill_tasks: layers.len() as u32,

@@ -19,6 +19,8 @@ pub(crate) const RESULTS: &str = "results";
 const RETENTIONS: [&str; 2] = ["all", RESULTS];
 /// Of the learning rate, after its warm-up.
 const SCHEDULES: [&str; 2] = ["cosine", Recipe::CONSTANT];
+/// What a training starts from.
+const STARTS: [&str; 2] = ["random", Recipe::RIDGE];
 const MAX_SAMPLES: u32 = 1 << 24;
 const MAX_URL_BYTES: usize = 2048;
 /// Each distill task lists the shards of all ranges; so many fit a message.
@@ -182,6 +184,9 @@ fn check_recipe(recipe: &Recipe) -> Result<(), Error> {
     if let Some(schedule) = recipe.schedule.as_deref().filter(|schedule| !SCHEDULES.contains(schedule)) {
         let expected = format!("one of {}", SCHEDULES.join(", "));
         return Err(invalid("recipe.schedule", format!("{schedule:?}"), expected));
+    }
+    if let Some(start) = recipe.start.as_deref().filter(|start| !STARTS.contains(start)) {
+        return Err(invalid("recipe.start", format!("{start:?}"), format!("one of {}", STARTS.join(", "))));
     }
     for (layer, &size) in &recipe.kernel_sizes {
         if !(1..=31).contains(&size) || size.is_multiple_of(2) {

@@ -1,7 +1,7 @@
 //! How a job's samples are cut into tasks.
 
 use deltaconv_proto::v1::evaluate_task::Part;
-use deltaconv_proto::v1::{JobPlan, JobSpec, SampleRange};
+use deltaconv_proto::v1::{JobPlan, JobSpec, Recipe, SampleRange};
 
 /// Held-out samples of one part of the evaluation.
 const NOISE_SAMPLES: u32 = 32;
@@ -42,6 +42,15 @@ pub fn evaluation_parts(spec: &JobSpec) -> Vec<Part> {
     let noise = cut(0, evaluation.samples, NOISE_SAMPLES).into_iter().map(Part::Noise);
     let pictures = cut(0, evaluation.prompts, PICTURE_PROMPTS).into_iter().map(Part::Pictures);
     noise.chain(pictures).collect()
+}
+
+/// How many students come before the job's last one and are compared beside it: that of each earlier round, and of the last one
+/// where its blocks are trained further together; and in front the one that the first round started from, where regressions
+/// gave that.
+pub fn earlier_students(spec: &JobSpec) -> u32 {
+    let count = |of: bool| u32::from(of);
+    let of = |recipe: &Recipe| count(recipe.starts_by_ridge()) + recipe.rounds + count(recipe.finetune.is_some());
+    spec.recipe.as_ref().map_or(0, of)
 }
 
 fn cut(start: u32, end: u32, most: u32) -> Vec<SampleRange> {

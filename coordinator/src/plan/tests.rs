@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use deltaconv_proto::block;
 use deltaconv_proto::safetensors::{Dtype, serialize_header};
-use deltaconv_proto::v1::{Finetune, JobSpec};
+use deltaconv_proto::v1::{Finetune, JobSpec, StagePlan};
 
 use super::fixture::Job;
 use super::{check_output, claim_output, plan};
@@ -66,6 +66,18 @@ async fn the_shipped_teacher_is_planned() {
     let attention: u64 =
         planned.layers.iter().map(|layer| u64::from(layer.channels)).map(|c| 2 * (4 * c * c + c)).sum();
     assert_eq!(distill.read_bytes, capture.written_bytes + attention);
+
+    // What trainings start from is written, kept in checkpoints, and compared.
+    job.recipe().start = Some("ridge".to_owned());
+    let by_ridge = plan(&job.spec).await.expect("plans");
+    job.recipe().start = None;
+    let blocks: u64 = planned.layers.iter().map(|layer| 4 * layer.parameters).sum();
+    let more = |stage: usize, of: fn(&StagePlan) -> u64| of(&by_ridge.stages[stage]) - of(&of_inputs.stages[stage]);
+    let added = more(1, |distill| distill.written_bytes);
+    assert!((2 * blocks..2 * blocks * 101 / 100).contains(&added), "{added}");
+    let (drawn, read) = (more(3, |evaluate| evaluate.written_bytes), more(3, |evaluate| evaluate.read_bytes));
+    assert!((pictures / 3..pictures / 3 * 11 / 10).contains(&drawn), "{drawn}");
+    assert!((blocks + drawn..(blocks + drawn) * 101 / 100).contains(&read), "{read}");
 
     // Later rounds need outputs, and read the blocks before.
     (job.recipe().rounds, job.recipe().round_steps) = (1, 60);
@@ -140,6 +152,7 @@ async fn specs_that_no_job_can_have_are_refused_by_field_and_value() {
         (|j| j.recipe().inter_ratio = 0.51, &["recipe.inter_ratio = 0.51", "down_blocks.1", "65", "even"]),
         (|j| j.recipe().store = Some("outputs".to_owned()), &["recipe.store = \"outputs\"", "activations, inputs"]),
         (|j| j.recipe().schedule = Some("linear".to_owned()), &["recipe.schedule = \"linear\"", "cosine, constant"]),
+        (|j| j.recipe().start = Some("zeros".to_owned()), &["recipe.start = \"zeros\"", "random, ridge"]),
         (|j| j.recipe().rounds = 9, &["recipe.rounds = 9", "0 to 8"]),
         (|j| j.recipe().rounds = 1, &["recipe.round_steps = 0"]),
         (

@@ -28,7 +28,7 @@ impl Kind {
             (Fate::Spent, keys::Kind::Activations) => Some(Self::Activations),
             (Fate::Spent, keys::Kind::Latents) => Some(Self::Latents),
             (Fate::Spent, keys::Kind::Checkpoint) => Some(Self::Checkpoints),
-            (Fate::Spent, keys::Kind::Block | keys::Kind::Evaluation) => None,
+            (Fate::Spent, keys::Kind::Block | keys::Kind::Start | keys::Kind::Evaluation) => None,
         }
     }
 

@@ -26,7 +26,7 @@ pub enum Command {
         /// The lease under which it was reported.
         lease: v1::Lease,
         /// What was reported.
-        done: v1::Done,
+        done: Box<v1::Done>,
     },
     /// Put the blocks and the frozen rest together, then call `assembled`.
     Assemble(JobId),

@@ -253,6 +253,11 @@ impl Job {
         Course { rounds: self.rounds(), finetune }
     }
 
+    /// Whether the round's trainings start from regressions.
+    pub(super) fn starts_by_ridge(&self, round: u32) -> bool {
+        round == 0 && self.spec.recipe.as_ref().is_some_and(v1::Recipe::starts_by_ridge)
+    }
+
     /// Whether the round finds what each layer's replacement alone costs.
     pub(super) fn finds_costs(&self, round: u32) -> bool {
         round == 0 && self.spec.recipe.as_ref().is_some_and(|recipe| recipe.keep_costliest.is_some())

@@ -101,7 +101,7 @@ impl State {
         leased.deadline = now.monotonic + ttl;
         if !leased.verifying {
             leased.verifying = true;
-            let (task, lease, done) = (id.clone(), lease.clone(), done.clone());
+            let (task, lease, done) = (id.clone(), lease.clone(), Box::new(done.clone()));
             effects.commands.push(Command::Verify { task, lease, done });
         }
     }

@@ -126,13 +126,23 @@ impl State {
         self.blocks(&job.id, round).into_iter().map(block).collect()
     }
 
-    /// The students that the converted model came of, whose predictions are compared beside its own: of each round before
-    /// the last, and of that one where its blocks were trained further.
-    fn earlier_students(&self, job: &Job) -> Vec<v1::Blocks> {
+    /// The students that came before the job's last one, in order: what evaluation compares beside it. As many as
+    /// [`plan::earlier_students`] counts.
+    pub(super) fn earlier_students(&self, job: &Job) -> Vec<v1::Blocks> {
+        let mut students = Vec::new();
+        if job.starts_by_ridge(0) {
+            let start = |(layer, output): (v1::LayerPlan, v1::DistillOutput)| v1::BlockRef {
+                layer: layer.name,
+                object: output.start,
+            };
+            let blocks = self.blocks(&job.id, 0).into_iter().map(start).collect();
+            students.push(v1::Blocks { round: 0, blocks });
+        }
         let Course { rounds, finetune } = job.course();
-        (0..rounds + u32::from(finetune))
-            .map(|round| v1::Blocks { round, blocks: self.blocks_of(job, round) })
-            .collect()
+        let rounds = 0..rounds + u32::from(finetune);
+        students.extend(rounds.map(|round| v1::Blocks { round, blocks: self.blocks_of(job, round) }));
+        debug_assert_eq!(students.len(), plan::earlier_students(&job.spec) as usize);
+        students
     }
 
     /// The accepted block of a layer in the round.
@@ -205,15 +215,16 @@ impl State {
                 resume: task.checkpoint.clone(),
                 start: round.checked_sub(1).and_then(|before| self.block_of(job, before, *layer)),
                 alone: job.finds_costs(*round),
-            }),
-            Kind::Finetune => v1::task_spec::Kind::Finetune(v1::FinetuneTask {
-                blocks: self.blocks_of(job, job.rounds()),
-                resume: task.checkpoint.clone(),
+                start_by_ridge: job.starts_by_ridge(*round),
             }),
             Kind::Evaluate(part) => v1::task_spec::Kind::Evaluate(v1::EvaluateTask {
                 part: Some(*part),
                 output: job.output.clone(),
                 rounds: self.earlier_students(job),
+            }),
+            Kind::Finetune => v1::task_spec::Kind::Finetune(v1::FinetuneTask {
+                blocks: self.blocks_of(job, job.rounds()),
+                resume: task.checkpoint.clone(),
             }),
         };
         let plan = match &task.kind {

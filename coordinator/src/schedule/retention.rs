@@ -31,7 +31,7 @@ impl State {
                 _ if !is_known => Fate::Orphaned,
                 _ if running => Fate::Stays,
                 Kind::Latents | Kind::Activations | Kind::Checkpoint => Fate::Spent,
-                Kind::Block | Kind::Evaluation => Fate::Stays,
+                Kind::Block | Kind::Start | Kind::Evaluation => Fate::Stays,
             }
         };
         objects.iter().map(fate).collect()
@@ -89,6 +89,7 @@ impl Task {
         let outputs = [
             self.latents(),
             self.distilled.as_ref().and_then(|distilled| distilled.block.as_ref()),
+            self.distilled.as_ref().and_then(|distilled| distilled.start.as_ref()),
             self.evaluated.as_ref().and_then(|evaluated| evaluated.part.as_ref()),
         ];
         let finetuned = self.finetuned.iter().flat_map(|output| &output.blocks).filter_map(|of| of.object.as_ref());

@@ -159,7 +159,7 @@ impl Coordinator {
             match command {
                 Command::Wake(_) | Command::Discard { .. } => {}
                 Command::Verify { task, lease, done } => {
-                    self.run(|state, now, effects| state.verified(&task, &lease, done, Ok(()), now, effects));
+                    self.run(|state, now, effects| state.verified(&task, &lease, *done, Ok(()), now, effects));
                 }
                 Command::Assemble(job) => {
                     let output = vec![object("output/model.safetensors")];
@@ -666,7 +666,7 @@ proptest! {
                     for command in std::mem::take(&mut c.commands) {
                         match command {
                             Command::Verify { task, lease, done } => c.run(|state, now, effects| {
-                                state.verified(&task, &lease, done, Err(None), now, effects);
+                                state.verified(&task, &lease, *done, Err(None), now, effects);
                             }),
                             other => c.commands.push(other),
                         }

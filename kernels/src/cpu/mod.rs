@@ -8,6 +8,7 @@
 //! every processor has) is chosen at run time; results are the same bits only within one of them.
 
 mod block;
+mod cholesky;
 mod correlate;
 mod depthwise;
 mod gate;
@@ -16,11 +17,14 @@ pub(crate) mod instruction_set;
 pub(crate) mod lanes;
 mod linear;
 mod pool;
+mod product;
 mod resize;
+mod ridge;
 mod sample;
 mod sums;
 mod weights;
 mod workspace;
 
 pub use block::{Target, features, forward, gradient, loss_and_gradient};
+pub use ridge::{Aim, Ridge};
 pub use workspace::Workspace;

@@ -1,5 +1,6 @@
 //! Samples that lie anywhere a GPU can read: in its own memory or in page-locked memory of the host.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DriverError, PinnedHostSlice, result};
@@ -79,6 +80,17 @@ impl DeviceMemory {
             Ok(Self { memory, at })
         };
         copy().map_err(|error| gpu::memory(&gpu.context, size_of_val(values), error))
+    }
+
+    /// A copy of the values in `range` on the host. Waits for it.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn read(&self, gpu: &Gpu, range: Range<usize>) -> Result<Vec<f16>> {
+        let mut values = vec![f16::ZERO; range.len()];
+        let copied = gpu.copies.memcpy_dtoh(&self.memory.slice(range), &mut values);
+        copied.and_then(|()| gpu.copies.synchronize()).map_err(failed("reading samples"))?;
+        Ok(values)
     }
 }
 

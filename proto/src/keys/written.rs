@@ -1,6 +1,6 @@
 //! Keys read backwards: what an attempt wrote, and which attempt it was.
 
-use super::{FINETUNE, range};
+use super::{FINETUNE, START, range};
 use crate::ids::AttemptId;
 use crate::v1::SampleRange;
 
@@ -13,6 +13,8 @@ pub enum Kind {
     Activations,
     /// [`super::block`], [`super::finetuned`]
     Block,
+    /// [`super::start`]
+    Start,
     /// [`super::checkpoint`]
     Checkpoint,
     /// [`super::evaluation`]
@@ -47,7 +49,9 @@ impl Written {
                 (Kind::Activations, format!("r{round}/capture/{range}"), attempt)
             }
             ["rounds", round, "blocks", layer] if is_round(round) && !layer.is_empty() => {
-                (Kind::Block, format!("r{round}/distill/{layer}"), name)
+                let of_start = name.strip_suffix(START).filter(|name| round == "0" && attempt_id(name).is_some());
+                let (kind, attempt) = of_start.map_or((Kind::Block, name), |attempt| (Kind::Start, attempt));
+                (kind, format!("r{round}/distill/{layer}"), attempt)
             }
             ["checkpoints", round, "distill", layer] if !layer.is_empty() => {
                 round.strip_prefix('r').filter(|round| is_round(round))?;
@@ -97,7 +101,7 @@ fn attempt_id(text: &str) -> Option<AttemptId> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{block, checkpoint, evaluation, finetuned, latents, shard};
+    use super::super::{block, checkpoint, evaluation, finetuned, latents, shard, start};
     use super::*;
     use crate::ids::{JobId, TaskId};
 
@@ -108,11 +112,13 @@ mod tests {
         let attempt = AttemptId::new("a12-345-0a1b2c3d").expect("valid");
         let samples = SampleRange { start: 64, end: 128 };
         let layer = "up_blocks.1.attentions.0.transformer_blocks.0";
+        let first = format!("r0/distill/{layer}");
         let (distill, noise) = (format!("r3/distill/{layer}"), "evaluate/noise/00000064-00000128");
         for (key, kind, of) in [
             (latents(&samples, &attempt), Kind::Latents, "synthesise/00000064-00000128"),
             (shard(3, layer, &samples, &attempt), Kind::Activations, "r3/capture/00000064-00000128"),
             (block(3, layer, &attempt), Kind::Block, distill.as_str()),
+            (start(layer, &attempt), Kind::Start, first.as_str()),
             (checkpoint(&task(&distill), &attempt, 17), Kind::Checkpoint, &distill),
             (checkpoint(&task(&distill), &attempt, 123_456_789_012), Kind::Checkpoint, &distill),
             (finetuned(layer, &attempt), Kind::Block, "finetune"),

@@ -1,7 +1,7 @@
 //! Checkpoints: all that training needs to go on, to the bit, where another attempt stopped.
 //!
-//! A safetensors object: `weights`, `first_moments`, `second_moments`, and where there is one `average` and `best`, the block
-//! with the least held-out error so far, [parameters] f32; `curve` [points, 3] f64 of step, training and held-out error;
+//! A safetensors object: `weights`, `first_moments`, `second_moments`, and where there is one `average`, `best`, the block with
+//! the least held-out error so far, and `start`, the one that a regression gave to begin with, [parameters] f32; `curve` [points, 3] f64 of step, training and held-out error;
 //! `setbacks` [n, 3] f64 of step, error, and the learning rate from there on over the recipe's; `position` [4] f64 of steps
 //! taken, the sum and the number of errors since the curve's last point, and the least error of a stretch. The position in
 //! the data follows from the step.
@@ -57,6 +57,7 @@ fn encode(trained: &Trained) -> Result<Vec<u8>, Error> {
         Some(("second_moments", &state.v)),
         state.ema.as_ref().map(|ema| ("average", ema)),
         record.best.as_deref().map(|best| ("best", best)),
+        record.start.as_deref().map(|start| ("start", start)),
     ];
     let arenas: Vec<(&str, &Parameters)> = arenas.into_iter().flatten().collect();
     let parameters = [trained.weights.values().len()];
@@ -81,6 +82,7 @@ fn decode(key: &str, bytes: &[u8], like: &Trained) -> Result<Trained, Error> {
         arena.values_mut().copy_from_slice(&container.f32(name, &parameters)?);
         Ok(arena)
     };
+    let optional = |name: &str| container.has(name).then(|| arena(name).map(Arc::new)).transpose();
     let rows = |name: &str| container.f64(name, &[container.rows(name)?, 3]);
     let (curve, setbacks) = (rows("curve")?, rows("setbacks")?);
     let position = container.f64("position", &[4])?;
@@ -95,7 +97,8 @@ fn decode(key: &str, bytes: &[u8], like: &Trained) -> Result<Trained, Error> {
             step: position[0] as u64,
         },
         record: Record {
-            best: container.has("best").then(|| arena("best").map(Arc::new)).transpose()?,
+            best: optional("best")?,
+            start: optional("start")?,
             curve: curve.chunks_exact(3).map(point).collect(),
             since: Stretch { sum: position[1], steps: position[2] as u64 },
             health: Health { least: position[3], setbacks: setbacks.chunks_exact(3).map(setback).collect() },
@@ -114,7 +117,12 @@ mod tests {
         let data = LayerData::made_up(&tests::layer(), 12, 4);
         // The second one has to go back on its way.
         for learning_rate in [5e-3, tests::TOO_MUCH] {
-            let started = || tests::with_rate(learning_rate, &data);
+            let start = tests::with_rate(learning_rate, &data).block().clone();
+            let started = || {
+                let mut training = tests::with_rate(learning_rate, &data);
+                training.start_from(start.clone(), &data).expect("a start");
+                training
+            };
             let (mut whole, mut resumed) = (started(), started());
             let mut batches: Box<dyn Iterator<Item = Batch>> = Box::new(data.batches(1, 4, 0));
             for (step, batch) in data.batches(1, 4, 0).enumerate().take(40) {
@@ -123,7 +131,7 @@ mod tests {
                 if step == 16 {
                     // What was kept last, after 16 steps, is not known to be any good.
                     let bytes = encode(&resumed.checkpoint().expect("a checkpoint")).expect("encodes");
-                    resumed = started();
+                    resumed = tests::with_rate(learning_rate, &data);
                     resumed.resume(decode("checkpoint", &bytes, resumed.start()).expect("decodes"));
                     resumed.place(&data, None).expect("a place");
                     assert!((14..=16).contains(&resumed.step()), "step {}", resumed.step());
@@ -134,6 +142,7 @@ mod tests {
                 }
             }
             assert_eq!(whole.block().values(), resumed.block().values());
+            assert_eq!(resumed.started_from(), Some(&start));
             assert_eq!(whole.curve(), resumed.curve());
             assert_eq!(whole.setbacks(), resumed.setbacks());
             assert_eq!(whole.setbacks().is_empty(), learning_rate != tests::TOO_MUCH);

@@ -6,6 +6,7 @@ mod initial;
 #[cfg(feature = "cuda")]
 mod on_gpu;
 mod output;
+mod ridge;
 mod training;
 
 use std::time::Instant;
@@ -54,7 +55,16 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
         training.measure_start(&data)?;
     }
     let placing = placed.elapsed();
-    let mut feed = data.stream(training.order(&data), room);
+    // Nothing is known of it yet but for a checkpoint, which has the start.
+    let is_to_start = task.start_by_ridge && training.curve().is_empty();
+    let regressed = if is_to_start { ridge::batches(&data, &shape) } else { Vec::new() };
+    let (count, order) = (regressed.len(), training.order(&data));
+    let mut feed = data.stream(regressed.into_iter().chain(order), room);
+    if is_to_start {
+        ridge::start(context, &mut training, (&mut feed, count), &data)?;
+        context.check_stop()?;
+        training.measure_start(&data)?;
+    }
     let mut checkpoints = Schedule::new(context.checkpoint_interval);
     let first = training.step();
     let began = Instant::now();
@@ -83,6 +93,9 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
             checkpoints.stored();
         }
     }
+    if recipe.solves() && context.stopped().is_none() && training.held_out_error().is_finite() {
+        ridge::end(context, &mut training, &mut data)?;
+    }
     drop(feed);
     let (steps, training_took, measuring) = (training.step() - first, began.elapsed(), training.measuring());
     tracing::debug!(task = %context.task, steps, ?opening, ?placing, ?first_step, ?measuring, ?training_took, "trained");
@@ -99,11 +112,13 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
     let output = match is_usable {
         true => {
             let block = Some(output::write(context, task.round, layer, &training)?);
+            let start = training.started_from().filter(|_| task.start_by_ridge);
+            let start = start.map(|start| output::write_start(context, layer, start)).transpose()?;
             let trained = training.block().clone();
             // The teacher takes their place.
             drop((training, data));
             let alone_error = task.alone.then(|| evaluate::error_alone(context, &layer.name, trained)).transpose()?;
-            v1::DistillOutput { block, relative_error, unlearned: String::new(), alone_error }
+            v1::DistillOutput { block, relative_error, unlearned: String::new(), alone_error, start }
         }
         false => unlearned(lost.map_or_else(
             || format!("its block misses {relative_error:.3} of the output's energy, and training makes it no better"),
@@ -115,7 +130,7 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
 
 /// What is reported of a layer whose block can't take the place of its attention.
 fn unlearned(story: String) -> v1::DistillOutput {
-    v1::DistillOutput { block: None, relative_error: 1.0, unlearned: story, alone_error: None }
+    v1::DistillOutput { block: None, relative_error: 1.0, unlearned: story, alone_error: None, start: None }
 }
 
 /// The block that the plan has for a layer. Fails if the plan and the kernels disagree about its tensors.

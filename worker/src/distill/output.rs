@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use deltaconv_kernels::Parameters;
 use deltaconv_proto::safetensors::{Dtype, serialize_header};
 use deltaconv_proto::{keys, v1};
 
 use super::health::Setback;
-use super::training::{CurvePoint, Training};
+use super::training::{CurvePoint, Solved, Training};
 use crate::task::{Context, Error};
 
 /// Writes the block with its published tensor names, and with its held-out error, its curve and its setbacks as metadata. The same
@@ -23,18 +24,38 @@ pub(super) fn write(
         format!("[{},{error},{:e}]", setback.step, setback.rate)
     };
     let list = |items: Vec<String>| format!("[{}]", items.join(","));
-    let metadata = BTreeMap::from([
+    let mut metadata = BTreeMap::from([
         ("relative_error".to_owned(), format!("{:e}", training.held_out_error())),
         ("curve".to_owned(), list(training.curve().iter().map(point).collect())),
         ("setbacks".to_owned(), list(training.setbacks().iter().map(setback).collect())),
     ]);
-    let block = training.block();
+    if let Some(Solved { before, after }) = training.solved() {
+        metadata.insert("solved".to_owned(), format!("[{before:e},{after:e}]"));
+    }
+    let key = keys::block(round, &layer.name, &context.attempt);
+    put(context, &key, training.block(), &metadata)
+}
+
+/// Writes the block that training started from, with its published tensor names.
+pub(super) fn write_start(
+    context: &Context,
+    layer: &v1::LayerPlan,
+    start: &Parameters,
+) -> Result<v1::ObjectRef, Error> {
+    put(context, &keys::start(&layer.name, &context.attempt), start, &BTreeMap::new())
+}
+
+fn put(
+    context: &Context,
+    key: &str,
+    block: &Parameters,
+    metadata: &BTreeMap<String, String>,
+) -> Result<v1::ObjectRef, Error> {
     let tensors: Vec<_> = block.iter().collect();
     let header = tensors.iter().map(|(tensor, _)| (tensor.name.as_str(), Dtype::F32, tensor.dims.as_slice()));
-    let mut bytes = serialize_header(header, &metadata)?;
+    let mut bytes = serialize_header(header, metadata)?;
     for (_, values) in tensors {
         bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
     }
-    let key = keys::block(round, &layer.name, &context.attempt);
-    Ok(context.wait(context.objects.put(&key, bytes))?)
+    Ok(context.wait(context.objects.put(key, bytes))?)
 }

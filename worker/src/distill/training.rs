@@ -56,6 +56,22 @@ pub(super) struct Record {
     pub(super) health: Health,
     /// The block at the best point of the curve.
     pub(super) best: Option<Arc<Parameters>>,
+    /// What training began with, where that is a block of its own: the one that a regression gave.
+    pub(super) start: Option<Arc<Parameters>>,
+}
+
+/// What the regression at a training's end came to: held-out errors of the best block before and after it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Solved {
+    pub(super) before: f64,
+    pub(super) after: f64,
+}
+
+impl Solved {
+    /// Whether its block is the better one.
+    pub(super) fn is_kept(&self) -> bool {
+        self.after < self.before
+    }
 }
 
 impl Trained {
@@ -92,6 +108,8 @@ pub(super) struct Training {
     /// As it was at the ends of the last two stretches that went well, the older one first. A step's error is that of the
     /// weights before it, so only the stretch that follows shows whether what a stretch ended with is any good.
     kept: VecDeque<Kept>,
+    /// What the regression at the end gave, and its block where that is kept.
+    solved: Option<(Solved, Option<Parameters>)>,
     /// Errors of the steps since the last look.
     errors: Vec<f64>,
     /// Spent on held-out errors.
@@ -142,6 +160,7 @@ impl Training {
             optimiser,
             trained,
             kept: VecDeque::new(),
+            solved: None,
             errors: Vec::new(),
             measuring: Duration::ZERO,
             energy: data.output_energy(),
@@ -185,6 +204,9 @@ impl Training {
 
     /// Of the block that training would end with; NaN before the first measurement.
     pub(super) fn held_out_error(&self) -> f64 {
+        if let Some((solved, Some(_))) = &self.solved {
+            return solved.after;
+        }
         self.trained.record.best_point().map_or(f64::NAN, |(_, point)| point.held_out_error)
     }
 
@@ -196,7 +218,19 @@ impl Training {
 
     /// What becomes the block: what had the least held-out error.
     pub(super) fn block(&self) -> &Parameters {
+        if let Some((_, Some(block))) = &self.solved {
+            return block;
+        }
         self.trained.record.best.as_deref().unwrap_or_else(|| self.trained.block())
+    }
+
+    /// What it began with, where a regression gave that.
+    pub(super) fn started_from(&self) -> Option<&Parameters> {
+        self.trained.record.start.as_deref()
+    }
+
+    pub(super) fn solved(&self) -> Option<Solved> {
+        self.solved.as_ref().map(|(solved, _)| *solved)
     }
 
     pub(super) fn curve(&self) -> &[CurvePoint] {
@@ -251,7 +285,30 @@ impl Training {
         Ok(0)
     }
 
-    /// Measures the weights that training starts from, where a block was trained before: it may end no worse.
+    /// Starts from these weights instead, before the first step.
+    pub(super) fn start_from(&mut self, weights: Parameters, data: &LayerData) -> Result<(), Error> {
+        self.trained = Trained {
+            optimiser: adamw::State::new(&weights, self.recipe.ema_decay > 0.0),
+            record: Record { start: Some(Arc::new(weights.clone())), ..Record::default() },
+            weights,
+        };
+        self.kept.clear();
+        #[cfg(feature = "cuda")]
+        {
+            self.on_gpu = None;
+        }
+        self.place(data, None).map(drop)
+    }
+
+    /// Ends with this block, of the best one's gates, if it does better than that.
+    pub(super) fn end_with(&mut self, block: Parameters, after: f64, data: &LayerData) -> Result<Solved, Error> {
+        let best = self.block().clone();
+        let solved = Solved { before: self.measure_on_host(&best, data)?, after };
+        self.solved = Some((solved, solved.is_kept().then_some(block)));
+        Ok(solved)
+    }
+
+    /// Measures the weights that training starts from, where they are of some worth: it may end no worse.
     pub(super) fn measure_start(&mut self, data: &LayerData) -> Result<(), Error> {
         if self.trained.record.curve.is_empty() { self.draw_curve(data) } else { Ok(()) }
     }
@@ -400,22 +457,28 @@ impl Training {
     /// The block's squared error on the held-out samples, over their mean square: every number counts alike, whatever its
     /// bucket.
     fn measure(&mut self, data: &LayerData) -> Result<f64, Error> {
-        let numbers = data.numbers(data.held_out()) as f64;
-        let mut squares = 0.0;
         #[cfg(feature = "cuda")]
         if let Some((on_gpu, held_out)) = &mut self.on_gpu {
+            let mut squares = 0.0;
             for batch in held_out {
                 squares += on_gpu.squares(batch)?;
             }
-            return Ok(squares / numbers / self.energy);
+            return Ok(squares / data.numbers(data.held_out()) as f64 / self.energy);
         }
+        let block = self.trained.block().clone();
+        self.measure_on_host(&block, data)
+    }
+
+    /// The same of any block, on the processor.
+    pub(super) fn measure_on_host(&mut self, block: &Parameters, data: &LayerData) -> Result<f64, Error> {
+        let numbers = data.numbers(data.held_out()) as f64;
+        let mut squares = 0.0;
         let mut predicted = Vec::new();
         let held_out = data.by_bucket(data.held_out());
         for rows in held_out.iter().flat_map(|samples| samples.chunks(self.recipe.batch as usize)) {
             let batch = data.batch(rows)?;
             batch.to_f32(&mut self.batch);
             predicted.resize(self.batch.input.len(), 0.0);
-            let block = self.trained.block();
             cpu::forward(&self.shape, block, &self.batch.input, batch.size, &mut predicted, &mut self.workspace)?;
             let [_, height, width] = batch.size;
             let map = (height * width, self.shape.channels());
@@ -487,6 +550,10 @@ pub(super) mod tests {
 
     pub(in crate::distill) fn with_rate(learning_rate: f64, data: &LayerData) -> Training {
         started(&layer(), &Recipe { learning_rate, ..recipe() }, data)
+    }
+
+    pub(in crate::distill) fn of(layer: &LayerPlan, data: &LayerData) -> Training {
+        started(layer, &recipe(), data)
     }
 
     fn started(layer: &LayerPlan, recipe: &Recipe, data: &LayerData) -> Training {

@@ -1,13 +1,12 @@
 //! Compares teacher and student on what training has not seen, one part at a time.
 //!
 //! The result is a safetensors object. Of noise: `timestep` [n] i64, and `energy`, `student_error`, `removed_error` [n]
-//! f64, sums of squares over one sample's predicted noise; bucket by bucket; and of a job with further rounds `round_error`
-//! [r, n], the errors of the students of the rounds before the last. Of some of these samples, m, and of the l layers that
+//! f64, sums of squares over one sample's predicted noise; bucket by bucket; and where the task names earlier students
+//! `round_error` [r, n], their errors. Of some of these samples, m, and of the l layers that
 //! were replaced, in the plan's order: `layer_timestep` [m] i64, `layer_energy` [m] f64, and [l, m] f64 `alone_error`, of the
 //! teacher with only this layer replaced, `stream_energy` and `stream_error`, of the residual stream before it. Of b batches
 //! `teacher_seconds` and `student_seconds` [b] f64, how long a pass took over the batch's samples. Of pictures:
-//! `teacher`, `student`, `removed` [n, 3, H, W] f32 and `prompt` [n] i64; and of a job with further rounds `rounds`
-//! [r, n, 3, H, W] f32, of the students of the rounds before the last.
+//! `teacher`, `student`, `removed` [n, 3, H, W] f32 and `prompt` [n] i64; and of earlier students `rounds` [r, n, 3, H, W] f32.
 
 mod alone;
 mod layers;
@@ -70,7 +69,7 @@ pub(crate) fn run(context: &Context, task: &v1::EvaluateTask) -> Result<v1::Done
 struct Evaluated {
     teacher: Arc<Teacher>,
     student: Arc<Student>,
-    /// Those before the student's.
+    /// Of the students before it.
     rounds: Arc<Vec<Blocks>>,
     data: Arc<Data>,
 }

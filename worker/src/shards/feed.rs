@@ -5,8 +5,6 @@ use std::sync::mpsc::{self, RecvTimeoutError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use deltaconv_proto::draw::Batches;
-
 use super::arrivals::Receiver;
 use super::memory::Piece;
 use super::{Incoming, Samples};
@@ -42,7 +40,7 @@ impl Feed {
     /// Has `receiver` bring the shards, and batches of them ready in this order.
     pub(super) fn new(
         samples: &Arc<Samples>,
-        order: Batches,
+        order: impl Iterator<Item = Vec<usize>> + Send + 'static,
         receiver: Option<Receiver>,
         awaited: Vec<Incoming>,
     ) -> Self {
@@ -91,6 +89,7 @@ impl Drop for Feed {
 
 #[cfg(test)]
 mod tests {
+    use deltaconv_proto::draw::Batches;
     use deltaconv_proto::v1::LayerPlan;
 
     use super::super::{LayerData, Place, Rows};

@@ -9,6 +9,7 @@ use deltaconv_proto::objects::PART;
 use half::f16;
 
 use crate::accelerator::Accelerator;
+use crate::task::Error;
 
 /// Numbers in a whole part.
 const OF_PART: usize = PART / 2;
@@ -155,6 +156,21 @@ impl Piece {
     /// The numbers, if the processor can read them.
     pub(crate) fn numbers(&self) -> Option<&[f16]> {
         Some(&self.memory.numbers()?[self.at.clone()])
+    }
+
+    /// The same numbers where the processor can read them: a copy of what lies in a GPU's memory.
+    pub(super) fn on_host(self, accelerator: &Accelerator) -> Result<Self, Error> {
+        #[cfg(feature = "cuda")]
+        if let (Accelerator::Cuda(of), Memory::Cuda(memory)) = (accelerator, &self.memory)
+            && let cuda::Memory::Device(device) = &**memory
+        {
+            let numbers = device.read(&of.gpu, self.at.clone()).inspect_err(|error| of.note(error))?;
+            let at = 0..numbers.len();
+            return Ok(Self { memory: Memory::Plain(Arc::new(numbers)), at });
+        }
+        #[cfg(not(feature = "cuda"))]
+        let Accelerator::None = accelerator;
+        Ok(self)
     }
 }
 

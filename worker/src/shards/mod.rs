@@ -17,7 +17,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use deltaconv_proto::draw::Batches;
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::shard::{self, Contents, Row, Shape};
 use deltaconv_proto::v1::{LayerPlan, ObjectRef};
@@ -32,6 +31,7 @@ pub(crate) use feed::{Batch, Feed};
 pub(crate) use folder::Folder;
 pub(crate) use memory::{Memory, Piece, Pool};
 
+use crate::accelerator::Accelerator;
 use crate::task::{Context, Error};
 use arrivals::{Arrivals, Place, Placed, Receiver};
 use targets::Targets;
@@ -167,8 +167,8 @@ impl LayerData {
     }
 
     /// Begins to read the training samples and to have batches of them ready, in this order. `device`: bytes of the
-    /// GPU's memory that they may take.
-    pub(crate) fn stream(&mut self, order: Batches, device: u64) -> Feed {
+    /// GPU's memory that they may take. Once more while that feed is there: other batches of what it brings.
+    pub(crate) fn stream(&mut self, order: impl Iterator<Item = Vec<usize>> + Send + 'static, device: u64) -> Feed {
         let mut receiver = self.receiver.take();
         if let Some(receiver) = &mut receiver {
             receiver.device = Budget::new(device);
@@ -360,6 +360,15 @@ impl Rows {
 }
 
 impl Batch {
+    /// The same where the processor can read it.
+    pub(crate) fn on_host(self, accelerator: &Accelerator) -> Result<Self, Error> {
+        let Self { size, input, output, weights } = self;
+        let on_host = |pieces: Vec<Piece>| -> Result<Vec<Piece>, Error> {
+            pieces.into_iter().map(|piece| piece.on_host(accelerator)).collect()
+        };
+        Ok(Self { size, input: on_host(input)?, output: on_host(output)?, weights: on_host(weights)? })
+    }
+
     /// The numbers in f32. Only of a batch that the processor can read.
     pub(crate) fn to_f32(&self, rows: &mut Rows) {
         let Rows { input, output, weights } = rows;

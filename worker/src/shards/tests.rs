@@ -1,3 +1,4 @@
+use deltaconv_proto::draw::Batches;
 use deltaconv_proto::shard::{Layout, Shard};
 use deltaconv_proto::v1::Map;
 use half::f16;

@@ -20,7 +20,7 @@ pub(super) async fn verify(
 ) -> Result<(), Error> {
     let layer = task.layer.as_ref().ok_or(Error::Task("layer"))?;
     let key = keys::block(task.round, &layer.name, expectation.attempt);
-    if !output.unlearned.is_empty() && output.block.is_none() {
+    if !output.unlearned.is_empty() && output.block.is_none() && output.start.is_none() {
         return Ok(());
     }
     let object = output.block.as_ref().ok_or_else(|| Error::NoObject { expected: key.clone() })?;
@@ -35,8 +35,29 @@ pub(super) async fn verify(
         return Err(Error::Value { what, found, expected: "a finite number from 0".to_owned() });
     }
     let header = read(objects, object, layer).await?;
-    Training::parse(&header.metadata).map_err(|source| Error::Part { key, source })?;
-    Ok(())
+    Training::parse(&header.metadata).map_err(|source| Error::Part { key: key.clone(), source })?;
+    verify_start(objects, output.start.as_ref(), task, layer, expectation).await
+}
+
+/// What training started from: a block, too, where the task asks for it, and nothing where it doesn't.
+async fn verify_start(
+    objects: &Objects,
+    start: Option<&ObjectRef>,
+    task: &DistillTask,
+    layer: &LayerPlan,
+    expectation: &Expectation<'_>,
+) -> Result<(), Error> {
+    let key = keys::start(&layer.name, expectation.attempt);
+    let object = match (task.start_by_ridge, start) {
+        (false, None) => return Ok(()),
+        (false, Some(object)) => {
+            let found = object.key.chars().take(300).collect();
+            let what = format!("what the training of {} started from", layer.name);
+            return Err(Error::Value { what, found, expected: "nothing of its own".to_owned() });
+        }
+        (true, start) => start.ok_or_else(|| Error::NoObject { expected: key.clone() })?,
+    };
+    verify_tensors(objects, object, &key, layer).await
 }
 
 /// Reads and checks a block that lies where it should.

@@ -109,6 +109,42 @@ async fn blocks_that_were_trained_together_are_those_of_all_layers_or_none() {
     case.refused(output(&[broken, blocks[1].clone()], 0.01), &["conv_pool.bias", "NaN"]).await;
 }
 
+#[tokio::test]
+async fn what_a_training_started_from_is_a_block_where_it_was_asked_for_and_nothing_elsewhere() {
+    let distill = |plan: &JobPlan| {
+        let layer = Some(plan.layers[2].clone());
+        Kind::Distill(DistillTask { layer, start_by_ridge: true, ..DistillTask::default() })
+    };
+    let case = Case::new(distill).await;
+    let layer = &case.plan.layers[2];
+    let key = keys::block(0, &layer.name, &case.attempt);
+    let block = case.objects.put(&key, made_up_block(layer, "x")).await.expect("writes");
+    let key = keys::start(&layer.name, &case.attempt);
+    let start = case.objects.put(&key, made_up_block(layer, "y")).await.expect("writes");
+    let told = |start: Option<&ObjectRef>| {
+        let (block, start) = (Some(block.clone()), start.cloned());
+        Output::Distill(DistillOutput { block, relative_error: 0.2, start, ..DistillOutput::default() })
+    };
+    case.verify(told(Some(&start))).await.expect("a block and its start");
+    case.refused(told(None), &["no object", &key]).await;
+    case.refused(told(Some(&block)), &[&block.key, &key]).await;
+    let (unlearned, start) = ("it diverged".to_owned(), Some(start));
+    let lost = DistillOutput { unlearned, start: start.clone(), ..DistillOutput::default() };
+    case.refused(Output::Distill(lost), &["no object"]).await;
+
+    let mut broken = made_up_block(layer, "z");
+    let end = broken.len();
+    broken[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::remove_file(case.job.path("job").join(&key)).expect("removed");
+    let broken = case.objects.put(&key, broken).await.expect("writes");
+    case.refused(told(Some(&broken)), &[&key, "NaN"]).await;
+
+    let of_others = DistillTask { layer: Some(layer.clone()), ..DistillTask::default() };
+    let case = Case { kind: Kind::Distill(of_others), ..case };
+    case.verify(told(None)).await.expect("a block");
+    case.refused(told(start.as_ref()), &[&key, "nothing of its own"]).await;
+}
+
 fn distilled(object: ObjectRef) -> Output {
     Output::Distill(DistillOutput { block: Some(object), relative_error: 0.2, ..DistillOutput::default() })
 }

@@ -31,8 +31,8 @@ pub(super) struct NoiseError {
 pub(super) struct Compared {
     pub(super) student: Comparison,
     pub(super) removed: Comparison,
-    /// The student of each round before the last.
-    pub(super) rounds: Vec<Comparison>,
+    /// The students before it, in the order of the evaluation's task.
+    pub(super) earlier: Vec<Comparison>,
     /// By layer, or empty where no part looked at them.
     pub(super) layers: Vec<OfLayer>,
     pub(super) noise_samples: u64,
@@ -67,8 +67,8 @@ pub(super) struct Measured {
     energy: [f64; 4],
     student: Sums,
     removed: Sums,
-    /// Of each round before the last.
-    rounds: Vec<Sums>,
+    /// Of the students before it.
+    earlier: Vec<Sums>,
     /// Over the samples on which the layers were looked at.
     layer_samples: u64,
     layer_energy: [f64; 4],
@@ -99,7 +99,7 @@ impl Measured {
             energy: [0.0; 4],
             student: Sums::default(),
             removed: Sums::default(),
-            rounds: Vec::new(),
+            earlier: Vec::new(),
             layer_samples: 0,
             layer_energy: [0.0; 4],
             layers: vec![LayerSums::default(); layers],
@@ -118,13 +118,13 @@ impl Measured {
     /// # Errors
     /// [`PartError::Layers`] where it is of other layers.
     pub(super) fn add_noise(&mut self, noise: &Noise) -> Result<(), PartError> {
-        self.expect_rounds(noise.round_error.len());
+        self.expect_earlier(noise.round_error.len());
         for (i, &timestep) in noise.timestep.iter().enumerate() {
             let quarter = self.quarter(timestep);
             self.energy[quarter] += noise.energy[i];
             self.student.error[quarter] += noise.student_error[i];
             self.removed.error[quarter] += noise.removed_error[i];
-            for (sums, errors) in self.rounds.iter_mut().zip(&noise.round_error) {
+            for (sums, errors) in self.earlier.iter_mut().zip(&noise.round_error) {
                 sums.error[quarter] += errors[i];
             }
             self.samples += 1;
@@ -155,17 +155,17 @@ impl Measured {
         Ok(())
     }
 
-    fn expect_rounds(&mut self, count: usize) {
-        self.rounds.resize_with(count.max(self.rounds.len()), Sums::default);
+    fn expect_earlier(&mut self, count: usize) {
+        self.earlier.resize_with(count.max(self.earlier.len()), Sums::default);
     }
 
     pub(super) fn add_pictures(&mut self, pictures: &Pictures) {
-        self.expect_rounds(pictures.rounds.len());
+        self.expect_earlier(pictures.rounds.len());
         for i in 0..pictures.prompt.len() {
             let teacher = pictures.picture(&pictures.teacher, i);
             self.student.psnr.push(psnr::of_picture(teacher, pictures.picture(&pictures.student, i)));
             self.removed.psnr.push(psnr::of_picture(teacher, pictures.picture(&pictures.removed, i)));
-            for (sums, round) in self.rounds.iter_mut().zip(&pictures.rounds) {
+            for (sums, round) in self.earlier.iter_mut().zip(&pictures.rounds) {
                 sums.psnr.push(psnr::of_picture(teacher, pictures.picture(round, i)));
             }
         }
@@ -182,11 +182,11 @@ impl Measured {
                 missing: "epsilon_relative_mse",
             });
         }
-        if std::iter::once(&self.student).chain(&self.rounds).any(|sums| sums.psnr.is_empty()) {
+        if std::iter::once(&self.student).chain(&self.earlier).any(|sums| sums.psnr.is_empty()) {
             return Err(Error::NothingMeasured { found: "no pictures", missing: "psnr_db" });
         }
         let (student, removed) = (self.comparison(&self.student), self.comparison(&self.removed));
-        let rounds = self.rounds.iter().map(|sums| self.comparison(sums)).collect();
+        let earlier = self.earlier.iter().map(|sums| self.comparison(sums)).collect();
         let of_layer = |sums: &LayerSums| OfLayer {
             alone: NoiseError::of(&sums.alone, &self.layer_energy),
             drift: if sums.stream_energy > 0.0 { sums.stream_error / sums.stream_energy } else { 0.0 },
@@ -200,7 +200,7 @@ impl Measured {
             student_seconds: psnr::median(&self.student_seconds),
             batches,
         });
-        Ok(Compared { student, removed, rounds, layers, noise_samples, layer_samples, latency })
+        Ok(Compared { student, removed, earlier, layers, noise_samples, layer_samples, latency })
     }
 
     fn comparison(&self, sums: &Sums) -> Comparison {

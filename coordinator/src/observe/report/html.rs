@@ -9,6 +9,7 @@ use deltaconv_proto::v1::Recipe;
 
 use super::json::{Finetune, Measures, Operations, Report};
 use super::number::{grouped, seconds, significant};
+use super::training::Solved;
 use crate::observe::escape::escape;
 use deltaconv_proto::v1::StaysAttention;
 
@@ -120,10 +121,7 @@ fn layers(report: &Report) -> String {
             number(layer.width),
             number(layer.kernel_size),
             number(grouped(layer.parameters)),
-            number(match layer.setbacks {
-                0 => significant(layer.relative_error),
-                setbacks => format!("{} (went back {setbacks}×)", significant(layer.relative_error)),
-            }),
+            number(held_out(layer)),
             or_dash(layer.alone.as_ref().map(|alone| alone.epsilon_relative_mse)),
             or_dash(layer.residual_drift),
         ]
@@ -137,6 +135,18 @@ fn layers(report: &Report) -> String {
     what + &table(&head, report.layers.iter().map(row))
 }
 
+/// A block's held-out error, with what happened on the way.
+fn held_out(layer: &super::json::LayerEntry) -> String {
+    let mut text = significant(layer.relative_error);
+    if layer.setbacks > 0 {
+        let _ = write!(text, " (went back {}×)", layer.setbacks);
+    }
+    if let Some(solved) = layer.solved.filter(Solved::is_kept) {
+        let _ = write!(text, " (before solving {})", significant(solved.before));
+    }
+    text
+}
+
 /// The layers that stay attention though they were to be replaced.
 fn staying(report: &Report) -> String {
     let one = |StaysAttention { layer, reason }: &StaysAttention| {
@@ -148,6 +158,7 @@ fn staying(report: &Report) -> String {
 /// All that was compared with the teacher, on the same held-out samples and from the same noise.
 fn measures(report: &Report) -> String {
     let mut columns = vec![("attention removed".to_owned(), &report.attention_removed)];
+    columns.extend(report.ridge_only.as_ref().map(|measures| ("ridge only".to_owned(), measures)));
     columns.extend(report.rounds.iter().map(|round| (format!("round {}", round.round), &round.measures)));
     let student = if report.finetune.is_some() { "student, end to end" } else { "student" };
     columns.push((student.to_owned(), &report.student));
@@ -269,6 +280,8 @@ fn provenance(report: &Report) -> String {
         ("stored of them", recipe.store.clone().unwrap_or_else(|| Contents::NAMED[0].0.to_owned())),
         ("steps", format!("{} of {} samples", grouped(recipe.steps.into()), recipe.batch)),
         ("further rounds", rounds(recipe)),
+        ("start", recipe.start.clone().unwrap_or_else(|| "random".to_owned())),
+        ("solved at the end", if recipe.solves() { "yes" } else { "no" }.to_owned()),
         ("learning rate", format!("{} after {} steps of warm-up", recipe.learning_rate, recipe.warmup_steps)),
         ("block", format!("inner width {} of the channels, scales {scales}", recipe.inter_ratio)),
     ];

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::figures::{Compared, Comparison, Latency, OfLayer};
 use super::samples::Pair;
+use super::training::Solved;
 use super::{Error, Layer, ReportInput, StageFigures};
 use crate::assemble;
 use crate::plan::cost;
@@ -23,6 +24,8 @@ pub(super) struct Report {
     #[serde(flatten)]
     pub(super) student: Measures,
     pub(super) attention_removed: Measures,
+    /// The student that the first round started from, of jobs where regressions gave that.
+    pub(super) ridge_only: Option<Measures>,
     /// The student of each round before the last, and of that one where its blocks were trained further together.
     pub(super) rounds: Vec<Round>,
     /// What that did, on its own held-out samples.
@@ -98,6 +101,8 @@ pub(super) struct LayerEntry {
     pub(super) residual_drift: Option<f64>,
     /// How often training diverged and went back.
     pub(super) setbacks: usize,
+    /// What a regression at its end came to.
+    pub(super) solved: Option<Solved>,
     pub(super) kernel_size: u32,
     /// Channels of the layer's input and output.
     pub(super) width: u32,
@@ -148,6 +153,8 @@ impl Report {
     ) -> Result<Self, Error> {
         let spec = input.spec;
         let evaluation = spec.evaluation.unwrap_or_default();
+        let starts_by_ridge = spec.recipe.as_ref().is_some_and(Recipe::starts_by_ridge);
+        let (started, rounds) = compared.earlier.split_at(usize::from(starts_by_ridge).min(compared.earlier.len()));
         let digest = |key: String| written(input.output, &key).map(|object| object.digest.clone());
         Ok(Self {
             format_version: FORMAT_VERSION,
@@ -157,7 +164,8 @@ impl Report {
             seed: spec.data.as_ref().map_or(0, |data| data.seed),
             student: Measures::new(&compared.student),
             attention_removed: Measures::new(&compared.removed),
-            rounds: compared.rounds.iter().enumerate().map(Round::new).collect(),
+            ridge_only: started.first().map(Measures::new),
+            rounds: rounds.iter().enumerate().map(Round::new).collect(),
             finetune: input.finetuned.map(Finetune::new),
             noise_samples: compared.noise_samples,
             layer_samples: compared.layer_samples,
@@ -237,6 +245,7 @@ impl LayerEntry {
             }),
             residual_drift: found.map(|found| found.drift),
             setbacks: layer.training.setbacks.len(),
+            solved: layer.training.solved,
             kernel_size: layer.plan.kernel_size,
             width: layer.plan.channels,
             height: layer.plan.height,

@@ -32,7 +32,7 @@ pub struct Noise {
     pub student_error: Vec<f64>,
     /// Σ(ε − ε_removed)²: attention removed, and nothing in its place.
     pub removed_error: Vec<f64>,
-    /// Σ(ε − ε_student)² of each round before the last.
+    /// Σ(ε − ε_student)² of each earlier student.
     pub round_error: Vec<Vec<f64>>,
     /// Of a part without, of no samples and no layers.
     pub by_layer: ByLayer,
@@ -72,7 +72,7 @@ pub struct Pictures {
     pub student: Vec<f32>,
     /// [n,3,H,W].
     pub removed: Vec<f32>,
-    /// [n,3,H,W] of each round before the last.
+    /// [n,3,H,W] of each earlier student.
     pub rounds: Vec<Vec<f32>>,
 }
 

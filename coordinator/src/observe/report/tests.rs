@@ -25,7 +25,9 @@ async fn block_of(objects: &Objects, layer: &LayerPlan) -> (LayerPlan, DistillOu
     });
     let curve = format!("[{}]", points.collect::<Vec<_>>().join(", "));
     let relative_error = error(600.0);
-    let metadata = [("relative_error".to_owned(), relative_error.to_string()), ("curve".to_owned(), curve)].into();
+    let solved = format!("[{}, {relative_error}]", 2.0 * relative_error);
+    let metadata = [("relative_error", relative_error.to_string()), ("curve", curve), ("solved", solved)];
+    let metadata = metadata.map(|(name, value)| (name.to_owned(), value)).into();
     let tensors = block::tensors(layer);
     let entries = tensors.iter().map(|(name, shape)| (name.as_str(), Dtype::F32, shape.as_slice()));
     let mut bytes = serialize_header(entries, &metadata).expect("a header");
@@ -41,7 +43,7 @@ async fn noise(objects: &Objects, key: &str, layers: usize, rows: &[(i64, f64, f
     let shape = [rows.len()];
     let names = ["energy", "student_error", "removed_error"].map(|name| (name, Dtype::F64, &shape[..]));
     let timestep = [("timestep", Dtype::I64, &shape[..])];
-    let by_round = [1, rows.len()];
+    let by_round = [2, rows.len()];
     let rounds = [("round_error", Dtype::F64, &by_round[..])];
     let (some, table) = ([2], [layers, 2]);
     let by_layer = [
@@ -55,9 +57,9 @@ async fn noise(objects: &Objects, key: &str, layers: usize, rows: &[(i64, f64, f
     let tensors = timestep.into_iter().chain(names).chain(rounds).chain(by_layer).chain(seconds);
     let mut bytes = serialize_header(tensors, &BTreeMap::new()).expect("a header");
     bytes.extend(rows.iter().flat_map(|row| row.0.to_le_bytes()));
-    // The round before the last was worse by half.
-    for column in 0..4 {
-        bytes.extend(rows.iter().flat_map(|row| [row.1, row.2, row.3, 1.5 * row.2][column].to_le_bytes()));
+    // The round before the last was worse by half, and what it started from three times as bad.
+    for column in 0..5 {
+        bytes.extend(rows.iter().flat_map(|row| [row.1, row.2, row.3, 3.0 * row.2, 1.5 * row.2][column].to_le_bytes()));
     }
     bytes.extend(rows[..2].iter().flat_map(|row| row.0.to_le_bytes()));
     bytes.extend(rows[..2].iter().flat_map(|row| row.1.to_le_bytes()));
@@ -70,14 +72,14 @@ async fn noise(objects: &Objects, key: &str, layers: usize, rows: &[(i64, f64, f
     objects.put(key, bytes).await.expect("writes")
 }
 
-/// Coloured discs; the student's are off by `error` everywhere, those without attention by five times that, and those of the
-/// round before the last by twice that.
+/// Coloured discs; the student's are off by `error` everywhere, those without attention by five times that, what the
+/// first round started from by four times that, and those of the round before the last by twice that.
 async fn pictures(objects: &Objects, key: &str, prompts: &[i64], error: f32) -> ObjectRef {
     let shape = [prompts.len(), 3, SIDE, SIDE];
     let names = ["teacher", "student", "removed"].map(|name| (name, Dtype::F32, &shape[..]));
     let rows = [prompts.len()];
     let prompt = [("prompt", Dtype::I64, &rows[..])];
-    let by_round = [1, prompts.len(), 3, SIDE, SIDE];
+    let by_round = [2, prompts.len(), 3, SIDE, SIDE];
     let tensors = prompt.into_iter().chain(names).chain([("rounds", Dtype::F32, &by_round[..])]);
     let mut bytes = serialize_header(tensors, &BTreeMap::new()).expect("a header");
     bytes.extend(prompts.iter().flat_map(|prompt| prompt.to_le_bytes()));
@@ -87,7 +89,7 @@ async fn pictures(objects: &Objects, key: &str, prompts: &[i64], error: f32) -> 
         let colour = [(0.45, -0.6, -0.6), (-0.6, 0.3, -0.5), (-0.6, -0.5, 0.45)][prompt as usize / 6 % 3];
         if inside { [colour.0, colour.1, colour.2][channel] } else { 0.1 - y as f32 * 0.02 }
     };
-    for off in [0.0, error, 5.0 * error, 2.0 * error] {
+    for off in [0.0, error, 5.0 * error, 4.0 * error, 2.0 * error] {
         for &prompt in prompts {
             let all = (0..3).flat_map(|c| (0..SIDE).flat_map(move |y| (0..SIDE).map(move |x| (c, y, x))));
             bytes.extend(all.flat_map(|(c, y, x)| (disc(prompt, c, y, x) + off).to_le_bytes()));
@@ -159,7 +161,8 @@ async fn written(job: &Job) -> (JobPlan, deltaconv_proto::v1::Figures) {
 
 #[tokio::test]
 async fn figures_follow_their_definitions() {
-    let job = Job::new();
+    let mut job = Job::new();
+    job.recipe().start = Some("ridge".to_owned());
     let (plan, figures) = written(&job).await;
     let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-4 * b.abs(), "{a} instead of {b}");
     near(figures.epsilon_relative_mse, 6.75 / 500.0);
@@ -175,6 +178,14 @@ async fn figures_follow_their_definitions() {
         near(quarter.as_f64().expect("a number"), expected);
     }
     near(report["rounds"][0]["epsilon_relative_mse"].as_f64().expect("a number"), 1.5 * 6.75 / 500.0);
+    near(report["ridge_only"]["epsilon_relative_mse"].as_f64().expect("a number"), 3.0 * 6.75 / 500.0);
+    near(report["ridge_only"]["psnr_db"].as_f64().expect("a number"), 26.0206 - 20.0 * 4f64.log10());
+    assert_eq!(report["rounds"].as_array().map(Vec::len), Some(1));
+    let errors = |layer: &serde_json::Value| {
+        [&layer["relative_error"], &layer["solved"]["before"]].map(|error| error.as_f64().expect("a number"))
+    };
+    let [after, before] = errors(&report["layers"][1]);
+    near(before, 2.0 * after);
     near(report["rounds"][0]["psnr_db"].as_f64().expect("a number"), 20.0);
     near(report["rounds"][0]["epsilon_relative_mse_by_timestep_quarter"][3].as_f64().expect("a number"), 0.0075);
     // Of samples whose energy is 100, 100, 50 and 50, the first two of the first quarter.
@@ -213,6 +224,7 @@ async fn figures_follow_their_definitions() {
         assert!(!page.contains(outside), "the page isn't self-contained: {outside}");
     }
     assert_eq!(page.matches("<svg").count(), 1);
+    assert!(page.contains("<th class=\"number\">ridge only</th>") && page.contains("(before solving "));
     assert_eq!(report["stay_attention"][0]["layer"], "up.7");
     assert_eq!(figures.stay_attention[0].reason, "no block was learned, it <diverged>");
     assert!(page.contains("up.7 stays attention:</b> no block was learned, it &lt;diverged&gt;"));

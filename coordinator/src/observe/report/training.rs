@@ -1,8 +1,11 @@
 //! How a block's training went, from the metadata of its object: `relative_error`, and `curve`, a JSON array of
 //! [step, training loss, held-out error or null], both over the output's mean square, and `setbacks`, one of [step, error or
-//! null, learning rate from there on over the recipe's].
+//! null, learning rate from there on over the recipe's]. And where training ended with a regression `solved`, [held-out error
+//! before, after]; the block is what does better.
 
 use std::collections::BTreeMap;
+
+use serde::Serialize;
 
 use super::part::PartError;
 
@@ -31,6 +34,24 @@ pub struct Training {
     pub curve: Vec<Point>,
     /// The steps at which training had diverged, went back, and went on with a lower rate.
     pub setbacks: Vec<u64>,
+    /// What a regression at its end came to.
+    pub solved: Option<Solved>,
+}
+
+/// A regression for the best block's last linears: its held-out errors over the output's mean square.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Solved {
+    /// As training left it.
+    pub before: f64,
+    /// With the solution, which becomes the block if this is less.
+    pub after: f64,
+}
+
+impl Solved {
+    /// Whether the solution became the block.
+    pub fn is_kept(&self) -> bool {
+        self.after < self.before
+    }
 }
 
 impl Training {
@@ -67,7 +88,16 @@ impl Training {
             return Err(malformed());
         }
         let setbacks = setbacks.into_iter().map(|(step, ..)| step).collect();
-        Ok(Self { relative_error, curve, setbacks })
+        let malformed = || error("solved", "a JSON array of [held-out error before, after]");
+        let solved: Option<(f64, f64)> = match metadata.get("solved") {
+            None => None,
+            Some(json) => Some(serde_json::from_str(json).map_err(|_| malformed())?),
+        };
+        if solved.is_some_and(|(before, after)| !is_error(before) || !is_error(after)) {
+            return Err(malformed());
+        }
+        let solved = solved.map(|(before, after)| Solved { before, after });
+        Ok(Self { relative_error, curve, setbacks, solved })
     }
 
     /// With at most as many points as can be drawn: of each group the mean loss, and the newest held-out error.
@@ -108,6 +138,13 @@ mod tests {
         assert_eq!(Training::parse(&went_back).expect("valid").setbacks, [50, 100]);
         went_back.insert("setbacks".to_owned(), "[[50, null, 0.25], [50, 7.5, 0.0625]]".to_owned());
         assert!(Training::parse(&went_back).is_err());
+
+        let mut solved = metadata("0.5", "[]");
+        solved.insert("solved".to_owned(), "[0.75, 0.5]".to_owned());
+        let found = Training::parse(&solved).expect("valid").solved.expect("solved");
+        assert!(found == Solved { before: 0.75, after: 0.5 } && found.is_kept());
+        solved.insert("solved".to_owned(), "[0.75, -0.5]".to_owned());
+        assert!(Training::parse(&solved).is_err());
 
         let points: Vec<_> = (1..=10_000).map(|step| format!("[{step}, 1, 2]")).collect();
         let long = Training::parse(&metadata("0", &format!("[{}]", points.join(",")))).expect("valid").thinned();
