@@ -14,6 +14,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "Recipe.store",
         "Recipe.schedule",
         "Recipe.keep_costliest",
+        "Recipe.budget",
     ];
     for field in added {
         let attribute = "#[serde(skip_serializing_if = \"Option::is_none\")]";

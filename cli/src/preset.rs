@@ -44,6 +44,7 @@ impl Preset {
             teacher_share: 0.0,
             schedule: None,
             keep_costliest: None,
+            budget: None,
         };
         match self {
             Self::Fast => fast,

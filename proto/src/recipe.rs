@@ -6,9 +6,17 @@ impl Recipe {
     /// The schedule that keeps the learning rate.
     pub const CONSTANT: &str = "constant";
 
-    /// Steps of every block's training in a round.
+    /// The budget that gives steps to the layers from which most is expected.
+    pub const GAIN: &str = "gain";
+
+    /// Steps of a block's training in a round: of every one, or where the budget differs by layer, on average.
     pub fn steps_of(&self, round: u32) -> u32 {
         if round == 0 { self.steps } else { self.round_steps }
+    }
+
+    /// Whether later rounds train some blocks for longer than others, by what is expected to come of it.
+    pub fn is_by_gain(&self) -> bool {
+        self.rounds > 0 && self.budget.as_deref() == Some(Self::GAIN)
     }
 
     /// Whether later rounds train on what the first one captured of this range, too: on as many of its training ranges,

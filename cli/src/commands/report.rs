@@ -91,6 +91,8 @@ struct Layer {
     alone: Option<Alone>,
     residual_drift: Option<f64>,
     #[serde(default)]
+    steps: u64,
+    #[serde(default)]
     setbacks: u64,
     kernel_size: u32,
     width: u32,
@@ -158,8 +160,18 @@ impl Report {
     }
 
     fn layers(&self) -> Table {
-        let mut listing =
-            table::table(["layer", "map", "channels", "kernel", "parameters", "error", "alone", "drift", "setbacks"]);
+        let mut listing = table::table([
+            "layer",
+            "map",
+            "channels",
+            "kernel",
+            "parameters",
+            "steps",
+            "error",
+            "alone",
+            "drift",
+            "setbacks",
+        ]);
         let or_dash = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.5}"));
         for layer in &self.layers {
             listing.add_row([
@@ -168,13 +180,14 @@ impl Report {
                 layer.width.to_string(),
                 layer.kernel_size.to_string(),
                 layer.parameters.to_string(),
+                if layer.steps == 0 { "–".to_owned() } else { layer.steps.to_string() },
                 format!("{:.5}", layer.relative_error),
                 or_dash(layer.alone.as_ref().map(|alone| alone.epsilon_relative_mse)),
                 or_dash(layer.residual_drift),
                 if layer.setbacks == 0 { "–".to_owned() } else { layer.setbacks.to_string() },
             ]);
         }
-        table::numbers(&mut listing, &[1, 2, 3, 4, 5, 6, 7, 8]);
+        table::numbers(&mut listing, &[1, 2, 3, 4, 5, 6, 7, 8, 9]);
         listing
     }
 

@@ -44,6 +44,7 @@ impl Job {
                 teacher_share: 0.0,
                 schedule: None,
                 keep_costliest: None,
+                budget: None,
             }),
             evaluation: Some(Evaluation { samples: 64, prompts: 8, ddim_steps: 20, guidance: 2.0 }),
             max_storage: None,

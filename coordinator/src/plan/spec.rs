@@ -19,6 +19,8 @@ pub(crate) const RESULTS: &str = "results";
 const RETENTIONS: [&str; 2] = ["all", RESULTS];
 /// Of the learning rate, after its warm-up.
 const SCHEDULES: [&str; 2] = ["cosine", Recipe::CONSTANT];
+/// Of the steps of rounds after the first one.
+const BUDGETS: [&str; 2] = ["even", Recipe::GAIN];
 const MAX_SAMPLES: u32 = 1 << 24;
 const MAX_URL_BYTES: usize = 2048;
 /// Each distill task lists the shards of all ranges; so many fit a message.
@@ -177,6 +179,9 @@ fn check_recipe(recipe: &Recipe) -> Result<(), Error> {
     if let Some(schedule) = recipe.schedule.as_deref().filter(|schedule| !SCHEDULES.contains(schedule)) {
         let expected = format!("one of {}", SCHEDULES.join(", "));
         return Err(invalid("recipe.schedule", format!("{schedule:?}"), expected));
+    }
+    if let Some(budget) = recipe.budget.as_deref().filter(|budget| !BUDGETS.contains(budget)) {
+        return Err(invalid("recipe.budget", format!("{budget:?}"), format!("one of {}", BUDGETS.join(", "))));
     }
     for (layer, &size) in &recipe.kernel_sizes {
         if !(1..=31).contains(&size) || size.is_multiple_of(2) {

@@ -138,6 +138,7 @@ async fn specs_that_no_job_can_have_are_refused_by_field_and_value() {
         (|j| j.recipe().inter_ratio = 0.51, &["recipe.inter_ratio = 0.51", "down_blocks.1", "65", "even"]),
         (|j| j.recipe().store = Some("outputs".to_owned()), &["recipe.store = \"outputs\"", "activations, inputs"]),
         (|j| j.recipe().schedule = Some("linear".to_owned()), &["recipe.schedule = \"linear\"", "cosine, constant"]),
+        (|j| j.recipe().budget = Some("error".to_owned()), &["recipe.budget = \"error\"", "even, gain"]),
         (|j| j.recipe().rounds = 9, &["recipe.rounds = 9", "0 to 8"]),
         (|j| j.recipe().rounds = 1, &["recipe.round_steps = 0"]),
         (

@@ -231,7 +231,8 @@ impl Job {
 
     /// Whether the round finds what each layer's replacement alone costs.
     pub(super) fn finds_costs(&self, round: u32) -> bool {
-        round == 0 && self.spec.recipe.as_ref().is_some_and(|recipe| recipe.keep_costliest.is_some())
+        let is_asked_for = |recipe: &v1::Recipe| recipe.keep_costliest.is_some() || recipe.is_by_gain();
+        round == 0 && self.spec.recipe.as_ref().is_some_and(is_asked_for)
     }
 
     /// Whether a distill task of the round reads what a task of this kind writes: what its own round recorded, and after

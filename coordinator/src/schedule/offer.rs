@@ -69,9 +69,11 @@ impl State {
         })?;
         let busy = self.busy(SOON);
         let is_asking = |id: &WorkerId| self.workers.get(id).is_some_and(|w| self.is_open(w, &busy, now));
+        // Those of the round that distill tasks are ready of, if any are.
+        let steps = self.steps(job, job.step().round);
         let rank = |task: &&&Task| {
             let fit = self.placement.fit(&task.id, worker, is_asking);
-            (Step::of(&task.kind).position(job.rounds()), fit, Reverse(cost(job, task)))
+            (Step::of(&task.kind).position(job.rounds()), fit, Reverse(cost(job, task, &steps)))
         };
         ready.iter().min_by_key(rank).map(|task| task.id.clone())
     }
@@ -194,6 +196,7 @@ impl State {
                 resume: task.checkpoint.clone(),
                 start: round.checked_sub(1).and_then(|before| self.block_of(job, before, *layer)),
                 alone: job.finds_costs(*round),
+                steps: self.steps(job, *round).get(*layer).copied()?,
             }),
             Kind::Evaluate(part) => {
                 let rounds = (0..job.rounds()).map(|round| v1::Blocks { round, blocks: self.blocks_of(job, round) });
@@ -230,15 +233,14 @@ impl State {
     }
 }
 
-/// What a task costs beside its peers, in no unit: the longest begin first, so that none is left alone at the end.
-fn cost(job: &Job, task: &Task) -> u64 {
+/// What a task costs beside its peers, in no unit, where layers are trained for so many steps: the longest begin first, so
+/// that none is left alone at the end.
+fn cost(job: &Job, task: &Task, steps: &[u32]) -> u128 {
     match &task.kind {
         Kind::Synthesise { .. } | Kind::Capture { .. } => 0,
         Kind::Distill { layer, .. } => {
-            let layer = &job.plan.layers[*layer];
-            let pixels = u64::from(layer.height) * u64::from(layer.width);
-            let taps = u64::from(layer.kernel_size).pow(2);
-            pixels * u64::from(layer.channels) * (taps + 2 * u64::from(layer.channels))
+            let step = plan::cost::Block::planned(&job.plan.layers[*layer]).total();
+            step.saturating_mul(steps[*layer].into())
         }
         Kind::Evaluate(v1::evaluate_task::Part::Noise(_)) => 0,
         Kind::Evaluate(v1::evaluate_task::Part::Pictures(_)) => 1,

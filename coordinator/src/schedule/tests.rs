@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::store::{MemoryStore, Store};
 
+mod budget;
 mod hybrid;
 mod placement;
 mod retention;

@@ -22,7 +22,8 @@ use training::Training;
 pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done, Error> {
     let layer = task.layer.as_ref().ok_or(Error::Incomplete("layer"))?;
     let recipe = context.job.recipe.as_ref().ok_or(Error::Incomplete("recipe"))?;
-    let recipe = &v1::Recipe { steps: recipe.steps_of(task.round), ..recipe.clone() };
+    let steps = if task.steps > 0 { task.steps } else { recipe.steps_of(task.round) };
+    let recipe = &v1::Recipe { steps, ..recipe.clone() };
     let seed = context.job.data.as_ref().ok_or(Error::Incomplete("data"))?.seed;
     let steps = u64::from(recipe.steps);
     let shape = block_shape(layer)?;

@@ -108,6 +108,7 @@ fn layers(report: &Report) -> String {
         number("channels"),
         number("kernel"),
         number("parameters"),
+        number("steps"),
         number("held-out error"),
         number("cost alone"),
         number("drift before it"),
@@ -120,6 +121,7 @@ fn layers(report: &Report) -> String {
             number(layer.width),
             number(layer.kernel_size),
             number(grouped(layer.parameters)),
+            number(grouped(layer.steps)),
             number(match layer.setbacks {
                 0 => significant(layer.relative_error),
                 setbacks => format!("{} (went back {setbacks}×)", significant(layer.relative_error)),
@@ -129,7 +131,7 @@ fn layers(report: &Report) -> String {
         ]
     };
     let what = format!(
-        "<p class=\"faint\">Held-out error: of the layer's output, over its mean square. Cost alone: error of the predicted \
+        "<p class=\"faint\">Steps: of its block's last training. Held-out error: of the layer's output, over its mean square. Cost alone: error of the predicted \
          noise when no other layer is replaced. Drift: squared difference of the student's residual stream from the \
          teacher's, over its mean square. Both over {} held-out samples.</p>\n",
         grouped(report.layer_samples),
@@ -235,7 +237,8 @@ fn rounds(recipe: &Recipe) -> String {
     }
     let share = recipe.teacher_share * 100.0;
     let steps = grouped(recipe.round_steps.into());
-    format!("{} of {steps} steps, {share:.0} % of the samples from the teacher", recipe.rounds)
+    let spread = if recipe.is_by_gain() { " on average" } else { "" };
+    format!("{} of {steps} steps{spread}, {share:.0} % of the samples from the teacher", recipe.rounds)
 }
 
 fn provenance(report: &Report) -> String {

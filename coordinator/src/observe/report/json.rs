@@ -81,6 +81,8 @@ pub(super) struct LayerEntry {
     pub(super) alone: Option<Alone>,
     /// The student's residual stream before it: squared difference from the teacher's over the teacher's mean square.
     pub(super) residual_drift: Option<f64>,
+    /// Of its block's last training, as many as it took.
+    pub(super) steps: u64,
     /// How often training diverged and went back.
     pub(super) setbacks: usize,
     pub(super) kernel_size: u32,
@@ -103,7 +105,7 @@ pub(super) struct Operations {
 impl Operations {
     fn of(plan: &LayerPlan) -> Self {
         let (channels, map) = (plan.channels as usize, [plan.height as usize, plan.width as usize]);
-        let block = cost::Block::of(channels, map, plan.kernel_size, plan.inter_ratio, &plan.scales);
+        let block = cost::Block::planned(plan);
         let count = |n: u128| u64::try_from(n).unwrap_or(u64::MAX);
         Self { attention: count(cost::Attention::of(channels, map).total()), blocks: count(block.total()) }
     }
@@ -213,6 +215,7 @@ impl LayerEntry {
                 epsilon_relative_mse_by_timestep_quarter: alone.by_timestep_quarter,
             }),
             residual_drift: found.map(|found| found.drift),
+            steps: layer.training.curve.last().map_or(0, |point| point.step),
             setbacks: layer.training.setbacks.len(),
             kernel_size: layer.plan.kernel_size,
             width: layer.plan.channels,
