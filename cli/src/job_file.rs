@@ -221,6 +221,7 @@ struct RecipeTable {
     store: Option<String>,
     schedule: Option<String>,
     budget: Option<String>,
+    widen: Option<f64>,
 }
 
 impl RecipeTable {
@@ -247,6 +248,7 @@ impl RecipeTable {
         recipe.store = self.store.or(recipe.store);
         recipe.schedule = self.schedule.or(recipe.schedule);
         recipe.budget = self.budget.or(recipe.budget);
+        recipe.widen = self.widen.or(recipe.widen);
         // To keep none is the same as not to say so.
         recipe.keep_costliest = self.keep_costliest.or(recipe.keep_costliest).filter(|count| *count > 0);
         recipe
@@ -313,7 +315,8 @@ pub(crate) fn spec(
 ) -> v1::JobSpec {
     if recipe.rounds == 0 {
         // Without further rounds, a job that says what they would be is the same as one that doesn't.
-        (recipe.round_steps, recipe.teacher_share, recipe.budget) = (0, 0.0, None);
+        (recipe.round_steps, recipe.teacher_share) = (0, 0.0);
+        (recipe.budget, recipe.widen) = (None, None);
     }
     v1::JobSpec {
         name,
@@ -368,7 +371,7 @@ mod tests {
         assert_eq!(recipe, v1::Recipe { batch: 32, store: Some("inputs".to_owned()), ..faithful });
         // What rounds would be says nothing where there are none.
         assert_eq!(read("round_steps = 7").expect("a job"), read("teacher_share = 0.5").expect("a job"));
-        assert_eq!(read("round_steps = 7").expect("a job"), read("budget = 'gain'").expect("a job"));
+        assert_eq!(read("round_steps = 7").expect("a job"), read("budget = 'gain'\nwiden = 0.01").expect("a job"));
         assert_eq!(read("rounds = 1\nbudget = 'gain'").expect("a job").budget.as_deref(), Some("gain"));
         assert_eq!(read("preset = 'paper'").expect("a job").schedule.as_deref(), Some("constant"));
         let error = read("preset = 'best'").expect_err("refused").to_string();

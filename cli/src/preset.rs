@@ -45,6 +45,7 @@ impl Preset {
             schedule: None,
             keep_costliest: None,
             budget: None,
+            widen: None,
         };
         match self {
             Self::Fast => fast,

@@ -22,6 +22,8 @@ pub enum Purpose {
     Order,
     /// Initial weights; counted by layer.
     Weights,
+    /// Those of channels that a trained block gets in addition; counted by layer.
+    Widening,
 }
 
 /// The generator for number `i` of a purpose, keyed by (seed, purpose, i).

@@ -19,6 +19,11 @@ impl Recipe {
         self.rounds > 0 && self.budget.as_deref() == Some(Self::GAIN)
     }
 
+    /// Whether later rounds may have wider blocks than the first one.
+    pub fn widens(&self) -> bool {
+        self.rounds > 0 && self.widen.is_some()
+    }
+
     /// Whether later rounds train on what the first one captured of this range, too: on as many of its training ranges,
     /// evenly spread, as make `teacher_share` of all.
     pub fn is_mixed_in(&self, range: &SampleRange) -> bool {

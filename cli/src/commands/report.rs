@@ -52,6 +52,12 @@ struct Report {
     multiply_accumulates: Option<Operations>,
     latency: Option<Latency>,
     stages: Vec<Stage>,
+    recipe: Recipe,
+}
+
+#[derive(Debug, Deserialize)]
+struct Recipe {
+    inter_ratio: f64,
 }
 
 /// Of the replaced layers, in one sample's pass.
@@ -98,6 +104,8 @@ struct Layer {
     width: u32,
     height: u32,
     map_width: u32,
+    /// Inner width of the block over the channels.
+    inter_ratio: Option<f64>,
     parameters: u64,
 }
 
@@ -116,6 +124,17 @@ struct Stage {
     tasks: u32,
 }
 
+impl Layer {
+    /// That its block is wider than the recipe's blocks are, if it is.
+    fn widened(&self, planned: f64) -> Option<String> {
+        let found = self.inter_ratio.filter(|found| *found > planned)?;
+        Some(format!(
+            "{} was widened after the first round: its block's inner width is {found} of its channels instead of {planned}",
+            self.name
+        ))
+    }
+}
+
 impl Report {
     fn describe(&self) -> String {
         let Self { job, teacher_class, layers, samples, .. } = self;
@@ -131,6 +150,7 @@ impl Report {
         let staying = |StaysAttention { layer, reason }: &StaysAttention| format!("{layer} stays attention: {reason}");
         let mut parts = vec![head];
         parts.extend(self.stay_attention.iter().map(staying));
+        parts.extend(self.layers.iter().filter_map(|layer| layer.widened(self.recipe.inter_ratio)));
         parts.extend([table::text(&self.measures()), table::text(&self.layers())]);
         parts.extend(self.costs());
         parts.push(table::text(&self.stages()));

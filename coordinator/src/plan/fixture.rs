@@ -45,6 +45,7 @@ impl Job {
                 schedule: None,
                 keep_costliest: None,
                 budget: None,
+                widen: None,
             }),
             evaluation: Some(Evaluation { samples: 64, prompts: 8, ddim_steps: 20, guidance: 2.0 }),
             max_storage: None,

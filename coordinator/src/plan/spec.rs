@@ -205,6 +205,13 @@ fn check_rounds(recipe: &Recipe) -> Result<(), Error> {
     }
     // Every range of the first round is mixed in once: more than a half would train less on the student's.
     number("recipe.teacher_share", recipe.teacher_share, 0.0..=0.5)?;
+    if let Some(widen) = recipe.widen {
+        number("recipe.widen", widen, 0.0..=1.0)?;
+        if recipe.inter_ratio > 1.0 {
+            let expected = "at most 1 with recipe.widen, which doubles it for some layers, and 2 is the most";
+            return Err(invalid("recipe.inter_ratio", recipe.inter_ratio, expected));
+        }
+    }
     if recipe.teacher_share > 0.0 && Contents::of_recipe(recipe) == Contents::Inputs {
         let expected = "0 with recipe.store = \"inputs\": what the first round recorded has no outputs to mix in";
         return Err(invalid("recipe.teacher_share", recipe.teacher_share, expected));

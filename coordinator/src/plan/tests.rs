@@ -142,6 +142,17 @@ async fn specs_that_no_job_can_have_are_refused_by_field_and_value() {
         (|j| j.recipe().rounds = 9, &["recipe.rounds = 9", "0 to 8"]),
         (|j| j.recipe().rounds = 1, &["recipe.round_steps = 0"]),
         (
+            |j| (j.recipe().rounds, j.recipe().round_steps, j.recipe().widen) = (1, 50, Some(1.5)),
+            &["recipe.widen = 1.5", "0 to 1"],
+        ),
+        (
+            |j| {
+                (j.recipe().rounds, j.recipe().round_steps, j.recipe().widen) = (1, 50, Some(0.01));
+                j.recipe().inter_ratio = 2.0;
+            },
+            &["recipe.inter_ratio = 2", "recipe.widen"],
+        ),
+        (
             |j| (j.recipe().rounds, j.recipe().round_steps) = (1, 10),
             &["recipe.warmup_steps = 20", "recipe.round_steps = 10"],
         ),

@@ -30,26 +30,34 @@ impl State {
         if round == 0 || !recipe.is_by_gain() {
             return steps;
         }
-        let staying = self.staying(job);
-        let is_trained = |layer: &v1::LayerPlan| !staying.iter().any(|one| one.layer == layer.name);
-        let first = job.plan.layers.len() - plan::trained_in(round, &job.plan.layers).len();
-        let trained: Vec<usize> = (first..steps.len()).filter(|layer| is_trained(&job.plan.layers[*layer])).collect();
-        let layer = |layer: &usize| {
-            let cost = plan::cost::Block::planned(&job.plan.layers[*layer]).total() as f64;
-            Some(Layer { error: self.alone_error(job, *layer)?, cost })
-        };
         // Before the first round is over nobody asks but who draws a picture.
-        let Some(layers) = trained.iter().map(layer).collect::<Option<Vec<Layer>>>() else { return steps };
-        for (layer, spread) in trained.into_iter().zip(spread(&layers, even, recipe.warmup_steps)) {
+        let Some(errors) = self.costs_alone(job, round) else { return steps };
+        let plan = self.plan_of_round(job, round);
+        let layer = |(layer, error): &(usize, f64)| Layer {
+            error: *error,
+            cost: plan::cost::Block::planned(&plan.layers[*layer]).total() as f64,
+        };
+        let layers: Vec<Layer> = errors.iter().map(layer).collect();
+        for ((layer, _), spread) in errors.into_iter().zip(spread(&layers, even, recipe.warmup_steps)) {
             steps[layer] = spread;
         }
         steps
     }
 
-    /// What the layer's replacement alone cost the predicted noise after the first round.
-    fn alone_error(&self, job: &Job, layer: usize) -> Option<f64> {
-        let first = Kind::Distill { round: 0, layer };
-        self.tasks_of(job).find(|task| task.kind == first)?.distilled.as_ref()?.alone_error
+    /// What the replacement alone of each layer cost the predicted noise after the first round, of those that a round trains
+    /// and that don't stay attention, by their positions in the plan. None before that is known of all.
+    pub(super) fn costs_alone(&self, job: &Job, round: u32) -> Option<Vec<(usize, f64)>> {
+        let staying = self.staying(job);
+        let is_trained = |layer: &v1::LayerPlan| !staying.iter().any(|one| one.layer == layer.name);
+        let layers = &job.plan.layers;
+        let first = layers.len() - plan::trained_in(round, layers).len();
+        let trained = (first..layers.len()).filter(|layer| is_trained(&layers[*layer]));
+        let found = |layer: usize| {
+            let first_round = Kind::Distill { round: 0, layer };
+            let task = self.tasks_of(job).find(|task| task.kind == first_round)?;
+            Some((layer, task.distilled.as_ref()?.alone_error?))
+        };
+        trained.map(found).collect()
     }
 }
 

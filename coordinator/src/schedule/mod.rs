@@ -14,6 +14,7 @@ mod record;
 mod retention;
 mod status;
 mod task;
+mod width;
 mod worker;
 
 #[cfg(test)]

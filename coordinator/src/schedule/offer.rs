@@ -70,10 +70,11 @@ impl State {
         let busy = self.busy(SOON);
         let is_asking = |id: &WorkerId| self.workers.get(id).is_some_and(|w| self.is_open(w, &busy, now));
         // Those of the round that distill tasks are ready of, if any are.
-        let steps = self.steps(job, job.step().round);
+        let round = job.step().round;
+        let (plan, steps) = (self.plan_of_round(job, round), self.steps(job, round));
         let rank = |task: &&&Task| {
             let fit = self.placement.fit(&task.id, worker, is_asking);
-            (Step::of(&task.kind).position(job.rounds()), fit, Reverse(cost(job, task, &steps)))
+            (Step::of(&task.kind).position(job.rounds()), fit, Reverse(cost(&plan, task, &steps)))
         };
         ready.iter().min_by_key(rank).map(|task| task.id.clone())
     }
@@ -122,6 +123,7 @@ impl State {
         let block = |(layer, output): (v1::LayerPlan, v1::DistillOutput)| v1::BlockRef {
             layer: layer.name,
             object: output.block,
+            inter_ratio: layer.inter_ratio,
         };
         self.blocks(&job.id, round).into_iter().map(block).collect()
     }
@@ -191,12 +193,16 @@ impl State {
             }
             Kind::Distill { round, layer } => v1::task_spec::Kind::Distill(v1::DistillTask {
                 round: *round,
-                layer: job.plan.layers.get(*layer).cloned(),
+                layer: self.plan_of_round(job, *round).layers.get(*layer).cloned(),
                 shards: self.shards_of_layer(job, *round, *layer)?,
                 resume: task.checkpoint.clone(),
                 start: round.checked_sub(1).and_then(|before| self.block_of(job, before, *layer)),
                 alone: job.finds_costs(*round),
                 steps: self.steps(job, *round).get(*layer).copied()?,
+                start_inter_ratio: match round.checked_sub(1) {
+                    None => 0.0,
+                    Some(before) => self.plan_of_round(job, before).layers.get(*layer)?.inter_ratio,
+                },
             }),
             Kind::Evaluate(part) => {
                 let rounds = (0..job.rounds()).map(|round| v1::Blocks { round, blocks: self.blocks_of(job, round) });
@@ -233,13 +239,13 @@ impl State {
     }
 }
 
-/// What a task costs beside its peers, in no unit, where layers are trained for so many steps: the longest begin first, so
-/// that none is left alone at the end.
-fn cost(job: &Job, task: &Task, steps: &[u32]) -> u128 {
+/// What a task costs beside its peers, in no unit, where the plan's layers are trained for so many steps: the longest begin
+/// first, so that none is left alone at the end.
+fn cost(plan: &v1::JobPlan, task: &Task, steps: &[u32]) -> u128 {
     match &task.kind {
         Kind::Synthesise { .. } | Kind::Capture { .. } => 0,
         Kind::Distill { layer, .. } => {
-            let step = plan::cost::Block::planned(&job.plan.layers[*layer]).total();
+            let step = plan::cost::Block::planned(&plan.layers[*layer]).total();
             step.saturating_mul(steps[*layer].into())
         }
         Kind::Evaluate(v1::evaluate_task::Part::Noise(_)) => 0,

@@ -15,6 +15,7 @@ mod budget;
 mod hybrid;
 mod placement;
 mod retention;
+mod width;
 
 const TTL: Duration = Duration::from_secs(10);
 

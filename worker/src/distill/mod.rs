@@ -7,6 +7,7 @@ mod initial;
 mod on_gpu;
 mod output;
 mod training;
+mod widen;
 
 use std::time::Instant;
 
@@ -41,7 +42,11 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
     let mut data = LayerData::open(context, (task.round, layer), &task.shards, recipe.samples as usize)?;
     let weights = match &task.start {
         None => initial::weights(&shape, seed, layer.index)?,
-        Some(block) => context.wait(blocks::read_one(&context.objects, layer, block))?,
+        Some(block) => {
+            let layer_before = blocks::of_width(layer.clone(), task.start_inter_ratio);
+            let trained = context.wait(blocks::read_one(&context.objects, &layer_before, block))?;
+            if trained.shape() == &shape { trained } else { widen::widened(&trained, &shape, seed, layer.index)? }
+        }
     };
     let opening = opened.elapsed();
     let placed = Instant::now();

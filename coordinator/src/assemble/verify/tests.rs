@@ -128,6 +128,20 @@ async fn a_block_is_exactly_the_published_tensors() {
 }
 
 #[tokio::test]
+async fn of_a_wider_layer_a_block_as_before_is_refused() {
+    let wide = |plan: &JobPlan| crate::plan::widened(&plan.layers[2]);
+    let distill =
+        |plan: &JobPlan| Kind::Distill(DistillTask { round: 1, layer: Some(wide(plan)), ..DistillTask::default() });
+    let case = Case::new(distill).await;
+    let layer = &case.plan.layers[2];
+    let key = keys::block(1, &layer.name, &case.attempt);
+    let narrow = case.objects.put(&key, made_up_block(layer, "x")).await.expect("writes");
+    case.refused(distilled(narrow), &[&key, "bytes; expected"]).await;
+    let wide = case.objects.put(&key, made_up_block(&wide(&case.plan), "x")).await.expect("writes");
+    case.verify(distilled(wide)).await.expect("a block");
+}
+
+#[tokio::test]
 async fn shards_are_checked_by_size_and_header() {
     let range = SampleRange { start: 96, end: 100 };
     let capture = |plan: &JobPlan| {

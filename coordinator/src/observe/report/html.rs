@@ -107,6 +107,7 @@ fn layers(report: &Report) -> String {
         number("map"),
         number("channels"),
         number("kernel"),
+        number("inner width"),
         number("parameters"),
         number("steps"),
         number("held-out error"),
@@ -120,6 +121,11 @@ fn layers(report: &Report) -> String {
             number(format_args!("{}×{}", layer.height, layer.map_width)),
             number(layer.width),
             number(layer.kernel_size),
+            number(if layer.inter_ratio > report.recipe.inter_ratio {
+                format!("{} (widened)", layer.inter_ratio)
+            } else {
+                layer.inter_ratio.to_string()
+            }),
             number(grouped(layer.parameters)),
             number(grouped(layer.steps)),
             number(match layer.setbacks {

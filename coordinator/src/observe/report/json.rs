@@ -91,6 +91,8 @@ pub(super) struct LayerEntry {
     /// Height of its map.
     pub(super) height: u32,
     pub(super) map_width: u32,
+    /// Inner width of its block over the channels: where that is more than the recipe's, it was widened after the first round.
+    pub(super) inter_ratio: f64,
     pub(super) parameters: u64,
     pub(super) multiply_accumulates: Operations,
 }
@@ -221,6 +223,7 @@ impl LayerEntry {
             width: layer.plan.channels,
             height: layer.plan.height,
             map_width: layer.plan.width,
+            inter_ratio: layer.plan.inter_ratio,
             parameters: layer.plan.parameters,
             multiply_accumulates: Operations::of(&layer.plan),
         }

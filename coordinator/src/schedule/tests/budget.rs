@@ -17,7 +17,7 @@ fn by_gain() -> v1::JobSpec {
 }
 
 /// Layers with maps of these sides, the first of which later rounds don't train.
-fn plan_of(sides: &[u32]) -> v1::JobPlan {
+pub(super) fn plan_of(sides: &[u32]) -> v1::JobPlan {
     let layer = |(index, side): (usize, &u32)| v1::LayerPlan {
         index: index as u32,
         name: format!("layer{index}"),
