@@ -15,6 +15,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "Recipe.schedule",
         "Recipe.keep_costliest",
         "Recipe.finetune",
+        "Recipe.budget",
+        "Recipe.widen",
     ];
     for field in added {
         let attribute = "#[serde(skip_serializing_if = \"Option::is_none\")]";

@@ -223,6 +223,8 @@ struct RecipeTable {
     schedule: Option<String>,
     start: Option<String>,
     solve: Option<bool>,
+    budget: Option<String>,
+    widen: Option<f64>,
 }
 
 impl RecipeTable {
@@ -250,6 +252,8 @@ impl RecipeTable {
         recipe.schedule = self.schedule.or(recipe.schedule);
         recipe.start = self.start.or(recipe.start);
         recipe.solve = self.solve.or(recipe.solve);
+        recipe.budget = self.budget.or(recipe.budget);
+        recipe.widen = self.widen.or(recipe.widen);
         // To keep none is the same as not to say so.
         recipe.keep_costliest = self.keep_costliest.or(recipe.keep_costliest).filter(|count| *count > 0);
         recipe.finetune = self.finetune.map(FinetuneTable::message).or(recipe.finetune).filter(|of| of.steps > 0);
@@ -341,6 +345,7 @@ pub(crate) fn spec(
     if recipe.rounds == 0 {
         // Without further rounds, a job that says what they would be is the same as one that doesn't.
         (recipe.round_steps, recipe.teacher_share) = (0, 0.0);
+        (recipe.budget, recipe.widen) = (None, None);
     }
     v1::JobSpec {
         name,
@@ -395,6 +400,8 @@ mod tests {
         assert_eq!(recipe, v1::Recipe { batch: 32, store: Some("inputs".to_owned()), ..faithful });
         // What rounds would be says nothing where there are none.
         assert_eq!(read("round_steps = 7").expect("a job"), read("teacher_share = 0.5").expect("a job"));
+        assert_eq!(read("round_steps = 7").expect("a job"), read("budget = 'gain'\nwiden = 0.01").expect("a job"));
+        assert_eq!(read("rounds = 1\nbudget = 'gain'").expect("a job").budget.as_deref(), Some("gain"));
         assert_eq!(read("preset = 'paper'").expect("a job").schedule.as_deref(), Some("constant"));
         let error = read("preset = 'best'").expect_err("refused").to_string();
         assert!(error.contains("best") && error.contains("faithful"), "{error}");

@@ -47,6 +47,8 @@ impl Preset {
             finetune: None,
             start: None,
             solve: None,
+            budget: None,
+            widen: None,
         };
         match self {
             Self::Fast => fast,

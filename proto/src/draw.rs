@@ -24,6 +24,8 @@ pub enum Purpose {
     Weights,
     /// Samples that all blocks are trained on together; counted by step.
     Finetune,
+    /// Those of channels that a trained block gets in addition; counted by layer.
+    Widening,
 }
 
 /// The generator for number `i` of a purpose, keyed by (seed, purpose, i).

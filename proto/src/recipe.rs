@@ -19,9 +19,22 @@ impl Recipe {
         self.solve.unwrap_or(false)
     }
 
-    /// Steps of every block's training in a round.
+    /// The budget that gives steps to the layers from which most is expected.
+    pub const GAIN: &str = "gain";
+
+    /// Steps of a block's training in a round: of every one, or where the budget differs by layer, on average.
     pub fn steps_of(&self, round: u32) -> u32 {
         if round == 0 { self.steps } else { self.round_steps }
+    }
+
+    /// Whether later rounds train some blocks for longer than others, by what is expected to come of it.
+    pub fn is_by_gain(&self) -> bool {
+        self.rounds > 0 && self.budget.as_deref() == Some(Self::GAIN)
+    }
+
+    /// Whether later rounds may have wider blocks than the first one.
+    pub fn widens(&self) -> bool {
+        self.rounds > 0 && self.widen.is_some()
     }
 
     /// Whether later rounds train on what the first one captured of this range, too: on as many of its training ranges,

@@ -24,15 +24,20 @@ pub(crate) type Blocks = HashMap<String, BlockOp>;
 pub(crate) async fn read(objects: &Objects, plan: &v1::JobPlan, blocks: &[v1::BlockRef]) -> Result<Blocks, Error> {
     let of_layer = |block: &v1::BlockRef| {
         let planned = plan.layers.iter().find(|layer| layer.name == block.layer).cloned();
-        let object = block.object.clone();
+        let (object, inter_ratio) = (block.object.clone(), block.inter_ratio);
         async move {
-            let layer = planned.ok_or(Error::Incomplete("layer"))?;
+            let layer = of_width(planned.ok_or(Error::Incomplete("layer"))?, inter_ratio);
             let object = object.ok_or(Error::Incomplete("block"))?;
             let parameters = read_one(objects, &layer, &object).await?;
             Ok::<_, Error>((layer.name, BlockOp::new(Arc::new(parameters))))
         }
     };
     futures::stream::iter(blocks.iter().map(of_layer)).buffered(READS).try_collect().await
+}
+
+/// The layer as planned, but for its block's inner width over C; 0 leaves that, too.
+pub(crate) fn of_width(layer: v1::LayerPlan, inter_ratio: f64) -> v1::LayerPlan {
+    if inter_ratio > 0.0 { v1::LayerPlan { inter_ratio, ..layer } } else { layer }
 }
 
 /// Reads the block of one layer, which is verified.

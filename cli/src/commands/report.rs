@@ -54,6 +54,12 @@ struct Report {
     multiply_accumulates: Option<Operations>,
     latency: Option<Latency>,
     stages: Vec<Stage>,
+    recipe: Recipe,
+}
+
+#[derive(Debug, Deserialize)]
+struct Recipe {
+    inter_ratio: f64,
 }
 
 /// Of the replaced layers, in one sample's pass.
@@ -102,12 +108,16 @@ struct Layer {
     alone: Option<Alone>,
     residual_drift: Option<f64>,
     #[serde(default)]
+    steps: u64,
+    #[serde(default)]
     setbacks: u64,
     solved: Option<Solved>,
     kernel_size: u32,
     width: u32,
     height: u32,
     map_width: u32,
+    /// Inner width of the block over the channels.
+    inter_ratio: Option<f64>,
     parameters: u64,
 }
 
@@ -163,6 +173,17 @@ impl Finetune {
     }
 }
 
+impl Layer {
+    /// That its block is wider than the recipe's blocks are, if it is.
+    fn widened(&self, planned: f64) -> Option<String> {
+        let found = self.inter_ratio.filter(|found| *found > planned)?;
+        Some(format!(
+            "{} was widened after the first round: its block's inner width is {found} of its channels instead of {planned}",
+            self.name
+        ))
+    }
+}
+
 impl Report {
     fn describe(&self) -> String {
         let Self { job, teacher_class, layers, samples, .. } = self;
@@ -178,6 +199,7 @@ impl Report {
         let staying = |StaysAttention { layer, reason }: &StaysAttention| format!("{layer} stays attention: {reason}");
         let mut parts = vec![head];
         parts.extend(self.stay_attention.iter().map(staying));
+        parts.extend(self.layers.iter().filter_map(|layer| layer.widened(self.recipe.inter_ratio)));
         parts.push(table::text(&self.measures()));
         parts.extend(self.finetune.as_ref().map(Finetune::describe));
         parts.push(table::text(&self.layers()));
@@ -213,8 +235,19 @@ impl Report {
     }
 
     fn layers(&self) -> Table {
-        let columns =
-            ["layer", "map", "channels", "kernel", "parameters", "error", "unsolved", "alone", "drift", "setbacks"];
+        let columns = [
+            "layer",
+            "map",
+            "channels",
+            "kernel",
+            "parameters",
+            "steps",
+            "error",
+            "unsolved",
+            "alone",
+            "drift",
+            "setbacks",
+        ];
         let mut listing = table::table(columns);
         let or_dash = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.5}"));
         for layer in &self.layers {
@@ -224,6 +257,7 @@ impl Report {
                 layer.width.to_string(),
                 layer.kernel_size.to_string(),
                 layer.parameters.to_string(),
+                if layer.steps == 0 { "–".to_owned() } else { layer.steps.to_string() },
                 format!("{:.5}", layer.relative_error),
                 or_dash(
                     layer.solved.as_ref().filter(|solved| solved.after < solved.before).map(|solved| solved.before),

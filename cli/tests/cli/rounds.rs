@@ -11,7 +11,7 @@ use crate::service::{Coordinator, digest, tasks_in};
 
 fn job_file(folder: &Path, name: &str) -> std::path::PathBuf {
     let job = scaled::job_file(folder, &scaled::teacher(), &folder.join(name));
-    let rounds = "[recipe]\nrounds = 1\nround_steps = 20\nteacher_share = 0.5";
+    let rounds = "[recipe]\nrounds = 1\nround_steps = 40\nteacher_share = 0.5\nbudget = 'gain'\nwiden = 0.0";
     let together = "[recipe.finetune]\nsteps = 6\nbatch = 4\nlearning_rate = 1e-3";
     let text = fs::read_to_string(&job).expect("read").replacen("[recipe]", rounds, 1) + "\n" + together + "\n";
     fs::write(&job, text).expect("written");
@@ -73,6 +73,13 @@ fn a_further_round_gives_the_same_blocks_whoever_works_on_it_and_is_told_beside_
     assert!(error(second_round) < error(&report["rounds"][0]), "{report:#}");
     assert!(error(&report) < error(second_round), "{report:#}");
     assert!(finetune["error_after"].as_f64() < finetune["error_before"].as_f64(), "{report:#}");
+    // The first layer is as the first round left it, some others are wider, and not all were trained for as long.
+    let layers = report["layers"].as_array().expect("layers");
+    let column = |name: &str| layers.iter().map(|layer| layer[name].as_f64().expect("a number")).collect::<Vec<_>>();
+    let (steps, widths) = (column("steps"), column("inter_ratio"));
+    assert_eq!((steps[0], widths[0]), (40.0, 0.5));
+    assert!(steps[1..].iter().any(|of| *of < 40.0) && steps[1..].iter().any(|of| *of > 40.0), "{steps:?}");
+    assert!(widths[1..].contains(&1.0) && widths[1..].contains(&0.5), "{widths:?}");
     let status = String::from_utf8(coordinator.run(&["status", "tiny-1"]).stdout).expect("text");
     assert!(status.contains("capture, round 1") && status.contains("distill, round 1"), "{status}");
 

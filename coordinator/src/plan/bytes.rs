@@ -108,7 +108,8 @@ pub(super) fn stages(spec: &JobSpec, plan: &JobPlan, read: &Read<'_>) -> Vec<Sta
         Contents::Activations => 0,
         Contents::Inputs => replaced(denoiser, &plan.layers),
     };
-    let (blocks, parts) = (blocks(&plan.layers), evaluation(spec, plan));
+    let widest = spec.recipe.as_ref().map_or(plan.layers.clone(), |recipe| layers::widest(recipe, &plan.layers));
+    let (blocks, parts) = (blocks(&widest), evaluation(spec, plan));
     // A worker loads the two together.
     let models = weights(denoiser) + read.vae.map_or(0, weights);
     let stage = |stage: &str, tasks: u32, written: &[u64], read: &[u64]| {
@@ -118,7 +119,7 @@ pub(super) fn stages(spec: &JobSpec, plan: &JobPlan, read: &Read<'_>) -> Vec<Sta
     let ranges = capture_ranges(spec);
     let mixed: Vec<SampleRange> = ranges.iter().filter(|range| is_mixed_in(spec, range)).copied().collect();
     let round = |round: u32| {
-        let layers = trained_in(round, &plan.layers);
+        let layers = trained_in(round, if round == 0 { &plan.layers } else { &widest });
         let captured = shards(spec, layers, round, &ranges);
         let (before, mixed) = match round {
             0 => (0, 0),
@@ -137,7 +138,7 @@ pub(super) fn stages(spec: &JobSpec, plan: &JobPlan, read: &Read<'_>) -> Vec<Sta
     };
     let mut stages: Vec<StagePlan> = (0..=rounds(spec)).flat_map(round).collect();
     if spec.recipe.as_ref().is_some_and(|recipe| recipe.finetune.is_some()) {
-        let written = [checkpoint(&plan.layers), blocks];
+        let written = [checkpoint(spec, &widest), blocks];
         stages.push(stage(keys::FINETUNE, 1, &written, &[models, data.bytes, blocks]));
     }
     let earlier_blocks = u64::from(earlier_students(spec)) * blocks;
@@ -149,7 +150,7 @@ pub(super) fn stages(spec: &JobSpec, plan: &JobPlan, read: &Read<'_>) -> Vec<Sta
             "evaluate",
             plan.evaluate_tasks,
             &[parts],
-            &[models, student(denoiser, &plan.layers), earlier_blocks, data.bytes, parts],
+            &[models, student(denoiser, &widest), earlier_blocks, data.bytes, parts],
         ),
     ]);
     if plan.synthesise_tasks > 0 {

@@ -47,6 +47,8 @@ impl Job {
                 finetune: None,
                 start: None,
                 solve: None,
+                budget: None,
+                widen: None,
             }),
             evaluation: Some(Evaluation { samples: 64, prompts: 8, ddim_steps: 20, guidance: 2.0 }),
             max_storage: None,

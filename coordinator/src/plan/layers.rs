@@ -27,6 +27,19 @@ pub fn trained_in(round: u32, layers: &[LayerPlan]) -> &[LayerPlan] {
     layers.get(usize::from(round > 0)..).unwrap_or_default()
 }
 
+/// The layer with a block of twice the inner width.
+pub fn widened(layer: &LayerPlan) -> LayerPlan {
+    let wide = LayerPlan { inter_ratio: 2.0 * layer.inter_ratio, ..layer.clone() };
+    LayerPlan { parameters: block::parameters(&wide), ..wide }
+}
+
+/// The layers as the last round may have them at most: which ones it does is known after the first.
+pub(super) fn widest(recipe: &Recipe, layers: &[LayerPlan]) -> Vec<LayerPlan> {
+    let may_be_wider = if recipe.widens() { trained_in(1, layers).len() } else { 0 };
+    let (narrow, wide) = layers.split_at(layers.len() - may_be_wider);
+    narrow.iter().cloned().chain(wide.iter().map(widened)).collect()
+}
+
 /// The plan where these layers stay attention, too.
 pub fn keeping(plan: &JobPlan, staying: &[StaysAttention]) -> JobPlan {
     let stays = |layer: &LayerPlan| staying.iter().any(|one| one.layer == layer.name);
@@ -140,8 +153,9 @@ fn plan_layer(teacher: &Teacher, layer: &Layer, maps: Vec<Map>, recipe: &Recipe)
         return Err(invalid("recipe.shard_samples", recipe.shard_samples, expected));
     }
     plan.parameters = block::parameters(&plan);
-    if plan.parameters.saturating_mul(4) > MAX_BLOCK_BYTES {
-        let expected = format!("it makes the block of {} {} parameters large", layer.name, plan.parameters);
+    let largest = if recipe.widens() { widened(&plan).parameters } else { plan.parameters };
+    if largest.saturating_mul(4) > MAX_BLOCK_BYTES {
+        let expected = format!("it makes the block of {} {largest} parameters large", layer.name);
         return Err(invalid("recipe.inter_ratio", recipe.inter_ratio, expected));
     }
     Ok(plan)

@@ -27,7 +27,7 @@ use deltaconv_proto::v1;
 use prost::Message;
 
 pub use error::Error;
-pub use layers::{keeping, trained_in};
+pub use layers::{keeping, trained_in, widened};
 pub use output::{check_output, claim_output};
 pub use tasks::{capture_ranges, earlier_students, evaluation_parts, is_mixed_in, synthesis_ranges};
 
@@ -84,6 +84,8 @@ pub async fn plan(spec: &v1::JobSpec) -> Result<v1::JobPlan, Error> {
     }
     let layers::Planned { layers, kept } = layers::plan(&teacher.teacher, &found, checked.recipe)?;
 
+    let widest = layers::widest(checked.recipe, &layers);
+
     let first = bucket(data.sizes[0], factor);
     let buckets = data.sizes.iter().map(|size| bucket(*size, factor));
     let plan = v1::JobPlan {
@@ -96,8 +98,8 @@ pub async fn plan(spec: &v1::JobSpec) -> Result<v1::JobPlan, Error> {
         latents: data.latents as u32,
         prompts: data.prompts as u32,
         capture_bytes: bytes::capture(spec, &layers),
-        checkpoint_bytes: bytes::checkpoint(spec, &layers),
-        output_bytes: bytes::output(&teacher.weights, &layers),
+        checkpoint_bytes: bytes::checkpoint(spec, &widest),
+        output_bytes: bytes::output(&teacher.weights, &widest),
         capture_tasks: capture_ranges(spec).len() as u32,
         distill_tasks: layers.len() as u32,
         evaluate_tasks: evaluation_parts(spec).len() as u32,

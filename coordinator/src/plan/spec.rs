@@ -21,6 +21,8 @@ const RETENTIONS: [&str; 2] = ["all", RESULTS];
 const SCHEDULES: [&str; 2] = ["cosine", Recipe::CONSTANT];
 /// What a training starts from.
 const STARTS: [&str; 2] = ["random", Recipe::RIDGE];
+/// Of the steps of rounds after the first one.
+const BUDGETS: [&str; 2] = ["even", Recipe::GAIN];
 const MAX_SAMPLES: u32 = 1 << 24;
 const MAX_URL_BYTES: usize = 2048;
 /// Each distill task lists the shards of all ranges; so many fit a message.
@@ -188,6 +190,9 @@ fn check_recipe(recipe: &Recipe) -> Result<(), Error> {
     if let Some(start) = recipe.start.as_deref().filter(|start| !STARTS.contains(start)) {
         return Err(invalid("recipe.start", format!("{start:?}"), format!("one of {}", STARTS.join(", "))));
     }
+    if let Some(budget) = recipe.budget.as_deref().filter(|budget| !BUDGETS.contains(budget)) {
+        return Err(invalid("recipe.budget", format!("{budget:?}"), format!("one of {}", BUDGETS.join(", "))));
+    }
     for (layer, &size) in &recipe.kernel_sizes {
         if !(1..=31).contains(&size) || size.is_multiple_of(2) {
             return Err(invalid(format!("recipe.kernel_sizes.{layer:.200}"), size, "an odd number from 1 to 31"));
@@ -210,6 +215,13 @@ fn check_rounds(recipe: &Recipe) -> Result<(), Error> {
     }
     // Every range of the first round is mixed in once: more than a half would train less on the student's.
     number("recipe.teacher_share", recipe.teacher_share, 0.0..=0.5)?;
+    if let Some(widen) = recipe.widen {
+        number("recipe.widen", widen, 0.0..=1.0)?;
+        if recipe.inter_ratio > 1.0 {
+            let expected = "at most 1 with recipe.widen, which doubles it for some layers, and 2 is the most";
+            return Err(invalid("recipe.inter_ratio", recipe.inter_ratio, expected));
+        }
+    }
     if recipe.teacher_share > 0.0 && Contents::of_recipe(recipe) == Contents::Inputs {
         let expected = "0 with recipe.store = \"inputs\": what the first round recorded has no outputs to mix in";
         return Err(invalid("recipe.teacher_share", recipe.teacher_share, expected));

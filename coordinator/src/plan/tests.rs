@@ -153,8 +153,20 @@ async fn specs_that_no_job_can_have_are_refused_by_field_and_value() {
         (|j| j.recipe().store = Some("outputs".to_owned()), &["recipe.store = \"outputs\"", "activations, inputs"]),
         (|j| j.recipe().schedule = Some("linear".to_owned()), &["recipe.schedule = \"linear\"", "cosine, constant"]),
         (|j| j.recipe().start = Some("zeros".to_owned()), &["recipe.start = \"zeros\"", "random, ridge"]),
+        (|j| j.recipe().budget = Some("error".to_owned()), &["recipe.budget = \"error\"", "even, gain"]),
         (|j| j.recipe().rounds = 9, &["recipe.rounds = 9", "0 to 8"]),
         (|j| j.recipe().rounds = 1, &["recipe.round_steps = 0"]),
+        (
+            |j| (j.recipe().rounds, j.recipe().round_steps, j.recipe().widen) = (1, 50, Some(1.5)),
+            &["recipe.widen = 1.5", "0 to 1"],
+        ),
+        (
+            |j| {
+                (j.recipe().rounds, j.recipe().round_steps, j.recipe().widen) = (1, 50, Some(0.01));
+                j.recipe().inter_ratio = 2.0;
+            },
+            &["recipe.inter_ratio = 2", "recipe.widen"],
+        ),
         (
             |j| (j.recipe().rounds, j.recipe().round_steps) = (1, 10),
             &["recipe.warmup_steps = 20", "recipe.round_steps = 10"],

@@ -260,7 +260,9 @@ impl Job {
 
     /// Whether the round finds what each layer's replacement alone costs.
     pub(super) fn finds_costs(&self, round: u32) -> bool {
-        round == 0 && self.spec.recipe.as_ref().is_some_and(|recipe| recipe.keep_costliest.is_some())
+        let is_asked_for =
+            |recipe: &v1::Recipe| recipe.keep_costliest.is_some() || recipe.is_by_gain() || recipe.widens();
+        round == 0 && self.spec.recipe.as_ref().is_some_and(is_asked_for)
     }
 
     /// Whether a distill task of the round reads what a task of this kind writes: what its own round recorded, and after
@@ -466,7 +468,8 @@ impl State {
         let Some(job) = self.jobs.get(id) else { return Vec::new() };
         let staying = self.staying(job);
         let stays = |layer: usize| staying.iter().any(|one| job.plan.layers[layer].name == one.layer);
-        let mut latest: BTreeMap<usize, &v1::DistillOutput> = BTreeMap::new();
+        let plans = [0, 1].map(|round| self.plan_of_round(job, round).layers);
+        let mut latest: BTreeMap<usize, (&v1::LayerPlan, &v1::DistillOutput)> = BTreeMap::new();
         // Tasks are in the order of rounds.
         for task in self.tasks_of(job) {
             if let (Kind::Distill { round: of, layer }, Some(output)) = (&task.kind, &task.distilled)
@@ -474,10 +477,10 @@ impl State {
                 && output.block.is_some()
                 && !stays(*layer)
             {
-                latest.insert(*layer, output);
+                latest.insert(*layer, (&plans[usize::from(*of > 0)][*layer], output));
             }
         }
-        latest.into_iter().map(|(layer, output)| (job.plan.layers[layer].clone(), output.clone())).collect()
+        latest.into_values().map(|(layer, output)| (layer.clone(), output.clone())).collect()
     }
 
     /// What came of training the blocks together, if the job has that and it is over.
@@ -527,9 +530,13 @@ impl State {
         trained.into_iter().filter_map(stays).collect()
     }
 
-    /// The job's plan as it came out, without the layers that stay attention.
+    /// The job's plan as it came out: with the blocks that stand, and without the layers that stay attention.
     pub fn plan_of_student(&self, job: &Job) -> v1::JobPlan {
-        plan::keeping(&job.plan, &self.staying(job))
+        let mut plan = job.plan.clone();
+        for (stands, _) in self.blocks(&job.id, job.rounds()) {
+            plan.layers.iter_mut().filter(|layer| layer.name == stands.name).for_each(|layer| *layer = stands.clone());
+        }
+        plan::keeping(&plan, &self.staying(job))
     }
 
     /// The accepted parts of the evaluation, in the order of [`plan::evaluation_parts`].

@@ -4,6 +4,7 @@
 //! Whoever drives it must make the [`Effects::writes`] of a transition durable before its answer leaves the process,
 //! and before its [`Effects::commands`] are carried out.
 
+mod budget;
 mod event;
 mod job;
 mod lease;
@@ -13,6 +14,7 @@ mod record;
 mod retention;
 mod status;
 mod task;
+mod width;
 mod worker;
 
 #[cfg(test)]

@@ -70,9 +70,12 @@ impl State {
         })?;
         let busy = self.busy(SOON);
         let is_asking = |id: &WorkerId| self.workers.get(id).is_some_and(|w| self.is_open(w, &busy, now));
+        // Those of the round that distill tasks are ready of, if any are.
+        let round = job.step().round;
+        let (plan, steps) = (self.plan_of_round(job, round), self.steps(job, round));
         let rank = |task: &&&Task| {
             let fit = self.placement.fit(&task.id, worker, is_asking);
-            (Step::of(&task.kind).position(job.course()), fit, Reverse(cost(job, task)))
+            (Step::of(&task.kind).position(job.course()), fit, Reverse(cost(&plan, task, &steps)))
         };
         ready.iter().min_by_key(rank).map(|task| task.id.clone())
     }
@@ -122,6 +125,7 @@ impl State {
         let block = |(layer, output): (v1::LayerPlan, v1::DistillOutput)| v1::BlockRef {
             layer: layer.name,
             object: output.block,
+            inter_ratio: layer.inter_ratio,
         };
         self.blocks(&job.id, round).into_iter().map(block).collect()
     }
@@ -132,6 +136,7 @@ impl State {
         let mut students = Vec::new();
         if job.starts_by_ridge(0) {
             let start = |(layer, output): (v1::LayerPlan, v1::DistillOutput)| v1::BlockRef {
+                inter_ratio: layer.inter_ratio,
                 layer: layer.name,
                 object: output.start,
             };
@@ -210,12 +215,17 @@ impl State {
             }
             Kind::Distill { round, layer } => v1::task_spec::Kind::Distill(v1::DistillTask {
                 round: *round,
-                layer: job.plan.layers.get(*layer).cloned(),
+                layer: self.plan_of_round(job, *round).layers.get(*layer).cloned(),
                 shards: self.shards_of_layer(job, *round, *layer)?,
                 resume: task.checkpoint.clone(),
                 start: round.checked_sub(1).and_then(|before| self.block_of(job, before, *layer)),
                 alone: job.finds_costs(*round),
                 start_by_ridge: job.starts_by_ridge(*round),
+                steps: self.steps(job, *round).get(*layer).copied()?,
+                start_inter_ratio: match round.checked_sub(1) {
+                    None => 0.0,
+                    Some(before) => self.plan_of_round(job, before).layers.get(*layer)?.inter_ratio,
+                },
             }),
             Kind::Evaluate(part) => v1::task_spec::Kind::Evaluate(v1::EvaluateTask {
                 part: Some(*part),
@@ -253,15 +263,14 @@ impl State {
     }
 }
 
-/// What a task costs beside its peers, in no unit: the longest begin first, so that none is left alone at the end.
-fn cost(job: &Job, task: &Task) -> u64 {
+/// What a task costs beside its peers, in no unit, where the plan's layers are trained for so many steps: the longest begin
+/// first, so that none is left alone at the end.
+fn cost(plan: &v1::JobPlan, task: &Task, steps: &[u32]) -> u128 {
     match &task.kind {
         Kind::Synthesise { .. } | Kind::Capture { .. } | Kind::Finetune => 0,
         Kind::Distill { layer, .. } => {
-            let layer = &job.plan.layers[*layer];
-            let pixels = u64::from(layer.height) * u64::from(layer.width);
-            let taps = u64::from(layer.kernel_size).pow(2);
-            pixels * u64::from(layer.channels) * (taps + 2 * u64::from(layer.channels))
+            let step = plan::cost::Block::planned(&plan.layers[*layer]).total();
+            step.saturating_mul(steps[*layer].into())
         }
         Kind::Evaluate(v1::evaluate_task::Part::Noise(_)) => 0,
         Kind::Evaluate(v1::evaluate_task::Part::Pictures(_)) => 1,

@@ -85,6 +85,7 @@ impl State {
             return status;
         }
         let mut samples_in_work = 0.0;
+        let steps = self.steps(job, step.round);
         for task in self.tasks_of(job).filter(|task| Step::of(&task.kind) == step) {
             status.tasks += 1;
             status.committed += u32::from(task.is_committed());
@@ -95,7 +96,7 @@ impl State {
             status.written_bytes = status.written_bytes.saturating_add(sum_sizes(task.outputs()));
             status.samples += task.samples;
             if !task.is_committed() {
-                samples_in_work += fraction(task) * samples(job, task) as f64;
+                samples_in_work += fraction(task) * samples(job, task, &steps) as f64;
             }
         }
         let until = if times.finished_unix_ms > 0 { times.finished_unix_ms } else { now.unix_ms };
@@ -117,11 +118,12 @@ impl State {
                 latest.insert(layer, (of, task));
             }
         }
-        let latest =
-            latest.into_iter().filter_map(|(layer, (round, task))| Some((job.plan.layers.get(layer)?, round, task)));
+        let latest = latest.into_iter().map(|(layer, (round, task))| (layer, round, task));
         let staying = self.staying(job);
-        let status = |(layer, round, task): (&v1::LayerPlan, u32, &Task)| {
-            let steps = steps(job, round);
+        let steps: Vec<Vec<u32>> = (0..=round).map(|round| self.steps(job, round)).collect();
+        let status = |(layer, round, task): (usize, u32, &Task)| {
+            let steps = steps[round as usize][layer].into();
+            let layer = &job.plan.layers[layer];
             let stays = staying.iter().any(|one| one.layer == layer.name);
             let progress = task.leased().and_then(|leased| leased.progress.clone()).unwrap_or_default();
             let resumed = task.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
@@ -205,19 +207,14 @@ fn sum_sizes<'a>(objects: impl Iterator<Item = &'a v1::ObjectRef>) -> u64 {
     objects.map(|object| object.size).fold(0, u64::saturating_add)
 }
 
-/// Training steps of a block in a round.
-fn steps(job: &Job, round: u32) -> u64 {
-    job.spec.recipe.as_ref().map_or(0, |recipe| u64::from(recipe.steps_of(round)))
-}
-
-/// Samples that a task goes through.
-fn samples(job: &Job, task: &Task) -> u64 {
+/// Samples that a task goes through, where layers are trained for so many steps.
+fn samples(job: &Job, task: &Task, steps: &[u32]) -> u64 {
     let of = |range: &v1::SampleRange| u64::from(range.end.saturating_sub(range.start));
     let recipe = job.spec.recipe.clone().unwrap_or_default();
     let evaluation = job.spec.evaluation.unwrap_or_default();
     match &task.kind {
         Kind::Synthesise { range } | Kind::Capture { range, .. } => of(range),
-        Kind::Distill { round, .. } => steps(job, *round) * u64::from(recipe.batch),
+        Kind::Distill { layer, .. } => u64::from(steps[*layer]) * u64::from(recipe.batch),
         Kind::Finetune => recipe.finetune.map_or(0, |of| u64::from(of.steps) * u64::from(of.batch)),
         Kind::Evaluate(v1::evaluate_task::Part::Noise(range)) => of(range),
         Kind::Evaluate(v1::evaluate_task::Part::Pictures(range)) => of(range) * u64::from(evaluation.ddim_steps),

@@ -11,10 +11,12 @@ use proptest::prelude::*;
 use super::*;
 use crate::store::{MemoryStore, Store};
 
+mod budget;
 mod finetune;
 mod hybrid;
 mod placement;
 mod retention;
+mod width;
 
 const TTL: Duration = Duration::from_secs(10);
 
@@ -216,10 +218,8 @@ fn done(start: &v1::Start) -> v1::Done {
             })
         }
         v1::task_spec::Kind::Finetune(finetune) => {
-            let block = |of: v1::BlockRef| v1::BlockRef {
-                object: Some(object(&keys::finetuned(&of.layer, &attempt))),
-                layer: of.layer,
-            };
+            let block =
+                |of: v1::BlockRef| v1::BlockRef { object: Some(object(&keys::finetuned(&of.layer, &attempt))), ..of };
             let blocks = finetune.blocks.into_iter().map(block).collect();
             let (error_before, error_after) = (0.02, 0.01);
             v1::done::Output::Finetune(v1::FinetuneOutput {

@@ -8,6 +8,7 @@ mod on_gpu;
 mod output;
 mod ridge;
 mod training;
+mod widen;
 
 use std::time::Instant;
 
@@ -24,7 +25,8 @@ use training::Training;
 pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done, Error> {
     let layer = task.layer.as_ref().ok_or(Error::Incomplete("layer"))?;
     let recipe = context.job.recipe.as_ref().ok_or(Error::Incomplete("recipe"))?;
-    let recipe = &v1::Recipe { steps: recipe.steps_of(task.round), ..recipe.clone() };
+    let steps = if task.steps > 0 { task.steps } else { recipe.steps_of(task.round) };
+    let recipe = &v1::Recipe { steps, ..recipe.clone() };
     let seed = context.job.data.as_ref().ok_or(Error::Incomplete("data"))?.seed;
     let steps = u64::from(recipe.steps);
     let shape = block_shape(layer)?;
@@ -42,7 +44,11 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
     let mut data = LayerData::open(context, (task.round, layer), &task.shards, recipe.samples as usize)?;
     let weights = match &task.start {
         None => initial::weights(&shape, seed, layer.index)?,
-        Some(block) => context.wait(blocks::read_one(&context.objects, layer, block))?,
+        Some(block) => {
+            let layer_before = blocks::of_width(layer.clone(), task.start_inter_ratio);
+            let trained = context.wait(blocks::read_one(&context.objects, &layer_before, block))?;
+            if trained.shape() == &shape { trained } else { widen::widened(&trained, &shape, seed, layer.index)? }
+        }
     };
     let opening = opened.elapsed();
     let placed = Instant::now();

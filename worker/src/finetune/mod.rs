@@ -133,7 +133,7 @@ fn write(context: &Context, blocks: &Blocks) -> Result<Vec<v1::BlockRef>, Error>
             bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
         }
         let object = context.wait(context.objects.put(&keys::finetuned(layer, &context.attempt), bytes))?;
-        Ok(v1::BlockRef { layer: layer.clone(), object: Some(object) })
+        Ok(v1::BlockRef { layer: layer.clone(), object: Some(object), ..v1::BlockRef::default() })
     };
     blocks.iter().map(one).collect()
 }

@@ -74,7 +74,7 @@ async fn what_a_layers_replacement_costs_is_told_where_it_was_asked_for() {
 #[tokio::test]
 async fn blocks_that_were_trained_together_are_those_of_all_layers_or_none() {
     let given = |plan: &JobPlan| {
-        let block = |layer: &LayerPlan| BlockRef { layer: layer.name.clone(), object: None };
+        let block = |layer: &LayerPlan| BlockRef { layer: layer.name.clone(), ..BlockRef::default() };
         Kind::Finetune(FinetuneTask { blocks: plan.layers[1..3].iter().map(block).collect(), resume: None })
     };
     let case = Case::new(given).await;
@@ -82,7 +82,7 @@ async fn blocks_that_were_trained_together_are_those_of_all_layers_or_none() {
     for layer in &case.plan.layers[1..3] {
         let key = keys::finetuned(&layer.name, &case.attempt);
         let object = case.objects.put(&key, made_up_block(layer, "x")).await.expect("writes");
-        blocks.push(BlockRef { layer: layer.name.clone(), object: Some(object) });
+        blocks.push(BlockRef { layer: layer.name.clone(), object: Some(object), ..BlockRef::default() });
     }
     let output = |blocks: &[BlockRef], error_after| {
         let blocks = blocks.to_vec();
@@ -200,6 +200,20 @@ async fn a_block_is_exactly_the_published_tensors() {
     std::fs::remove_file(case.job.path("job").join(&key)).expect("removes");
     let gone = ObjectRef { key, size: good.len() as u64, digest: digest::of(&good) };
     case.refused(distilled(gone), &["no object"]).await;
+}
+
+#[tokio::test]
+async fn of_a_wider_layer_a_block_as_before_is_refused() {
+    let wide = |plan: &JobPlan| crate::plan::widened(&plan.layers[2]);
+    let distill =
+        |plan: &JobPlan| Kind::Distill(DistillTask { round: 1, layer: Some(wide(plan)), ..DistillTask::default() });
+    let case = Case::new(distill).await;
+    let layer = &case.plan.layers[2];
+    let key = keys::block(1, &layer.name, &case.attempt);
+    let narrow = case.objects.put(&key, made_up_block(layer, "x")).await.expect("writes");
+    case.refused(distilled(narrow), &[&key, "bytes; expected"]).await;
+    let wide = case.objects.put(&key, made_up_block(&wide(&case.plan), "x")).await.expect("writes");
+    case.verify(distilled(wide)).await.expect("a block");
 }
 
 #[tokio::test]

@@ -108,7 +108,9 @@ fn layers(report: &Report) -> String {
         number("map"),
         number("channels"),
         number("kernel"),
+        number("inner width"),
         number("parameters"),
+        number("steps"),
         number("held-out error"),
         number("cost alone"),
         number("drift before it"),
@@ -120,14 +122,20 @@ fn layers(report: &Report) -> String {
             number(format_args!("{}×{}", layer.height, layer.map_width)),
             number(layer.width),
             number(layer.kernel_size),
+            number(if layer.inter_ratio > report.recipe.inter_ratio {
+                format!("{} (widened)", layer.inter_ratio)
+            } else {
+                layer.inter_ratio.to_string()
+            }),
             number(grouped(layer.parameters)),
+            number(grouped(layer.steps)),
             number(held_out(layer)),
             or_dash(layer.alone.as_ref().map(|alone| alone.epsilon_relative_mse)),
             or_dash(layer.residual_drift),
         ]
     };
     let what = format!(
-        "<p class=\"faint\">Held-out error: of the layer's output, over its mean square. Cost alone: error of the predicted \
+        "<p class=\"faint\">Steps: of its block's last training. Held-out error: of the layer's output, over its mean square. Cost alone: error of the predicted \
          noise when no other layer is replaced. Drift: squared difference of the student's residual stream from the \
          teacher's, over its mean square. Both over {} held-out samples.</p>\n",
         grouped(report.layer_samples),
@@ -264,7 +272,8 @@ fn rounds(recipe: &Recipe) -> String {
     }
     let share = recipe.teacher_share * 100.0;
     let steps = grouped(recipe.round_steps.into());
-    format!("{} of {steps} steps, {share:.0} % of the samples from the teacher", recipe.rounds)
+    let spread = if recipe.is_by_gain() { " on average" } else { "" };
+    format!("{} of {steps} steps{spread}, {share:.0} % of the samples from the teacher", recipe.rounds)
 }
 
 fn provenance(report: &Report) -> String {

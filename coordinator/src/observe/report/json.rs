@@ -99,6 +99,8 @@ pub(super) struct LayerEntry {
     pub(super) alone: Option<Alone>,
     /// The student's residual stream before it: squared difference from the teacher's over the teacher's mean square.
     pub(super) residual_drift: Option<f64>,
+    /// Of its block's last training, as many as it took.
+    pub(super) steps: u64,
     /// How often training diverged and went back.
     pub(super) setbacks: usize,
     /// What a regression at its end came to.
@@ -109,6 +111,8 @@ pub(super) struct LayerEntry {
     /// Height of its map.
     pub(super) height: u32,
     pub(super) map_width: u32,
+    /// Inner width of its block over the channels: where that is more than the recipe's, it was widened after the first round.
+    pub(super) inter_ratio: f64,
     pub(super) parameters: u64,
     pub(super) multiply_accumulates: Operations,
 }
@@ -123,7 +127,7 @@ pub(super) struct Operations {
 impl Operations {
     fn of(plan: &LayerPlan) -> Self {
         let (channels, map) = (plan.channels as usize, [plan.height as usize, plan.width as usize]);
-        let block = cost::Block::of(channels, map, plan.kernel_size, plan.inter_ratio, &plan.scales);
+        let block = cost::Block::planned(plan);
         let count = |n: u128| u64::try_from(n).unwrap_or(u64::MAX);
         Self { attention: count(cost::Attention::of(channels, map).total()), blocks: count(block.total()) }
     }
@@ -244,12 +248,14 @@ impl LayerEntry {
                 epsilon_relative_mse_by_timestep_quarter: alone.by_timestep_quarter,
             }),
             residual_drift: found.map(|found| found.drift),
+            steps: layer.training.curve.last().map_or(0, |point| point.step),
             setbacks: layer.training.setbacks.len(),
             solved: layer.training.solved,
             kernel_size: layer.plan.kernel_size,
             width: layer.plan.channels,
             height: layer.plan.height,
             map_width: layer.plan.width,
+            inter_ratio: layer.plan.inter_ratio,
             parameters: layer.plan.parameters,
             multiply_accumulates: Operations::of(&layer.plan),
         }

@@ -11,6 +11,7 @@ mod tests;
 use deltaconv_proto::block;
 use deltaconv_proto::objects::{self, Objects};
 use deltaconv_proto::teacher::{Layer, Teacher};
+use deltaconv_proto::v1::LayerPlan;
 use serde::Serialize;
 
 pub use published::{Published, Row as PublishedRow};
@@ -150,6 +151,12 @@ impl Block {
             linears: l * c * inner + l * gated * c + c * c,
             depthwise: u128::from(kernel_size).pow(2) * inner * pooled,
         }
+    }
+
+    /// Of a layer as it is planned, over its map: of a job with several sizes, that of the first.
+    pub fn planned(layer: &LayerPlan) -> Self {
+        let map = [layer.height, layer.width].map(|side| side as usize);
+        Self::of(layer.channels as usize, map, layer.kernel_size, layer.inter_ratio, &layer.scales)
     }
 
     /// All of it.

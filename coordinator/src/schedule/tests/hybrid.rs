@@ -4,15 +4,16 @@ use super::*;
 
 /// A job's tasks as workers were given them, when each distill task is answered with what `distilled` makes of its usual
 /// output.
-fn worked(
+pub(super) fn worked(
+    plan: v1::JobPlan,
     spec: v1::JobSpec,
     distilled: impl Fn(&v1::DistillTask, &mut v1::DistillOutput),
 ) -> (Coordinator, JobId, Vec<v1::TaskSpec>) {
     let mut c = Coordinator::new();
-    let job = c.submit_spec(spec);
+    let job = c.run(|state, now, effects| state.submit(spec, plan, now, effects)).expect("accepted").0;
     let worker = c.join();
     let (mut reports, mut given) = (Vec::new(), Vec::new());
-    for _ in 0..40 {
+    for _ in 0..100 {
         let response = c.sync(&worker, std::mem::take(&mut reports));
         c.carry_out();
         for start in response.start {
@@ -50,7 +51,7 @@ fn names(blocks: &[(v1::LayerPlan, v1::DistillOutput)]) -> Vec<&str> {
 
 #[test]
 fn a_layer_that_was_not_learned_stays_attention_and_the_job_says_so() {
-    let (c, job, given) = worked(with_rounds(spec()), |task, output| {
+    let (c, job, given) = worked(job_plan(), with_rounds(spec()), |task, output| {
         if layer(task) == "mid" {
             *output = v1::DistillOutput { unlearned: "it diverged".into(), ..v1::DistillOutput::default() };
         }
@@ -68,7 +69,7 @@ fn a_layer_that_was_not_learned_stays_attention_and_the_job_says_so() {
 fn the_costliest_layers_stay_attention_from_the_second_round_on() {
     let mut spec = with_rounds(spec());
     spec.recipe = spec.recipe.map(|recipe| v1::Recipe { keep_costliest: Some(1), ..recipe });
-    let (c, job, given) = worked(spec, |task, output| {
+    let (c, job, given) = worked(job_plan(), spec, |task, output| {
         assert_eq!(task.alone, task.round == 0);
         output.alone_error = task.alone.then_some(if layer(task) == "mid" { 0.02 } else { 0.01 });
     });
@@ -92,7 +93,7 @@ fn the_costliest_layers_stay_attention_from_the_second_round_on() {
 fn of_equals_no_more_stay_than_are_to() {
     let mut spec = spec();
     spec.recipe = spec.recipe.map(|recipe| v1::Recipe { keep_costliest: Some(1), ..recipe });
-    let (c, job, _) = worked(spec, |_, output| output.alone_error = Some(0.01));
+    let (c, job, _) = worked(job_plan(), spec, |_, output| output.alone_error = Some(0.01));
     assert_eq!(c.state.staying(c.state.job(&job).expect("known")).len(), 1);
     assert_eq!(c.state.blocks(&job, 0).len(), 1);
 }
