@@ -16,7 +16,8 @@ use crate::capture::Inputs;
 use crate::models::Teacher;
 use crate::teacher::{Conditions, Denoiser, LoadOptions, Original, Sampler, Weights};
 
-/// A shipped teacher with blocks of small random weights in place of its layers but for the second one, which stays.
+/// A shipped teacher with blocks of small random weights in place of its last layer and of the one two before it, with attention
+/// between them through which gradients go.
 fn student(name: &str, folder: &str, gate: Gate) -> (Teacher, Blocks) {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../cli/teachers").join(name);
     let config = Configuration::parse(&fs::read(root.join(folder).join("config.json")).unwrap()).unwrap();
@@ -26,7 +27,8 @@ fn student(name: &str, folder: &str, gate: Gate) -> (Teacher, Blocks) {
     let sampler = Sampler::new(Scheduler::parse(&scheduler).unwrap());
     let (height, width) = config.sample_size().unwrap();
     let mut blocks = Blocks::new();
-    for layer in config.layers(height, width).unwrap().iter().filter(|layer| layer.index != 1) {
+    let layers = config.layers(height, width).unwrap();
+    for layer in layers.iter().filter(|layer| [1, 3].contains(&(layers.len() - layer.index))) {
         let shape = BlockShape::new(layer.channels, 0.5, 3, vec![1.0, 0.5], gate).unwrap();
         let mut block = Parameters::zeros(&shape);
         for (i, value) in block.values_mut().iter_mut().enumerate() {
