@@ -273,7 +273,7 @@ struct FinetuneTable {
 
 impl Default for FinetuneTable {
     fn default() -> Self {
-        Self { steps: 0, batch: 16, learning_rate: 3e-4 }
+        Self { steps: 0, batch: 16, learning_rate: 1e-3 }
     }
 }
 

@@ -80,10 +80,15 @@ fn stages(stages: &[v1::StageStatus]) -> String {
 }
 
 fn layers(layers: &[v1::LayerStatus]) -> String {
-    let mut listing =
-        table::table(["layer", "map", "channels", "kernel", "state", "step", "held-out error", "samples/s"]);
+    let mut columns = vec!["layer", "map", "channels", "kernel", "state", "step", "held-out error", "samples/s"];
+    let costs_are_known = layers.iter().any(|layer| layer.alone_error.is_some());
+    if costs_are_known {
+        columns.push("alone");
+    }
+    let numbers: Vec<usize> = (1..columns.len()).filter(|column| columns[*column] != "state").collect();
+    let mut listing = table::with_headings(columns.into_iter().map(str::to_uppercase));
     for layer in layers {
-        listing.add_row([
+        let mut row = vec![
             layer.name.clone(),
             format!("{}×{}", layer.height, layer.width),
             layer.channels.to_string(),
@@ -92,9 +97,13 @@ fn layers(layers: &[v1::LayerStatus]) -> String {
             format!("{}/{}", layer.step, layer.steps),
             table::figure(layer.held_out_error, |error| format!("{error:.5}")),
             table::figure(layer.samples_per_second, |rate| format!("{rate:.0}")),
-        ]);
+        ];
+        if costs_are_known {
+            row.push(table::figure(layer.alone_error.unwrap_or(f64::NAN), |error| format!("{error:.5}")));
+        }
+        listing.add_row(row);
     }
-    table::numbers(&mut listing, &[1, 2, 3, 5, 6, 7]);
+    table::numbers(&mut listing, &numbers);
     table::text(&listing)
 }
 

@@ -132,7 +132,7 @@ pub(crate) fn json(url: &str, arguments: &[&str]) -> Value {
 /// The tasks of a stage, from a job's status.
 pub(crate) fn tasks<'a>(status: &'a Value, stage: &str) -> Vec<&'a Value> {
     let part = format!("/{stage}/");
-    let of_stage = |task: &&Value| task["task_id"].as_str().is_some_and(|id| id.contains(&part));
+    let of_stage = |task: &&Value| task["task_id"].as_str().is_some_and(|id| format!("{id}/").contains(&part));
     status["tasks"].as_array().expect("tasks").iter().filter(of_stage).collect()
 }
 

@@ -111,11 +111,14 @@ impl State {
         let began = |round: &u32| job.times(Step { stage: Stage::Capture, round: *round }).started_unix_ms > 0;
         let round = (0..=job.rounds()).rev().find(began).unwrap_or(0);
         let mut latest: BTreeMap<usize, (u32, &Task)> = BTreeMap::new();
+        let mut alone: BTreeMap<usize, f64> = BTreeMap::new();
         for task in self.tasks_of(job) {
             if let Kind::Distill { round: of, layer } = task.kind
                 && of <= round
             {
                 latest.insert(layer, (of, task));
+                let error = task.distilled.as_ref().and_then(|distilled| distilled.alone_error);
+                alone.extend(error.map(|error| (layer, error)));
             }
         }
         let latest = latest.into_iter().map(|(layer, (round, task))| (layer, round, task));
@@ -123,6 +126,7 @@ impl State {
         let steps: Vec<Vec<u32>> = (0..=round).map(|round| self.steps(job, round)).collect();
         let status = |(layer, round, task): (usize, u32, &Task)| {
             let steps = steps[round as usize][layer].into();
+            let alone_error = alone.get(&layer).copied();
             let layer = &job.plan.layers[layer];
             let stays = staying.iter().any(|one| one.layer == layer.name);
             let progress = task.leased().and_then(|leased| leased.progress.clone()).unwrap_or_default();
@@ -147,6 +151,7 @@ impl State {
                 held_out_error: error,
                 samples_per_second: progress.samples_per_second,
                 round,
+                alone_error,
             }
         };
         latest.map(status).collect()
