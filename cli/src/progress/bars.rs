@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use deltaconv_proto::v1;
+use deltaconv_proto::{keys, v1};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::describe;
@@ -14,8 +14,8 @@ use crate::stage;
 const LENGTH: u64 = 1000;
 /// Of more layers only those that run have a bar, so that the stages stay in sight.
 const MOST_LAYERS: usize = 16;
-/// The stage that follows the blocks' training.
-const STAGE_AFTER_LAYERS: &str = "assemble";
+/// What follows the layers' own trainings: the first of these stages that a job has.
+const AFTER_LAYERS: [&str; 2] = [keys::FINETUNE, "assemble"];
 
 /// The bars on the terminal.
 pub(super) struct Bars {
@@ -81,7 +81,7 @@ impl Bars {
             bar.set(describe::stage_fraction(stage), describe::stage(stage, left));
         }
         // Layers stand below the stage that trains them.
-        let next = self.stages.get(STAGE_AFTER_LAYERS).map(|stage| &stage.bar);
+        let next = AFTER_LAYERS.iter().find_map(|stage| self.stages.get(*stage)).map(|stage| &stage.bar);
         let has_room = status.layers.len() <= MOST_LAYERS;
         for (layer, name) in status.layers.iter().zip(names) {
             if !has_room && layer.state != "running" {

@@ -13,6 +13,7 @@ mod placement;
 mod record;
 mod retention;
 mod status;
+mod step;
 mod task;
 mod width;
 mod worker;
@@ -27,8 +28,9 @@ use deltaconv_proto::ids::{JobId, TaskId, WorkerId};
 use deltaconv_proto::v1;
 
 pub use event::{Command, Effects, Now};
-pub use job::{Job, JobState, Stage, Step};
+pub use job::{Job, JobState};
 pub use retention::Fate;
+pub use step::{Stage, Step};
 pub use task::{Kind, Leased, Phase, Task};
 pub use worker::Worker;
 

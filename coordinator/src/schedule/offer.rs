@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use deltaconv_proto::ids::{AttemptId, TaskId, WorkerId};
 use deltaconv_proto::v1;
 
-use super::job::Course;
 use super::status::fraction;
+use super::step::Course;
 use super::{Command, Effects, Job, Kind, Leased, Now, Phase, Stage, State, Step, Task, Worker};
 use crate::plan;
 use crate::store::Write;
