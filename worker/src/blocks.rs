@@ -1,11 +1,12 @@
-//! The trained blocks of a round, from the objects that tasks wrote.
+//! Trained blocks as objects: read from what tasks wrote, and written.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use candle_core::Tensor;
 use deltaconv_kernels::{BlockOp, Parameters};
 use deltaconv_proto::objects::Objects;
+use deltaconv_proto::safetensors::{Dtype, serialize_header};
 use deltaconv_proto::{block, v1};
 use futures::{StreamExt, TryStreamExt};
 
@@ -53,6 +54,22 @@ pub(crate) async fn read_one(
         parameters.set(&name, &container.f32(&name, &dims)?)?;
     }
     Ok(parameters)
+}
+
+/// Writes a block with its published tensor names.
+pub(crate) async fn write(
+    objects: &Objects,
+    key: &str,
+    block: &Parameters,
+    metadata: &BTreeMap<String, String>,
+) -> Result<v1::ObjectRef, Error> {
+    let tensors: Vec<_> = block.iter().collect();
+    let header = tensors.iter().map(|(tensor, _)| (tensor.name.as_str(), Dtype::F32, tensor.dims.as_slice()));
+    let mut bytes = serialize_header(header, metadata)?;
+    for (_, values) in tensors {
+        bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+    }
+    Ok(objects.put(key, bytes).await?)
 }
 
 /// The blocks in place of attention.

@@ -15,6 +15,7 @@ mod distill;
 mod evaluate;
 mod finetune;
 mod models;
+mod optimiser;
 pub mod profile;
 pub mod sample;
 mod shards;

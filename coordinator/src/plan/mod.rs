@@ -83,7 +83,6 @@ pub async fn plan(spec: &v1::JobSpec) -> Result<v1::JobPlan, Error> {
         return Err(Error::NoLayers { url: checked.teacher_folder.url().to_owned() });
     }
     let layers::Planned { layers, kept } = layers::plan(&teacher.teacher, &found, checked.recipe)?;
-
     let widest = layers::widest(checked.recipe, &layers);
 
     let first = bucket(data.sizes[0], factor);

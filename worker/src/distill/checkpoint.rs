@@ -1,10 +1,10 @@
 //! Checkpoints: all that training needs to go on, to the bit, where another attempt stopped.
 //!
 //! A safetensors object: `weights`, `first_moments`, `second_moments`, and where there is one `average`, `best`, the block with
-//! the least held-out error so far, and `start`, the one that a regression gave to begin with, [parameters] f32; `curve` [points, 3] f64 of step, training and held-out error;
-//! `setbacks` [n, 3] f64 of step, error, and the learning rate from there on over the recipe's; `position` [4] f64 of steps
-//! taken, the sum and the number of errors since the curve's last point, and the least error of a stretch. The position in
-//! the data follows from the step.
+//! the least held-out error so far, and `start`, the one that a regression gave to begin with, [parameters] f32; `curve`
+//! [points, 3] f64 of step, training and held-out error; `setbacks` [n, 3] f64 of step, error, and the learning rate from
+//! there on over the recipe's; `position` [4] f64 of steps taken, the sum and the number of errors since the curve's last
+//! point, and the least error of a stretch. The position in the data follows from the step.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use deltaconv_kernels::{Parameters, adamw};
 use deltaconv_proto::safetensors::{Dtype, serialize_header};
 use deltaconv_proto::{keys, v1};
 
-use super::health::{Health, Setback, Stretch};
-use super::training::{CurvePoint, Record, Trained, Training};
+use super::health::{CurvePoint, Health, Setback, Stretch};
+use super::training::{Record, Trained, Training};
 use crate::container::Container;
 use crate::task::{Context, Error};
 
@@ -46,10 +46,8 @@ pub(super) fn resume(context: &Context, checkpoint: &v1::Checkpoint, training: &
 
 fn encode(trained: &Trained) -> Result<Vec<u8>, Error> {
     let (state, record) = (&trained.optimiser, &trained.record);
-    let point = |point: &CurvePoint| [point.step as f64, point.training_error, point.held_out_error];
-    let setback = |setback: &Setback| [setback.step as f64, setback.error, setback.rate];
-    let curve = record.curve.iter().flat_map(point);
-    let setbacks = record.health.setbacks.iter().flat_map(setback);
+    let curve = record.curve.iter().flat_map(CurvePoint::row);
+    let setbacks = record.health.setbacks.iter().flat_map(Setback::row);
     let position = [state.step as f64, record.since.sum, record.since.steps as f64, record.health.least];
     let arenas = [
         Some(("weights", &trained.weights)),
@@ -86,8 +84,6 @@ fn decode(key: &str, bytes: &[u8], like: &Trained) -> Result<Trained, Error> {
     let rows = |name: &str| container.f64(name, &[container.rows(name)?, 3]);
     let (curve, setbacks) = (rows("curve")?, rows("setbacks")?);
     let position = container.f64("position", &[4])?;
-    let point = |row: &[f64]| CurvePoint { step: row[0] as u64, training_error: row[1], held_out_error: row[2] };
-    let setback = |row: &[f64]| Setback { step: row[0] as u64, error: row[1], rate: row[2] };
     Ok(Trained {
         weights: arena("weights")?,
         optimiser: adamw::State {
@@ -99,9 +95,9 @@ fn decode(key: &str, bytes: &[u8], like: &Trained) -> Result<Trained, Error> {
         record: Record {
             best: optional("best")?,
             start: optional("start")?,
-            curve: curve.chunks_exact(3).map(point).collect(),
+            curve: curve.chunks_exact(3).map(CurvePoint::of_row).collect(),
             since: Stretch { sum: position[1], steps: position[2] as u64 },
-            health: Health { least: position[3], setbacks: setbacks.chunks_exact(3).map(setback).collect() },
+            health: Health { least: position[3], setbacks: setbacks.chunks_exact(3).map(Setback::of_row).collect() },
         },
     })
 }

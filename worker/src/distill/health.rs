@@ -33,6 +33,27 @@ impl Stretch {
     }
 }
 
+/// One point of a training's curve. Errors are squared errors over the mean square of what is learned.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct CurvePoint {
+    pub(crate) step: u64,
+    /// Mean over the steps since the last point, without those that were taken back; the held-out error where there are none.
+    pub(crate) training_error: f64,
+    pub(crate) held_out_error: f64,
+}
+
+impl CurvePoint {
+    /// As a checkpoint has it.
+    pub(crate) fn row(&self) -> [f64; 3] {
+        [self.step as f64, self.training_error, self.held_out_error]
+    }
+
+    /// Of a row of three.
+    pub(crate) fn of_row(row: &[f64]) -> Self {
+        Self { step: row[0] as u64, training_error: row[1], held_out_error: row[2] }
+    }
+}
+
 /// A stretch that was taken back.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Setback {
@@ -42,6 +63,18 @@ pub(crate) struct Setback {
     pub(crate) error: f64,
     /// The learning rate from there on, over the recipe's.
     pub(crate) rate: f64,
+}
+
+impl Setback {
+    /// As a checkpoint has it.
+    pub(crate) fn row(&self) -> [f64; 3] {
+        [self.step as f64, self.error, self.rate]
+    }
+
+    /// Of a row of three.
+    pub(crate) fn of_row(row: &[f64]) -> Self {
+        Self { step: row[0] as u64, error: row[1], rate: row[2] }
+    }
 }
 
 /// How a training went so far.

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use deltaconv_kernels::Parameters;
-use deltaconv_proto::safetensors::{Dtype, serialize_header};
 use deltaconv_proto::{keys, v1};
 
-use super::health::Setback;
-use super::training::{CurvePoint, Solved, Training};
+use super::health::{CurvePoint, Setback};
+use super::training::{Solved, Training};
+use crate::blocks;
 use crate::task::{Context, Error};
 
 /// Writes the block with its published tensor names, and with its held-out error, its curve and its setbacks as metadata. The same
@@ -33,7 +33,7 @@ pub(super) fn write(
         metadata.insert("solved".to_owned(), format!("[{before:e},{after:e}]"));
     }
     let key = keys::block(round, &layer.name, &context.attempt);
-    put(context, &key, training.block(), &metadata)
+    context.wait(blocks::write(&context.objects, &key, training.block(), &metadata))
 }
 
 /// Writes the block that training started from, with its published tensor names.
@@ -42,20 +42,6 @@ pub(super) fn write_start(
     layer: &v1::LayerPlan,
     start: &Parameters,
 ) -> Result<v1::ObjectRef, Error> {
-    put(context, &keys::start(&layer.name, &context.attempt), start, &BTreeMap::new())
-}
-
-fn put(
-    context: &Context,
-    key: &str,
-    block: &Parameters,
-    metadata: &BTreeMap<String, String>,
-) -> Result<v1::ObjectRef, Error> {
-    let tensors: Vec<_> = block.iter().collect();
-    let header = tensors.iter().map(|(tensor, _)| (tensor.name.as_str(), Dtype::F32, tensor.dims.as_slice()));
-    let mut bytes = serialize_header(header, metadata)?;
-    for (_, values) in tensors {
-        bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-    }
-    Ok(context.wait(context.objects.put(key, bytes))?)
+    let key = keys::start(&layer.name, &context.attempt);
+    context.wait(blocks::write(&context.objects, &key, start, &BTreeMap::new()))
 }

@@ -10,12 +10,13 @@ use deltaconv_proto::draw::Batches;
 use deltaconv_proto::v1::{LayerPlan, Recipe};
 use rayon::prelude::*;
 
-use super::health::{Health, Seen, Setback, Stretch};
+use super::health::{CurvePoint, Health, Seen, Setback, Stretch};
 #[cfg(feature = "cuda")]
 use super::on_gpu::{HeldOut, OnGpu};
 use crate::accelerator::Accelerator;
 #[cfg(feature = "cuda")]
 use crate::accelerator::Cuda;
+use crate::optimiser;
 use crate::shards::{Batch, LayerData, Rows};
 use crate::task::Error;
 
@@ -25,19 +26,6 @@ const CURVE_POINTS: u64 = 20;
 const STALE_POINTS: usize = 6;
 /// Steps after which it is looked, at the latest, whether a training still goes well.
 const STRETCH: u64 = 50;
-/// The learning rate falls to this share of its peak.
-const FINAL_RATE: f64 = 0.01;
-/// The prototype's; 0.999 remembers too long for runs of some hundred steps.
-const BETA2: f64 = 0.99;
-
-/// One point of a layer's curve. Errors are squared errors over the output's mean square.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct CurvePoint {
-    pub(super) step: u64,
-    /// Mean over the steps since the last point, without those that were taken back; the held-out error where there are none.
-    pub(super) training_error: f64,
-    pub(super) held_out_error: f64,
-}
 
 /// What a checkpoint holds.
 #[derive(Clone, Debug)]
@@ -139,13 +127,7 @@ impl Training {
         #[cfg(not(feature = "cuda"))]
         let Accelerator::None = accelerator;
         let shape = weights.shape().clone();
-        let optimiser = AdamW {
-            beta2: BETA2,
-            weight_decay: recipe.weight_decay,
-            clip_norm: (recipe.clip_norm > 0.0).then_some(recipe.clip_norm),
-            ema_decay: recipe.ema_decay,
-            ..AdamW::default()
-        };
+        let optimiser = optimiser::of_recipe(recipe);
         let trained = Trained {
             optimiser: adamw::State::new(&weights, recipe.ema_decay > 0.0),
             weights,
@@ -257,9 +239,7 @@ impl Training {
         if self.recipe.schedule.as_deref() == Some(Recipe::CONSTANT) {
             return peak;
         }
-        let fraction = (step - warmup) / (f64::from(self.recipe.steps) - warmup).max(1.0);
-        let cosine = 0.5 * (1.0 + (std::f64::consts::PI * fraction).cos());
-        peak * (FINAL_RATE + (1.0 - FINAL_RATE) * cosine)
+        peak * optimiser::cosine(step, warmup, f64::from(self.recipe.steps))
     }
 
     /// The batches that are to come, in order.

@@ -9,6 +9,7 @@
 //! `teacher`, `student`, `removed` [n, 3, H, W] f32 and `prompt` [n] i64; and of earlier students `rounds` [r, n, 3, H, W] f32.
 
 mod alone;
+mod held_out;
 mod layers;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ use crate::task::{Context, Error};
 use crate::teacher::{Denoiser, Guidance, Original, Removed, SelfAttention, Solver, Steps};
 
 pub(crate) use alone::error as error_alone;
+pub(crate) use held_out::HeldOut;
 use layers::ByLayer;
 
 /// Samples that go through a model at a time.

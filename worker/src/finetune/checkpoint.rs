@@ -13,9 +13,9 @@ use deltaconv_proto::safetensors::{Dtype, serialize_header};
 use deltaconv_proto::{keys, v1};
 
 use super::student::Blocks;
-use super::training::{Point, State, Training};
+use super::training::{State, Training};
 use crate::container::Container;
-use crate::distill::health::{Health, Setback, Stretch};
+use crate::distill::health::{CurvePoint, Health, Setback, Stretch};
 use crate::task::{Context, Error};
 
 const WEIGHTS: &str = "weights";
@@ -51,10 +51,8 @@ pub(super) fn resume(context: &Context, checkpoint: &v1::Checkpoint, training: &
 }
 
 pub(super) fn encode(state: &State) -> Result<Vec<u8>, Error> {
-    let point = |point: &Point| [point.step as f64, point.training_error, point.held_out_error];
-    let setback = |setback: &Setback| [setback.step as f64, setback.error, setback.rate];
-    let curve = state.curve.iter().flat_map(point);
-    let setbacks = state.health.setbacks.iter().flat_map(setback);
+    let curve = state.curve.iter().flat_map(CurvePoint::row);
+    let setbacks = state.health.setbacks.iter().flat_map(Setback::row);
     let position = [state.step as f64, state.since.sum, state.since.steps as f64, state.health.least];
 
     let arenas = state.blocks.iter().flat_map(|(layer, block)| {
@@ -103,15 +101,13 @@ pub(super) fn decode(key: &str, bytes: &[u8], like: &State) -> Result<State, Err
         blocks.insert(layer.clone(), Arc::new(arena(WEIGHTS)?));
         best.insert(layer.clone(), Arc::new(arena(BEST)?));
     }
-    let point = |row: &[f64]| Point { step: row[0] as u64, training_error: row[1], held_out_error: row[2] };
-    let setback = |row: &[f64]| Setback { step: row[0] as u64, error: row[1], rate: row[2] };
     Ok(State {
         blocks,
         optimisers,
         step,
-        curve: curve.chunks_exact(3).map(point).collect(),
+        curve: curve.chunks_exact(3).map(CurvePoint::of_row).collect(),
         since: Stretch { sum: position[1], steps: position[2] as u64 },
-        health: Health { least: position[3], setbacks: setbacks.chunks_exact(3).map(setback).collect() },
+        health: Health { least: position[3], setbacks: setbacks.chunks_exact(3).map(Setback::of_row).collect() },
         best,
     })
 }

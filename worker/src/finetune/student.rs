@@ -7,6 +7,7 @@ use candle_core::{Result as CandleResult, Tensor, Var};
 use deltaconv_kernels::cpu::{self, Workspace};
 use deltaconv_kernels::{BlockOp, Parameters};
 
+use crate::blocks;
 use crate::capture::Inputs;
 use crate::models::Teacher;
 use crate::task::Error;
@@ -117,16 +118,9 @@ impl SelfAttention for Tracked<'_> {
     }
 }
 
-/// The blocks in place of attention, without a graph.
-pub(super) struct Plain<'a>(pub(super) &'a Blocks);
-
-impl SelfAttention for Plain<'_> {
-    fn apply(&mut self, call: &Call<'_>) -> Result<Tensor, teacher::Error> {
-        match self.0.get(&call.layer.name) {
-            Some(parameters) => Ok(call.input.apply_op1_no_bwd(&BlockOp::new(parameters.clone()))?),
-            None => call.attention(),
-        }
-    }
+/// The blocks as they take the place of attention where nothing is tracked.
+pub(super) fn in_place(blocks: &Blocks) -> blocks::Blocks {
+    blocks.iter().map(|(layer, block)| (layer.clone(), BlockOp::new(block.clone()))).collect()
 }
 
 /// What a step's batch gave.

@@ -10,8 +10,9 @@ use deltaconv_proto::teacher::{Scheduler, Teacher as Configuration};
 use deltaconv_proto::v1::{Finetune, Recipe};
 
 use super::checkpoint::{decode, encode};
-use super::student::{Blocks, Plain, gradients};
+use super::student::{Blocks, gradients, in_place};
 use super::training::{Looked, Training};
+use crate::blocks::InPlace;
 use crate::capture::Inputs;
 use crate::models::Teacher;
 use crate::teacher::{Conditions, Denoiser, LoadOptions, Original, Sampler, Weights};
@@ -52,8 +53,9 @@ fn inputs(seed: usize) -> Inputs {
 fn error(teacher: &Teacher, blocks: &Blocks, inputs: &Inputs) -> f64 {
     let noise = |tensor: Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let expected = noise(inputs.predict(teacher, &mut Original).unwrap());
-    let found = noise(inputs.predict(teacher, &mut Plain(blocks)).unwrap());
-    super::squares(&found, Some(&expected)) / super::squares(&expected, None)
+    let found = noise(inputs.predict(teacher, &mut InPlace(&in_place(blocks))).unwrap());
+    let squares = |of: &dyn Fn(usize) -> f32| (0..expected.len()).map(|i| f64::from(of(i)).powi(2)).sum::<f64>();
+    squares(&|i| found[i] - expected[i]) / squares(&|i| expected[i])
 }
 
 const SETTINGS: Finetune = Finetune { steps: 12, batch: 2, learning_rate: 2e-3 };

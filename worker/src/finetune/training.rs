@@ -7,27 +7,16 @@ use deltaconv_kernels::{AdamW, Parameters, adamw};
 use deltaconv_proto::v1::{Finetune, Recipe};
 
 use super::student::{Blocks, Found};
-use crate::distill::health::{Health, Seen, Setback, Stretch};
+use crate::distill::health::{CurvePoint, Health, Seen, Setback, Stretch};
+use crate::optimiser;
 use crate::task::Error;
 
 /// Points of the curve after the one before the first step.
 const CURVE_POINTS: u64 = 10;
 /// Steps after which it is looked, at the latest, whether training still goes well.
 const STRETCH: u64 = 20;
-/// The learning rate rises for this share of the steps, and falls to this share of its peak.
+/// The learning rate rises for this share of the steps.
 const WARM_UP: f64 = 0.05;
-const FINAL_RATE: f64 = 0.01;
-/// As of the blocks' own training.
-const BETA2: f64 = 0.99;
-
-/// One point of the curve: squared errors of the predicted noise over the teacher's mean square.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Point {
-    pub(super) step: u64,
-    /// Mean over the steps since the last point; the held-out error where there are none.
-    pub(super) training_error: f64,
-    pub(super) held_out_error: f64,
-}
 
 /// What training goes on from.
 #[derive(Clone, Debug)]
@@ -36,7 +25,8 @@ pub(super) struct State {
     pub(super) optimisers: BTreeMap<String, adamw::State>,
     /// Steps taken.
     pub(super) step: u64,
-    pub(super) curve: Vec<Point>,
+    /// Of squared errors of the predicted noise over the teacher's mean square.
+    pub(super) curve: Vec<CurvePoint>,
     pub(super) since: Stretch,
     pub(super) health: Health,
     /// The blocks at the best point of the curve.
@@ -66,12 +56,9 @@ impl Training {
     /// A training that starts from these blocks.
     pub(super) fn new(blocks: Blocks, recipe: &Recipe, settings: Finetune) -> Self {
         let optimiser = AdamW {
-            beta2: BETA2,
-            weight_decay: recipe.weight_decay,
-            clip_norm: (recipe.clip_norm > 0.0).then_some(recipe.clip_norm),
             // Over a tenth of the steps at most, so that a short training shows.
             ema_decay: recipe.ema_decay.min(1.0 - 10.0 / f64::from(settings.steps.max(20))),
-            ..AdamW::default()
+            ..optimiser::of_recipe(recipe)
         };
         let averaged = recipe.ema_decay > 0.0;
         let optimisers = blocks.iter().map(|(layer, block)| (layer.clone(), adamw::State::new(block, averaged)));
@@ -115,9 +102,7 @@ impl Training {
         if step < warm_up {
             return peak * (step + 1.0) / warm_up;
         }
-        let fraction = (step - warm_up) / (steps - warm_up).max(1.0);
-        let cosine = 0.5 * (1.0 + (std::f64::consts::PI * fraction).cos());
-        peak * (FINAL_RATE + (1.0 - FINAL_RATE) * cosine)
+        peak * optimiser::cosine(step, warm_up, steps)
     }
 
     /// Takes a step. Whoever calls measures the held-out error where [`Self::is_curve_point`] says so, and then looks.
@@ -146,7 +131,7 @@ impl Training {
     pub(super) fn note(&mut self, held_out_error: f64) {
         let least = self.least_error();
         let training_error = std::mem::take(&mut self.state.since).mean().unwrap_or(held_out_error);
-        self.state.curve.push(Point { step: self.state.step, training_error, held_out_error });
+        self.state.curve.push(CurvePoint { step: self.state.step, training_error, held_out_error });
         if held_out_error < least {
             self.state.best = self.averaged();
         }
