@@ -25,7 +25,9 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let nvcc = nvcc();
     let mut jobs: Vec<(String, Vec<String>, String)> = Vec::new();
-    for path in ["planes", "step", "optimiser", "teacher/norms", "teacher/gather", "teacher/attention"] {
+    for path in
+        ["planes", "step", "optimiser", "teacher/norms", "teacher/gather", "teacher/attention", "teacher/gradients"]
+    {
         let name = path.rsplit('/').next().unwrap_or(path);
         jobs.push((format!("{path}.cu"), Vec::new(), name.to_owned()));
     }

@@ -7,7 +7,7 @@ use deltaconv_proto::v1;
 use serde::Deserialize;
 
 use crate::error::Error;
-use crate::preset::Preset;
+use crate::preset::{FINETUNE, Preset};
 use crate::{byte_size, location};
 
 /// A job as an operator writes it.
@@ -225,6 +225,8 @@ struct RecipeTable {
     solve: Option<bool>,
     budget: Option<String>,
     widen: Option<f64>,
+    loss: Option<String>,
+    huber_delta: Option<f64>,
 }
 
 impl RecipeTable {
@@ -254,33 +256,38 @@ impl RecipeTable {
         recipe.solve = self.solve.or(recipe.solve);
         recipe.budget = self.budget.or(recipe.budget);
         recipe.widen = self.widen.or(recipe.widen);
+        recipe.loss = self.loss.or(recipe.loss);
+        recipe.huber_delta = self.huber_delta.or(recipe.huber_delta);
         // To keep none is the same as not to say so.
         recipe.keep_costliest = self.keep_costliest.or(recipe.keep_costliest).filter(|count| *count > 0);
-        recipe.finetune = self.finetune.map(FinetuneTable::message).or(recipe.finetune).filter(|of| of.steps > 0);
+        let finetune = match self.finetune {
+            Some(table) => Some(table.message(recipe.finetune.unwrap_or(FINETUNE))),
+            None => recipe.finetune,
+        };
+        recipe.finetune = finetune.filter(|of| of.steps > 0);
         recipe
     }
 }
 
 /// `[recipe.finetune]`: all blocks together, end to end, after the rounds.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct FinetuneTable {
     /// 0: none.
-    steps: u32,
-    batch: u32,
-    learning_rate: f64,
-}
-
-impl Default for FinetuneTable {
-    fn default() -> Self {
-        Self { steps: 0, batch: 16, learning_rate: 1e-3 }
-    }
+    steps: Option<u32>,
+    batch: Option<u32>,
+    learning_rate: Option<f64>,
+    features: Option<f64>,
 }
 
 impl FinetuneTable {
-    fn message(self) -> v1::Finetune {
-        let Self { steps, batch, learning_rate } = self;
-        v1::Finetune { steps, batch, learning_rate }
+    /// What departs from `finetune`.
+    fn message(self, mut finetune: v1::Finetune) -> v1::Finetune {
+        set(&mut finetune.steps, self.steps);
+        set(&mut finetune.batch, self.batch);
+        set(&mut finetune.learning_rate, self.learning_rate);
+        set(&mut finetune.features, self.features);
+        finetune
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use deltaconv_proto::v1::Recipe;
+use deltaconv_proto::v1::{Finetune, Recipe};
 use serde::Deserialize;
 
 /// A recipe, of which a job says what departs from it.
@@ -13,11 +13,14 @@ pub(crate) enum Preset {
     Fast,
     #[default]
     Balanced,
-    /// Wider blocks, more samples, and a round with the student's own inputs.
+    /// Wider blocks, more samples, and then all blocks together, end to end.
     Faithful,
     /// The published settings, each block by itself.
     Paper,
 }
+
+/// Training all blocks together where a job asks for it, but for its steps.
+pub(crate) const FINETUNE: Finetune = Finetune { steps: 0, batch: 64, learning_rate: 1e-3, features: 0.0 };
 
 impl Preset {
     /// Its recipe.
@@ -49,6 +52,8 @@ impl Preset {
             solve: None,
             budget: None,
             widen: None,
+            loss: None,
+            huber_delta: None,
         };
         match self {
             // Where training is as short, what a regression gives is most of what it comes to.
@@ -64,15 +69,15 @@ impl Preset {
                 ..short
             },
             Self::Faithful => Recipe {
-                samples: 8192,
+                samples: 4096,
                 held_out_samples: 256,
                 shard_samples: 256,
                 steps: 4000,
                 batch: 128,
                 warmup_steps: 100,
                 inter_ratio: 1.0,
-                rounds: 1,
                 round_steps: 3000,
+                finetune: Some(Finetune { steps: 3000, ..FINETUNE }),
                 ..short
             },
             // arXiv 2504.21292, section 4.1; the average is ours.

@@ -81,18 +81,21 @@ template <int N> __device__ __forceinline__ Floats<N> gradient(const Arena& aren
   return sum;
 }
 
-// Writes the scaled gradient, and a sum of its squares for each block. `slot` is the one behind the step's.
+// Writes the scaled gradient, or adds it to what is there, and a sum of its squares for each block. `slot` is the one behind
+// the step's.
 template <int N>
-__device__ void collect_gradient(const Arena& arena, const Factors* factors, const int* slot, float* gradients, double* norms) {
+__device__ void collect_gradient(const Arena& arena, const Factors* factors, const int* slot, float* gradients, double* norms,
+                                 int add) {
   __shared__ double scratch[8];
   const float scale = factors[*slot - 1].gradient_scale;
   double square = 0;
   const int64_t step = int64_t(gridDim.x) * 256 * N;
   for (int64_t i = (int64_t(blockIdx.x) * 256 + threadIdx.x) * N; i < arena.end; i += step) {
-    Floats<N> values = gradient<N>(arena, i);
+    Floats<N> values = gradient<N>(arena, i), before = {};
+    if (add) before = load<N>(gradients + i);
 #pragma unroll
     for (int lane = 0; lane < N; ++lane) {
-      values.lanes[lane] *= scale;
+      values.lanes[lane] = values.lanes[lane] * scale + before.lanes[lane];
       square += double(values.lanes[lane]) * double(values.lanes[lane]);
     }
     store(gradients + i, values);
@@ -190,8 +193,8 @@ __device__ void adamw(const Arena& arena, const Factors* factors, const int* slo
 
 #define COLLECT(NAME, N)                                                                                           \
   extern "C" __global__ void __launch_bounds__(256) NAME(const __grid_constant__ Arena arena, const Factors* factors, \
-                                                         const int* slot, float* gradients, double* norms) {       \
-    collect_gradient<N>(arena, factors, slot, gradients, norms);                                                       \
+                                                         const int* slot, float* gradients, double* norms, int add) { \
+    collect_gradient<N>(arena, factors, slot, gradients, norms, add);                                                  \
   }
 COLLECT(collect_gradient, 4)
 COLLECT(collect_gradient_single, 1)

@@ -3,10 +3,12 @@
 #include "common.cuh"
 
 // `factor` times the column sums of x [B, rows, C] over a part of the rows: parts [Z, B, C]; and, where wanted, the squares' sum of each
-// block. Where the values are gated, by gates [B, C], the squares are those of gate · x, and x and its sums become gate² · x.
+// block. Where the values are bent, by gates [B, C] or a loss' slope, the squares are those of gate · x, and x and its sums
+// become gate · (gain · gate · x, kept within ± limit); without gates these are 1.
 // Grid (⌈C / (8·lanes)⌉, Z, B), 256 threads; lanes is 1 where C or the address asks for it.
-template <class T, int LANES, bool GATED>
-__device__ void column_sums(T* x, const float* gates, float factor, float* parts, double* squares, int rows, int channels) {
+template <class T, int LANES, bool BENT>
+__device__ void column_sums(T* x, const float* gates, float gain, float limit, float factor, float* parts, double* squares,
+                            int rows, int channels) {
   __shared__ float scratch[32][8 * LANES + 1];
   __shared__ double square_scratch[8];
   const int column = threadIdx.x % 8, line = threadIdx.x / 8;
@@ -18,26 +20,27 @@ __device__ void column_sums(T* x, const float* gates, float factor, float* parts
     T* source = x + int64_t(image) * rows * channels + channel;
     float gate[LANES];
 #pragma unroll
-    for (int lane = 0; lane < LANES; ++lane) gate[lane] = GATED ? gates[int64_t(image) * channels + channel + lane] : 1.0f;
+    for (int lane = 0; lane < LANES; ++lane) gate[lane] = BENT && gates ? gates[int64_t(image) * channels + channel + lane] : 1.0f;
+    const auto bent = [&](float value, int lane) { return gate[lane] * fminf(fmaxf(gain * value, -limit), limit); };
 #pragma unroll 4
     for (int row = first + line; row < last; row += 32) {
       if constexpr (LANES == 1) {
         float value = to_float(source[int64_t(row) * channels]);
-        if constexpr (GATED) value *= gate[0];
+        if constexpr (BENT) value *= gate[0];
         square = fmaf(value, value, square);
-        if constexpr (GATED) source[int64_t(row) * channels] = from_float<T>(value *= gate[0]);
+        if constexpr (BENT) source[int64_t(row) * channels] = from_float<T>(value = bent(value, 0));
         sums[0] += value;
       } else {
         Vector<T> values = *reinterpret_cast<const Vector<T>*>(source + int64_t(row) * channels);
 #pragma unroll
         for (int lane = 0; lane < LANES; ++lane) {
           float value = to_float(values.lanes[lane]);
-          if constexpr (GATED) value *= gate[lane];
+          if constexpr (BENT) value *= gate[lane];
           square = fmaf(value, value, square);
-          if constexpr (GATED) values.lanes[lane] = from_float<T>(value *= gate[lane]);
+          if constexpr (BENT) values.lanes[lane] = from_float<T>(value = bent(value, lane));
           sums[lane] += value;
         }
-        if constexpr (GATED) *reinterpret_cast<Vector<T>*>(source + int64_t(row) * channels) = values;
+        if constexpr (BENT) *reinterpret_cast<Vector<T>*>(source + int64_t(row) * channels) = values;
       }
     }
   }
@@ -58,12 +61,12 @@ __device__ void column_sums(T* x, const float* gates, float factor, float* parts
 #define COLUMN_SUMS(T, NAME, LANES)                                                                         \
   extern "C" __global__ void __launch_bounds__(256)                                                         \
       column_sums_##NAME(T* x, float factor, float* parts, double* squares, int rows, int channels) {      \
-    column_sums<T, LANES, false>(x, nullptr, factor, parts, squares, rows, channels);                       \
+    column_sums<T, LANES, false>(x, nullptr, 1.0f, 0.0f, factor, parts, squares, rows, channels);           \
   }                                                                                                         \
   extern "C" __global__ void __launch_bounds__(256)                                                         \
-      gated_sums_##NAME(T* x, const float* gates, float factor, float* parts, double* squares, int rows,    \
-                        int channels) {                                                                     \
-    column_sums<T, LANES, true>(x, gates, factor, parts, squares, rows, channels);                          \
+      bent_sums_##NAME(T* x, const float* gates, float gain, float limit, float factor, float* parts,       \
+                       double* squares, int rows, int channels) {                                           \
+    column_sums<T, LANES, true>(x, gates, gain, limit, factor, parts, squares, rows, channels);             \
   }
 COLUMN_SUMS(float, f32, 4)
 COLUMN_SUMS(bf16, bf16, 8)

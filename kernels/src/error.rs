@@ -50,6 +50,9 @@ pub enum Error {
     /// Parameters, gradients or moments that belong to a block of another shape.
     #[error("`{0}` was laid out for a block of another shape")]
     OtherShape(&'static str),
+    /// What has to come first has not.
+    #[error("{0} was asked for before it was there")]
+    TooEarly(&'static str),
     /// There is no CUDA device that the kernels can run on.
     #[error("no usable CUDA device: {0}; run on the CPU, or check `nvidia-smi` and CUDA_VISIBLE_DEVICES")]
     NoDevice(String),

@@ -13,7 +13,7 @@
 //! y   = conv_out(concat p_s) + conv_pool(mean over H,W of x)
 //! ```
 //!
-//! Everything is f32. [`cpu`] computes the block and the gradients of its mean squared error on
+//! Everything is f32. [`cpu`] computes the block and the gradients of a loss on
 //! plain slices, [`AdamW`] takes the step, and [`BlockOp`] makes the forward pass an operation of a
 //! candle model. Results are the same bits for any number of threads.
 
@@ -23,12 +23,14 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod error;
+mod loss;
 mod op;
 mod parameters;
 mod shape;
 
 pub use adamw::AdamW;
 pub use error::{Error, Result};
+pub use loss::Loss;
 pub use op::BlockOp;
 pub use parameters::Parameters;
 pub use shape::{BlockShape, Gate, TensorShape};

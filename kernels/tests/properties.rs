@@ -6,7 +6,7 @@
 mod reference;
 
 use deltaconv_kernels::cpu::{Aim, Ridge, Target, Workspace, features, forward, gradient, loss_and_gradient};
-use deltaconv_kernels::{BlockShape, Error, Gate, Parameters};
+use deltaconv_kernels::{BlockShape, Error, Gate, Loss, Parameters};
 use proptest::prelude::*;
 
 /// Largest ‖f32 − f64‖ / ‖f64‖ of any tensor.
@@ -80,7 +80,7 @@ impl Case {
             &self.shape,
             &parameters,
             x,
-            Target { output: &self.target(), gates: self.gates().as_deref() },
+            Target { output: &self.target(), gates: self.gates().as_deref(), loss: Loss::Squared },
             self.size,
             scale,
             &mut gradients,
@@ -93,12 +93,17 @@ impl Case {
 }
 
 fn assert_close(what: &str, ours: &[f32], reference: &[f64]) {
-    assert_eq!(ours.len(), reference.len(), "{what}");
+    let error = difference(ours, reference);
+    assert!(error <= TOLERANCE, "{what} is off by {error:.2e}");
+}
+
+/// ‖ours − reference‖ / ‖reference‖.
+fn difference(ours: &[f32], reference: &[f64]) -> f64 {
+    assert_eq!(ours.len(), reference.len());
     let pairs = ours.iter().zip(reference);
     let difference: f64 = pairs.map(|(&a, &b)| (f64::from(a) - b).powi(2)).sum();
     let norm: f64 = reference.iter().map(|b| b * b).sum();
-    let error = (difference / norm.max(1e-30)).sqrt();
-    assert!(error <= TOLERANCE, "{what} is off by {error:.2e}");
+    (difference / norm.max(1e-30)).sqrt()
 }
 
 proptest! {
@@ -116,6 +121,39 @@ proptest! {
         assert_close("x's gradient", &ours.x_gradient, &reference.x_gradient);
         for (tensor, values) in ours.gradients.iter() {
             assert_close(&tensor.name, values, &reference.gradients[&tensor.name]);
+        }
+    }
+
+    #[test]
+    fn losses_go_back_by_their_slopes(case in cases(), huber in any::<bool>()) {
+        let (x, scale, parameters) = (case.input(), 3.0, case.parameters());
+        let (target, gates) = (case.target(), case.gates());
+        let mut workspace = Workspace::default();
+        // As it computes it, so that no difference is on another side of a corner.
+        let y = case.run(&x, scale, &mut workspace).y;
+        let (sample, channels) = (x.len() / case.size[0], case.shape.channels());
+        let (delta, unit) = (0.3_f32, 0.7_f32);
+        let y_gradient: Vec<f32> = (0..x.len())
+            .map(|i| {
+                let gate = gates.as_ref().map_or(1.0, |gates| gates[i / sample * channels + i % channels]);
+                let difference = gate * (y[i] - target[i]);
+                let slope = if huber { 2.0 * difference.clamp(-delta, delta) } else { unit * difference.signum() };
+                (scale / x.len() as f64) as f32 * gate * slope
+            })
+            .collect();
+        let loss = if huber { Loss::Huber { delta } } else { Loss::Absolute { unit } };
+        let aim = Target { output: &target, gates: gates.as_deref(), loss };
+        let (mut found, mut expected) = (parameters.zeros_like(), parameters.zeros_like());
+        let (shape, size) = (&case.shape, case.size);
+        let squares =
+            loss_and_gradient(shape, &parameters, &x, aim, size, scale, &mut found, None, &mut workspace).unwrap();
+        gradient(shape, &parameters, &x, &y_gradient, size, &mut expected, None, &mut workspace).unwrap();
+        assert_eq!(squares, case.run(&x, scale, &mut workspace).loss);
+        for ((tensor, found), (_, expected)) in found.iter().zip(expected.iter()) {
+            let expected: Vec<f64> = expected.iter().copied().map(f64::from).collect();
+            // The rounding of the absolute loss' corner shows in a few values.
+            let error = difference(found, &expected);
+            prop_assert!(error < if huber { TOLERANCE } else { 1e-2 }, "{} is off by {error:.1e}", tensor.name);
         }
     }
 

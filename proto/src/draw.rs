@@ -129,7 +129,8 @@ impl Draw {
     }
 
     /// The samples of one step of training all blocks together, `batch` of them: of training latents, all of one bucket.
-    /// Their timesteps cover all.
+    /// Their timesteps cover all, those of little noise more densely: that is where most of the error is, and
+    /// [`Self::weight_of_finetune`] makes up for it.
     pub fn finetune(&self, step: u64, batch: usize, bucket_of: impl Fn(usize) -> usize) -> Vec<Sample> {
         let mut rng = generator(self.seed, Purpose::Finetune, step);
         let bucket = bucket_of(self.latent(&mut rng, false));
@@ -137,11 +138,18 @@ impl Draw {
         let of_bucket: Vec<usize> = training_latents.filter(|latent| bucket_of(*latent) == bucket).collect();
         let sample = |position| {
             let latent = of_bucket[rng.random_range(0..of_bucket.len())];
-            let timestep = self.timestep(&mut rng, position, batch);
+            let share = self.share(&mut rng, position, batch).powi(2);
+            let timestep = ((share * self.timesteps as f64) as usize).min(self.timesteps - 1);
             let empty_prompt = rng.random_bool(self.empty_prompt_fraction);
             Sample { latent, empty_prompt, timestep, noise: normal(&mut rng, self.latents[latent]) }
         };
         (0..batch).map(sample).collect()
+    }
+
+    /// What a sample of [`Self::finetune`] counts, so that their weighted mean is the mean over all timesteps: squares of
+    /// uniform numbers s have the density 1 / (2 √s).
+    pub fn weight_of_finetune(&self, timestep: usize) -> f32 {
+        (2.0 * ((timestep as f64 + 0.5) / self.timesteps as f64).sqrt()) as f32
     }
 
     fn is_held_out(&self, i: usize) -> bool {
@@ -160,9 +168,14 @@ impl Draw {
     /// The second number: timesteps are stratified. Each of `of` samples draws from its own slice of them, so that a small
     /// number of samples covers all. Neighbours lie far apart, so that a batch of them covers all as well.
     fn timestep(&self, rng: &mut ChaCha12Rng, position: usize, of: usize) -> usize {
-        let within: f64 = rng.random();
-        let timestep = ((slice(position, of) as f64 + within) / of as f64 * self.timesteps as f64) as usize;
+        let timestep = (self.share(rng, position, of) * self.timesteps as f64) as usize;
         timestep.min(self.timesteps - 1)
+    }
+
+    /// Of all timesteps, those that are before the sample's.
+    fn share(&self, rng: &mut ChaCha12Rng, position: usize, of: usize) -> f64 {
+        let within: f64 = rng.random();
+        (slice(position, of) as f64 + within) / of as f64
     }
 
     /// The first number that is drawn for a sample.
@@ -334,16 +347,25 @@ mod tests {
     #[test]
     fn what_blocks_are_trained_on_together_covers_all_timesteps_and_is_of_one_bucket() {
         let draw = Draw { latents: (0..20).map(|row| 10 + row % 3).collect(), ..draw() };
-        let mut seen = [false; 3];
+        let (mut seen, mut sums) = ([false; 3], [0.0; 2]);
         for step in 0..40 {
             let samples = draw.finetune(step, 8, |latent| latent % 3);
             let bucket = samples[0].latent % 3;
             seen[bucket] = true;
             assert!(samples.iter().all(|s| s.latent < 16 && s.latent % 3 == bucket && s.noise.len() == 10 + bucket));
-            let mut eighths: Vec<usize> = samples.iter().map(|sample| sample.timestep / 125).collect();
-            eighths.sort_unstable();
-            assert_eq!(eighths, [0, 1, 2, 3, 4, 5, 6, 7]);
+            let mut timesteps: Vec<usize> = samples.iter().map(|sample| sample.timestep).collect();
+            timesteps.sort_unstable();
+            for (eighth, timestep) in timesteps.into_iter().enumerate() {
+                let edge = |eighth: usize| 1000 * eighth.pow(2) / 64;
+                assert!((edge(eighth)..=edge(eighth + 1)).contains(&timestep), "{timestep} in eighth {eighth}");
+            }
+            for sample in samples {
+                let weight = f64::from(draw.weight_of_finetune(sample.timestep));
+                sums = [sums[0] + weight, sums[1] + weight * (sample.timestep as f64 / 1000.0).powi(2)];
+            }
         }
+        // Weighted, they stand for all timesteps alike.
+        assert!((sums[0] / 320.0 - 1.0).abs() < 0.02 && (sums[1] / 320.0 - 1.0 / 3.0).abs() < 0.02, "{sums:?}");
         assert_eq!(seen, [true; 3]);
         assert_eq!(draw.finetune(3, 8, |_| 0), draw.finetune(3, 8, |_| 0));
         assert_ne!(draw.finetune(3, 8, |_| 0)[0].noise, draw.finetune(4, 8, |_| 0)[0].noise);

@@ -6,6 +6,13 @@ impl Recipe {
     /// The schedule that keeps the learning rate.
     pub const CONSTANT: &str = "constant";
 
+    /// What a block's training can lessen: squares, absolute values, or both.
+    pub const LOSSES: [&str; 3] = ["l2", "l1", "huber"];
+
+    /// Where "huber" goes over from squares to absolute values, over the output's root mean square, if a recipe doesn't say:
+    /// docs/recipe.md has others.
+    pub const HUBER_DELTA: f64 = 0.3;
+
     /// The start by regression.
     pub const RIDGE: &str = "ridge";
 

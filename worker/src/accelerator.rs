@@ -86,7 +86,7 @@ mod on_cuda {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use candle_core::Device;
+    use candle_core::{DType, Device, IndexOp, Tensor};
     use deltaconv_kernels::cuda::Gpu;
     use deltaconv_kernels::{self as kernels, Error};
 
@@ -114,10 +114,28 @@ mod on_cuda {
         Ok(device)
     }
 
+    /// Uses candle's kernels for the first time: where the driver has not compiled them yet, that takes it 10 s, which a task
+    /// would wait for.
+    fn warm_up(device: &Device) -> candle_core::Result<()> {
+        let x = Tensor::zeros((2, 8), DType::F32, device)?;
+        let y = x.to_dtype(DType::F16)?.to_dtype(DType::F32)?.affine(2.0, 1.0)?.sub(&x)?.broadcast_mul(&x.i(..1)?)?;
+        y.sqr()?.sum(1)?.to_dtype(DType::BF16)?.add(&Tensor::zeros(2, DType::BF16, device)?)?.to_dtype(DType::F32)?;
+        device.synchronize()
+    }
+
     impl Cuda {
         pub(super) fn open() -> Result<Self, Error> {
             let gpu = Gpu::open(0)?;
-            Ok(Self { gpu, device: open_device(0)?, failed: AtomicBool::new(false) })
+            let device = open_device(0)?;
+            let of_thread = device.clone();
+            // What it can't do, whoever needs it hears of.
+            std::thread::spawn(move || warm_up(&of_thread).inspect_err(|error| tracing::debug!(%error, "no warm-up")));
+            Ok(Self { gpu, device, failed: AtomicBool::new(false) })
+        }
+
+        /// The CUDA device of these tensors.
+        pub(crate) fn at(device: &Device) -> Result<Self, Error> {
+            Ok(Self { gpu: Gpu::open(0)?, device: device.clone(), failed: AtomicBool::new(false) })
         }
 
         /// Whether the device can still be used. One that failed once fails in everything until the process ends, so

@@ -101,14 +101,6 @@ impl Models {
         self.teacher.get(origin, || where_there_is_room(&places, load))
     }
 
-    /// The job's teacher in f32 on the processor, whatever the worker has.
-    pub(crate) fn teacher_on_the_processor(&self, context: &Context) -> Result<Arc<Teacher>, Error> {
-        let places = Places::default();
-        let origin = format!("{} {} {places:?}", context.job.teacher_url, context.plan.header_digest);
-        let load = || context.wait(load_teacher(&context.job.teacher_url, &context.plan, &places));
-        self.teacher.get(origin, load)
-    }
-
     /// The job's student, from the objects that assembly has `written`. Fails if one of them isn't what was written.
     pub(crate) fn student(&self, context: &Context, written: &[v1::ObjectRef]) -> Result<Arc<Student>, Error> {
         let places = Places::on(&context.accelerator);

@@ -131,6 +131,8 @@ struct Solved {
 #[derive(Debug, Deserialize)]
 struct Alone {
     epsilon_relative_mse: f64,
+    #[serde(default)]
+    epsilon_relative_mse_by_timestep_quarter: [Option<f64>; 4],
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -203,6 +205,7 @@ impl Report {
         parts.push(table::text(&self.measures()));
         parts.extend(self.finetune.as_ref().map(Finetune::describe));
         parts.push(table::text(&self.layers()));
+        parts.extend(self.by_quarter().as_ref().map(table::text));
         parts.extend(self.costs());
         parts.push(table::text(&self.stages()));
         parts.join("\n\n")
@@ -269,6 +272,20 @@ impl Report {
         }
         table::numbers(&mut listing, &[1, 2, 3, 4, 5, 6, 7, 8, 9]);
         listing
+    }
+
+    /// What each layer's replacement alone costs, by quarters of the timesteps; none where that wasn't measured.
+    fn by_quarter(&self) -> Option<Table> {
+        let measured = self.layers.iter().filter_map(|layer| Some((layer, layer.alone.as_ref()?)));
+        let mut listing = table::table(["replaced alone", "error", "1st quarter", "2nd", "3rd", "4th"]);
+        for (layer, alone) in measured {
+            let errors = alone.epsilon_relative_mse_by_timestep_quarter.into_iter();
+            let errors = std::iter::once(Some(alone.epsilon_relative_mse)).chain(errors);
+            let errors = errors.map(|error| error.map_or("–".to_owned(), |error| format!("{error:.5}")));
+            listing.add_row(std::iter::once(layer.name.clone()).chain(errors));
+        }
+        table::numbers(&mut listing, &[1, 2, 3, 4, 5]);
+        (!listing.is_empty()).then_some(listing)
     }
 
     /// What a sample costs in the teacher and in the student.

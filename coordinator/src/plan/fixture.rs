@@ -49,6 +49,8 @@ impl Job {
                 solve: None,
                 budget: None,
                 widen: None,
+                loss: None,
+                huber_delta: None,
             }),
             evaluation: Some(Evaluation { samples: 64, prompts: 8, ddim_steps: 20, guidance: 2.0 }),
             max_storage: None,

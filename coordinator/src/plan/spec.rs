@@ -171,6 +171,7 @@ fn check_recipe(recipe: &Recipe) -> Result<(), Error> {
         integer("recipe.finetune.steps", finetune.steps, 1..=100_000_000)?;
         integer("recipe.finetune.batch", finetune.batch, 1..=65_536)?;
         number("recipe.finetune.learning_rate", finetune.learning_rate, f64::MIN_POSITIVE..=1.0)?;
+        number("recipe.finetune.features", finetune.features, 0.0..=1e3)?;
     }
     number("recipe.learning_rate", recipe.learning_rate, f64::MIN_POSITIVE..=1.0)?;
     number("recipe.weight_decay", recipe.weight_decay, 0.0..=1.0)?;
@@ -192,6 +193,12 @@ fn check_recipe(recipe: &Recipe) -> Result<(), Error> {
     }
     if let Some(budget) = recipe.budget.as_deref().filter(|budget| !BUDGETS.contains(budget)) {
         return Err(invalid("recipe.budget", format!("{budget:?}"), format!("one of {}", BUDGETS.join(", "))));
+    }
+    if let Some(loss) = recipe.loss.as_deref().filter(|loss| !Recipe::LOSSES.contains(loss)) {
+        return Err(invalid("recipe.loss", format!("{loss:?}"), format!("one of {}", Recipe::LOSSES.join(", "))));
+    }
+    if let Some(delta) = recipe.huber_delta {
+        number("recipe.huber_delta", delta, 1e-6..=1e6)?;
     }
     for (layer, &size) in &recipe.kernel_sizes {
         if !(1..=31).contains(&size) || size.is_multiple_of(2) {

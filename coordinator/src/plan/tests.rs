@@ -7,7 +7,7 @@ use deltaconv_proto::v1::{Finetune, JobSpec, StagePlan};
 use super::fixture::Job;
 use super::{check_output, claim_output, plan};
 
-const FINETUNE: Finetune = Finetune { steps: 100, batch: 8, learning_rate: 1e-3 };
+const FINETUNE: Finetune = Finetune { steps: 100, batch: 8, learning_rate: 1e-3, features: 0.1 };
 
 #[tokio::test]
 async fn the_shipped_teacher_is_planned() {

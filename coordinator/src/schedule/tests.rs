@@ -57,7 +57,7 @@ fn with_rounds(mut spec: v1::JobSpec) -> v1::JobSpec {
 /// The job whose blocks are trained together after the rounds.
 fn finetuning(mut spec: v1::JobSpec) -> v1::JobSpec {
     let recipe = spec.recipe.take().expect("a recipe");
-    let finetune = Some(v1::Finetune { steps: 8, batch: 2, learning_rate: 1e-3 });
+    let finetune = Some(v1::Finetune { steps: 8, batch: 2, learning_rate: 1e-3, features: 0.1 });
     spec.recipe = Some(v1::Recipe { finetune, ..recipe });
     spec
 }

@@ -1,25 +1,5 @@
 // Group and layer norms of maps that are channels last; statistics are f32, in a fixed order.
-#include "../common.cuh"
-
-__device__ __forceinline__ float erf_free_gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
-enum Activation { kNone, kSilu, kGelu, kMish, kRelu, kGeluTanh };
-__device__ __forceinline__ float activated(int activation, float x) {
-  switch (activation) {
-    case kSilu: return x / (1.0f + __expf(-x));
-    case kGelu: return erf_free_gelu(x);
-    case kMish: {
-      const float e = expf(fminf(x, 20.0f)), n = e * (e + 2.0f);
-      return x * (n / (n + 2.0f));
-    }
-    case kRelu: return fmaxf(x, 0.0f);
-    case kGeluTanh: return x / (1.0f + __expf(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
-    default: return x;
-  }
-}
-
-template <class T, int N> struct alignas(sizeof(T) * N) Lanes {
-  T lanes[N];
-};
+#include "activation.cuh"
 
 // Sums of x − pivot and of its square over a part of a sample's pixels, for each channel: parts [B, parts, 2, C], pivot the
 // sample's first pixel. blockDim.x threads along the channels, blockDim.y along the pixels; blockIdx is (channels, part,
@@ -64,11 +44,11 @@ __device__ __forceinline__ void group_sums(const T* x, float* parts, int channel
 }
 
 // A block of 128 threads for each (group, sample): its mean and variance, and from them each channel's factor and offset,
-// affine [B, 2, C].
+// affine [B, 2, C]; and where wanted the mean and 1 / √(variance + ε) themselves, statistics [B, groups, 2].
 template <class T>
 __device__ __forceinline__ void group_affine(const T* x, const float* parts, const float* weight, const float* bias,
-                                             const T* scale_shift, float* affine, int channels, int64_t pixels, int count,
-                                             int groups, float eps) {
+                                             const T* scale_shift, float* affine, float* statistics, int channels,
+                                             int64_t pixels, int count, int groups, float eps) {
   __shared__ float scratch[32];
   extern __shared__ float own[];  // [2, width]: means, sums of squares around them
   const int group = blockIdx.x, sample = blockIdx.y, width = channels / groups;
@@ -95,6 +75,10 @@ __device__ __forceinline__ void group_affine(const T* x, const float* parts, con
   }
   const float variance = block_sum(squares, scratch) / (n * float(width));
   const float inverse = 1.0f / sqrtf(variance + eps);
+  if (statistics && threadIdx.x == 0) {
+    float* own_statistics = statistics + (int64_t(sample) * groups + group) * 2;
+    own_statistics[0] = mean, own_statistics[1] = inverse;
+  }
   for (int i = threadIdx.x; i < width; i += blockDim.x) {
     const int channel = group * width + i;
     float factor = weight[channel] * inverse, offset = bias[channel] - mean * factor;
@@ -131,10 +115,6 @@ __device__ __forceinline__ void group_apply(const T* x, const float* affine, T* 
 // `of_sample` values; with of_sample 0 all samples share them. A warp takes kRows rows, one after another, and keeps the
 // row and its factors in registers where MOST vectors a lane hold them.
 constexpr int kRows = 4;
-__device__ __forceinline__ float warp_sum(float value) {
-  for (int offset = 16; offset > 0; offset >>= 1) value += __shfl_xor_sync(~0u, value, offset);
-  return value;
-}
 template <class T, int N, int MOST>
 __device__ __forceinline__ void layer_norm(const T* x, const float* factors, const float* offsets, T* y, int channels,
                                            int64_t rows, int64_t rows_of_sample, int64_t of_sample, float add, float eps) {
@@ -239,7 +219,8 @@ template <class T, int N> __device__ __forceinline__ void geglu(const T* x, T* y
   }
 }
 
-// residual + gate · x; gates at the start of a sample's `of_sample` values. `vectors` of a sample in all.
+// residual + gate · x, or gate · x without a residual; gates at the start of a sample's `of_sample` values. `vectors` of a
+// sample in all.
 template <class T, int N>
 __device__ __forceinline__ void add_gated(const T* residual, const float* gates, const T* x, T* y, int channels, int64_t vectors,
                                           int64_t of_sample, int64_t total) {
@@ -247,7 +228,8 @@ __device__ __forceinline__ void add_gated(const T* residual, const float* gates,
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < total; i += int64_t(gridDim.x) * blockDim.x) {
     const float* gate = gates + i / vectors * of_sample + i % columns * N;
     Lanes<T, N> values = reinterpret_cast<const Lanes<T, N>*>(x)[i];
-    const Lanes<T, N> onto = reinterpret_cast<const Lanes<T, N>*>(residual)[i];
+    Lanes<T, N> onto = {};
+    if (residual) onto = reinterpret_cast<const Lanes<T, N>*>(residual)[i];
 #pragma unroll
     for (int lane = 0; lane < N; ++lane)
       values.lanes[lane] = from_float<T>(fmaf(gate[lane], to_float(values.lanes[lane]), to_float(onto.lanes[lane])));
@@ -336,9 +318,9 @@ OF(__half, f16_single, 1, 10)
 
 #define ONCE(T, NAME)                                                                                                   \
   extern "C" __global__ void group_affine_##NAME(const T* x, const float* parts, const float* weight, const float* bias, \
-                                                 const T* scale_shift, float* affine, int channels, int64_t pixels,     \
-                                                 int count, int groups, float eps) {                                    \
-    group_affine<T>(x, parts, weight, bias, scale_shift, affine, channels, pixels, count, groups, eps);                 \
+                                                 const T* scale_shift, float* affine, float* statistics, int channels,  \
+                                                 int64_t pixels, int count, int groups, float eps) {                    \
+    group_affine<T>(x, parts, weight, bias, scale_shift, affine, statistics, channels, pixels, count, groups, eps);     \
   }                                                                                                                     \
   extern "C" __global__ void add_bias_##NAME(const T* shift, const T* bias, T* out, int channels, int total) {          \
     add_bias<T>(shift, bias, out, channels, total);                                                                     \

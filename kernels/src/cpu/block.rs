@@ -10,6 +10,7 @@ use super::weights::{PartialGradient, Weights};
 use super::workspace::{Plan, Workspace};
 use super::{linear, sums};
 use crate::error::{Error, Result, check_length};
+use crate::loss::Loss;
 use crate::parameters::Parameters;
 use crate::shape::BlockShape;
 
@@ -86,17 +87,19 @@ pub struct Target<'a> {
     /// What the model multiplies each channel of each sample's output by, `[B, C]`, where it does: errors count as much
     /// as they reach the model.
     pub gates: Option<&'a [f32]>,
+    /// What is made of the differences.
+    pub loss: Loss,
 }
 
 impl<'a> From<&'a [f32]> for Target<'a> {
     /// Of a model without gates.
     fn from(output: &'a [f32]) -> Self {
-        Self { output, gates: None }
+        Self { output, gates: None, loss: Loss::default() }
     }
 }
 
 /// Computes the mean squared error of the block's output against `target`, each difference times its gate, and the
-/// gradients of `scale` times that error: those of the parameters overwrite `gradients`, that of
+/// gradients of `scale` times the target's loss: those of the parameters overwrite `gradients`, that of
 /// `x` goes to `x_gradient` where one is given.
 ///
 /// The error is summed in f64 and returned without `scale`. Values that are not finite show in it;
@@ -155,8 +158,8 @@ impl<'a> Start<'a> {
     /// That of some of the samples, whose values these are of all, and of all channels' rows.
     fn of(self, values: Range<usize>, rows: Range<usize>) -> Self {
         match self {
-            Self::Error(Target { output, gates }, factor) => {
-                let target = Target { output: &output[values], gates: gates.map(|gates| &gates[rows]) };
+            Self::Error(Target { output, gates, loss }, factor) => {
+                let target = Target { output: &output[values], gates: gates.map(|gates| &gates[rows]), loss };
                 Self::Error(target, factor)
             }
             Self::Gradient(gradient) => Self::Gradient(&gradient[values]),
@@ -221,13 +224,14 @@ fn back(
                     scratch.output.copy_from_slice(gradient);
                     0.0
                 }
-                Start::Error(Target { output: target, gates }, factor) => {
+                Start::Error(Target { output: target, gates, loss }, factor) => {
+                    let slope = loss.slope();
                     forward::shared_output(weights, mean, &mut scratch.bias);
                     linear::apply(&scratch.features, shape.features(), weights.out, &mut scratch.output);
                     let (output, bias) = (&mut scratch.output, &scratch.bias);
                     match gates {
-                        None => sums::residual(output, bias, target, factor),
-                        Some(gates) => sums::gated_residual(output, bias, target, gates, factor),
+                        None => sums::residual(output, bias, target, slope, factor),
+                        Some(gates) => sums::gated_residual(output, bias, target, gates, slope, factor),
                     }
                 }
             };

@@ -1,6 +1,7 @@
 //! Sums over positions, and the residual whose squares are the loss.
 
 use super::instruction_set::multiversion;
+use crate::loss::Slope;
 
 /// Columns summed at once: their partial sums stay in registers.
 const TILE: usize = 64;
@@ -56,15 +57,17 @@ multiversion! {
 }
 
 multiversion! {
-    /// Turns `rows` `[n, columns]` into `factor · (rows + bias − target)` and returns the sum of
+    /// Turns `rows` `[n, columns]` into `factor` times the slope at rows + bias − target, and returns the sum of
     /// (rows + bias − target)² in f64.
     pub(super) fn residual<V>(
         rows: &mut [f32],
         bias: &[f32],
         target: &[f32],
+        slope: Slope,
         factor: f32,
     ) -> f64 {
         const WIDTH: usize = 16;
+        let Slope { gain, limit } = slope;
         let columns = bias.len();
         let mut sums = [0.0f64; WIDTH];
         for (row, target) in rows.chunks_exact_mut(columns).zip(target.chunks_exact(columns)) {
@@ -75,13 +78,13 @@ multiversion! {
                 for lane in 0..WIDTH {
                     let difference = value[lane] + bias[lane] - target[lane];
                     sums[lane] += f64::from(difference) * f64::from(difference);
-                    value[lane] = factor * difference;
+                    value[lane] = factor * (gain * difference).clamp(-limit, limit);
                 }
             }
             for ((value, target), bias) in row_rest.iter_mut().zip(target_rest).zip(bias_rest) {
                 let difference = *value + bias - target;
                 sums[0] += f64::from(difference) * f64::from(difference);
-                *value = factor * difference;
+                *value = factor * (gain * difference).clamp(-limit, limit);
             }
         }
         sums.iter().sum()
@@ -90,15 +93,17 @@ multiversion! {
 
 multiversion! {
     /// As [`residual`] with a gate for each column: the sum is that of (gate · difference)², and `rows` turns into
-    /// `factor · gate² · difference`.
+    /// `factor · gate` times the slope at gate · difference.
     pub(super) fn gated_residual<V>(
         rows: &mut [f32],
         bias: &[f32],
         target: &[f32],
         gates: &[f32],
+        slope: Slope,
         factor: f32,
     ) -> f64 {
         const WIDTH: usize = 16;
+        let Slope { gain, limit } = slope;
         let columns = bias.len();
         let mut sums = [0.0f64; WIDTH];
         for (row, target) in rows.chunks_exact_mut(columns).zip(target.chunks_exact(columns)) {
@@ -108,7 +113,7 @@ multiversion! {
                 for (((value, target), (bias, gate)), sum) in lanes {
                     let difference = gate * (*value + bias - target);
                     *sum += f64::from(difference) * f64::from(difference);
-                    *value = factor * gate * difference;
+                    *value = factor * gate * (gain * difference).clamp(-limit, limit);
                 }
             }
         }

@@ -21,6 +21,7 @@ const OPTIMISER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/optimiser.fat
 const NORMS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/norms.fatbin"));
 const GATHER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/gather.fatbin"));
 const ATTENTION: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/attention.fatbin"));
+const GRADIENTS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/gradients.fatbin"));
 /// What cuBLASLt may use on each stream; the size that its documentation recommends for Hopper.
 pub(super) const WORKSPACE: usize = 32 << 20;
 
@@ -66,6 +67,8 @@ pub(super) enum Source {
     Gather,
     /// Of a teacher.
     Attention,
+    /// The way back through a teacher.
+    Gradients,
 }
 
 impl Source {
@@ -77,6 +80,7 @@ impl Source {
             Self::Norms => Some(NORMS),
             Self::Gather => Some(GATHER),
             Self::Attention => Some(ATTENTION),
+            Self::Gradients => Some(GRADIENTS),
             Self::Fused(kernel) => FUSED.iter().find(|(size, _)| *size == kernel).map(|(_, image)| *image),
         }
     }
@@ -215,7 +219,7 @@ impl Gpu {
         }
         let module = self.module(source)?;
         let function = module.load_function(name).map_err(failed("finding a kernel"))?;
-        if matches!(source, Source::Fused(_) | Source::Attention) {
+        if matches!(source, Source::Fused(_) | Source::Attention | Source::Gradients) {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // The kernel's own variables share the limit.
             let own = function.shared_size_bytes().map_err(failed("asking about a kernel"))?;

@@ -11,6 +11,7 @@ use super::middle::Middle;
 use super::product::{Epilogue, Matrix, Operands, Product, Shape, Type};
 use super::weights::{Arena, Weights, suffix};
 use crate::error::{Error, Result};
+use crate::loss::{Loss, Slope};
 use crate::shape::{BlockShape, TensorShape};
 
 /// Parts of the means up to which the pooled linear adds them up by itself.
@@ -224,7 +225,7 @@ impl Pass {
     }
 
     /// The residual of x's output against the target, its sums, and its mean square in `losses[slot]`, which moves on. With
-    /// gates the residual, and its sums, are times their squares, and the mean square is that of gate · residual.
+    /// gates the mean square is that of gate · residual, and the residual and its sums become gate times half the loss' slope there.
     ///
     /// # Safety
     /// `x` and `target` must be addresses of B·H·W·C values of the pass' type, `gates` 0 or that of B·C f32, and the pass one
@@ -233,24 +234,44 @@ impl Pass {
         &mut self,
         weights: &Weights,
         Given { x, target, gates }: Given,
+        loss: Loss,
         losses: Address,
         slot: Address,
     ) -> Result<()> {
         let residual = self.at.residual;
+        let bend = (gates != 0 || loss != Loss::Squared).then_some((gates, loss.slope()));
         // SAFETY: the caller's promise.
         unsafe {
             self.output(weights, x, residual, target, -1.0)?;
-            if gates == 0 {
+            if bend.is_none() {
                 self.gpu.fork()?;
-                self.column_sums(On::Side, residual, 0, self.at.residual_parts, self.at.squares)?;
+                self.column_sums(On::Side, residual, None, self.at.residual_parts, self.at.squares)?;
             } else {
                 // What comes next reads the residual that this writes.
-                self.column_sums(On::Main, residual, gates, self.at.residual_parts, self.at.squares)?;
+                self.column_sums(On::Main, residual, bend, self.at.residual_parts, self.at.squares)?;
                 self.gpu.fork()?;
             }
             let share = 1.0 / (self.positions() * self.shape.channels()) as f64;
             let (parts, sums, squares) = (self.at.residual_parts, self.at.residual_sums, self.at.squares);
             self.reduce(parts, 1.0, sums, squares, share, losses, slot)
+        }
+    }
+
+    /// Takes y's gradient [B, H, W, C] as what [`Self::backward`] goes back from, after [`Self::forward`].
+    ///
+    /// # Safety
+    /// `gradient` must be the address of B·H·W·C values of the pass' type, and the pass one for training.
+    pub(super) unsafe fn take_gradient(&mut self, gradient: Address) -> Result<()> {
+        let at = self.at;
+        let bytes = self.positions() * self.shape.channels() * self.kind.bytes();
+        let what = failed("copying a gradient");
+        self.gpu.context.bind_to_thread().map_err(&what)?;
+        // SAFETY: the caller's promise; the pass' buffer has that size.
+        unsafe {
+            result::memcpy_dtod_async(at.residual, gradient, bytes, self.gpu.stream.cu_stream()).map_err(&what)?;
+            self.gpu.fork()?;
+            self.column_sums(On::Side, at.residual, None, at.residual_parts, 0)?;
+            self.reduce(at.residual_parts, 1.0, at.residual_sums, 0, 0.0, 0, 0)
         }
     }
 
@@ -262,11 +283,11 @@ impl Pass {
         unsafe {
             let large = LARGE_BATCH.contains(&(self.positions() * self.shape.channels() * self.kind.bytes()));
             if large {
-                self.column_sums(On::Main, x, 0, at.input_parts, 0)?;
+                self.column_sums(On::Main, x, None, at.input_parts, 0)?;
             }
             gpu.fork()?;
             if !large {
-                self.column_sums(On::Side, x, 0, at.input_parts, 0)?;
+                self.column_sums(On::Side, x, None, at.input_parts, 0)?;
             }
             self.shared(weights)?;
             let operands =
@@ -320,7 +341,7 @@ impl Pass {
     /// The parts of all gradients, from the residual. Ends with the side stream joined.
     ///
     /// # Safety
-    /// [`Self::residual`] must have run for the same `x`.
+    /// [`Self::residual`], or [`Self::forward`] and [`Self::take_gradient`], must have run last, for the same `x`.
     pub(super) unsafe fn backward(&mut self, weights: &Weights, x: Address) -> Result<()> {
         let gpu = self.gpu.clone();
         let at = self.at;
@@ -387,18 +408,28 @@ impl Pass {
         }
     }
 
-    unsafe fn column_sums(&self, on: On, x: Address, gates: Address, parts: Address, squares: Address) -> Result<()> {
+    /// Sums of x's columns, which `bend`, gates and a slope, changes first.
+    unsafe fn column_sums(
+        &self,
+        on: On,
+        x: Address,
+        bend: Option<(Address, Slope)>,
+        parts: Address,
+        squares: Address,
+    ) -> Result<()> {
         let ending = if self.sums.wide { "" } else { "_single" };
-        let name = if gates == 0 { "column_sums" } else { "gated_sums" };
+        let name = if bend.is_none() { "column_sums" } else { "bent_sums" };
         let function = self.gpu.function(Source::Step, &format!("{name}_{}{ending}", suffix(self.kind)))?;
         let (rows, channels) = ((self.size[1] * self.size[2]) as i32, self.shape.channels() as i32);
         let grid = Grid { blocks: self.sums.blocks, threads: 256, shared: 0 };
         let (gpu, factor) = (&self.gpu, 1.0_f32);
         // SAFETY: the caller's promise.
         unsafe {
-            match gates {
-                0 => launch!(gpu, on, function, grid, [x, factor, parts, squares, rows, channels]),
-                gates => launch!(gpu, on, function, grid, [x, gates, factor, parts, squares, rows, channels]),
+            match bend {
+                None => launch!(gpu, on, function, grid, [x, factor, parts, squares, rows, channels]),
+                Some((gates, Slope { gain, limit })) => {
+                    launch!(gpu, on, function, grid, [x, gates, gain, limit, factor, parts, squares, rows, channels])
+                }
             }
         }
     }

@@ -1,22 +1,22 @@
 //! A block in training on a device.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::op::BackpropOp;
 use candle_core::{Device, Storage, Tensor};
-use cudarc::driver::{CudaEvent, CudaFunction, CudaGraph, CudaSlice, CudaStream, result};
+use cudarc::driver::{CudaEvent, CudaGraph, CudaSlice, CudaStream, result};
 
 use super::forward::Passes;
-use super::gpu::{Address, Gpu, Grid, On, Source, address, failed, launch};
-use super::kept::{self, Kept};
+use super::gpu::{Address, Gpu, address, failed};
+use super::optimised::{Factors, Optimised, StepAt};
 use super::pass::{Given, Pass};
 use super::product::Type;
 use super::rows::{Piece, Slot};
 use super::tensor::{self, Input, View};
-use super::weights::{Weights, suffix};
-use crate::adamw::{self, AdamW, State};
+use crate::adamw::{AdamW, State};
 use crate::error::{Error, Result};
+use crate::loss::Loss;
 use crate::parameters::Parameters;
 use crate::shape::BlockShape;
 
@@ -46,9 +46,6 @@ const GRAPHS: usize = 8;
 /// Channels below which a block is computed in f32, and positions of a batch.
 const NARROW: usize = 48;
 const SMALL: usize = 64;
-/// Blocks that the gradients' norm is summed by.
-const NORM_BLOCKS: usize = 264;
-
 /// In what the activations between the kernels are kept. Weights, sums, gates and the optimiser are f32 in each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Precision {
@@ -70,26 +67,6 @@ impl Precision {
     }
 }
 
-/// Mirrors `Factors` of `cuda/common.cuh`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default)]
-struct Factors {
-    keep: f32,
-    beta1: f32,
-    rest1: f32,
-    beta2: f32,
-    rest2: f32,
-    rate: f32,
-    root: f32,
-    eps: f32,
-    ema: f32,
-    ema_rest: f32,
-    clip_norm: f32,
-    gradient_scale: f32,
-}
-
-const _: () = assert!(size_of::<Factors>() == 48, "cuda/common.cuh says the same");
-
 /// Trains one block on one device by batches of one size, or of several. A step is captured once for each pair of input
 /// addresses and replayed, so that its kernels follow each other without the host.
 ///
@@ -98,23 +75,14 @@ const _: () = assert!(size_of::<Factors>() == 48, "cuda/common.cuh says the same
 /// between two steps.
 pub struct Trainer {
     gpu: Arc<Gpu>,
-    optimiser: AdamW,
-    weights: Weights,
+    trained: Optimised,
+    loss: Loss,
     /// At least one, all of one type.
     sizes: Vec<OfSize>,
     /// That of the last step.
     current: usize,
     /// For [`Trainer::forward`].
     forward: Passes,
-    m: CudaSlice<f32>,
-    v: CudaSlice<f32>,
-    ema: Option<CudaSlice<f32>>,
-    /// Weights of the average, prepared for a forward pass when asked for, and after how many steps that was.
-    average: Option<(Weights, u64)>,
-    /// At most two, the older one first.
-    kept: VecDeque<Kept>,
-    gradients: CudaSlice<f32>,
-    _norms: CudaSlice<f64>,
     losses: CudaSlice<f64>,
     _factors: CudaSlice<u8>,
     _slot: CudaSlice<u8>,
@@ -124,7 +92,6 @@ pub struct Trainer {
     /// Where batches in pieces are collected.
     feed: Arc<CudaStream>,
     last: Option<Held>,
-    steps: u64,
     /// Steps whose losses lie on the device, which counts them too.
     waiting: usize,
     losses_read: Vec<f64>,
@@ -151,11 +118,6 @@ struct Held {
 /// Where the trainer's own buffers lie; 0 where there is none.
 #[derive(Debug, Clone, Copy)]
 struct Addresses {
-    m: Address,
-    v: Address,
-    ema: Address,
-    gradients: Address,
-    norms: Address,
     /// [`SLOTS`] of each.
     losses: Address,
     factors: Address,
@@ -163,12 +125,18 @@ struct Addresses {
     slot: Address,
 }
 
+impl Addresses {
+    fn step(self) -> StepAt {
+        StepAt { factors: self.factors, slot: self.slot }
+    }
+}
+
 // SAFETY: a graph may be used from any thread, by one at a time, which `&mut` is for; the rest is Send by itself.
 unsafe impl Send for Trainer {}
 
 impl std::fmt::Debug for Trainer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Trainer").field("pass", self.pass()).field("steps", &self.steps).finish_non_exhaustive()
+        f.debug_struct("Trainer").field("pass", self.pass()).field("steps", &self.steps()).finish_non_exhaustive()
     }
 }
 
@@ -183,11 +151,6 @@ impl Trainer {
         precision: Precision,
     ) -> Result<Self> {
         let shape = weights.shape();
-        state.m.check_shape("first moments", shape)?;
-        state.v.check_shape("second moments", shape)?;
-        if let Some(ema) = &state.ema {
-            ema.check_shape("moving average", shape)?;
-        }
         let smallest = sizes.iter().min_by_key(|size| size.iter().product::<usize>()).ok_or(Error::EmptyBatch)?;
         let kind = precision.kind(shape, *smallest);
         let of_size = |size: &[usize; 3]| -> Result<OfSize> {
@@ -197,33 +160,18 @@ impl Trainer {
         };
         let sizes = sizes.iter().map(of_size).collect::<Result<_>>()?;
         let zeros = |length: usize| gpu.stream.alloc_zeros::<f64>(length).map_err(failed("allocating memory"));
-        let (m, v) = (gpu.upload(state.m.values())?, gpu.upload(state.v.values())?);
-        let ema = state.ema.as_ref().map(|ema| gpu.upload(ema.values())).transpose()?;
-        let gradients = gpu.upload(&vec![0.0; weights.values().len()])?;
-        let (norms, losses, factors) = (zeros(NORM_BLOCKS)?, zeros(SLOTS)?, gpu.alloc(SLOTS * size_of::<Factors>())?);
+        let (losses, factors) = (zeros(SLOTS)?, gpu.alloc(SLOTS * size_of::<Factors>())?);
         let slot = gpu.zeros(size_of::<i32>())?;
         let stream = &gpu.stream;
         let at = Addresses {
-            m: address(&m, stream),
-            v: address(&v, stream),
-            ema: ema.as_ref().map_or(0, |ema| address(ema, stream)),
-            gradients: address(&gradients, stream),
-            norms: address(&norms, stream),
             losses: address(&losses, stream),
             factors: address(&factors, stream),
             slot: address(&slot, stream),
         };
         Ok(Self {
-            optimiser,
-            weights: Weights::new(gpu, weights, kind)?,
+            trained: Optimised::new(gpu, weights, optimiser, state, kind)?,
+            loss: Loss::default(),
             forward: Passes::new(gpu, shape, kind),
-            m,
-            v,
-            ema,
-            average: None,
-            kept: VecDeque::new(),
-            gradients,
-            _norms: norms,
             losses,
             _factors: factors,
             _slot: slot,
@@ -231,13 +179,18 @@ impl Trainer {
             batch: Given::default(),
             feed: gpu.context.new_stream().map_err(failed("opening a stream"))?,
             last: None,
-            steps: state.step,
             waiting: 0,
             losses_read: Vec::new(),
             gpu: gpu.clone(),
             sizes,
             current: 0,
         })
+    }
+
+    /// With steps that lessen this loss, before the first step.
+    pub fn with_loss(mut self, loss: Loss) -> Self {
+        self.loss = loss;
+        self
     }
 
     /// The block's shape.
@@ -255,7 +208,7 @@ impl Trainer {
 
     /// Steps taken, those before this trainer included.
     pub fn steps(&self) -> u64 {
-        self.steps
+        self.trained.steps
     }
 
     /// Bytes of device memory that steps of all sizes need besides their inputs and the weights, their moments and one
@@ -268,11 +221,11 @@ impl Trainer {
         self.sizes.iter().map(of_size).sum()
     }
 
-    /// Starts one step with learning rate `lr` on `scale` times the mean squared error of the block's output for
-    /// `batch.x` against `batch.target`, each difference times its gate where there are any. All contiguous on the device:
+    /// Starts one step with learning rate `lr` on `scale` times the loss, by default the mean squared error, of the block's
+    /// output for `batch.x` against `batch.target`, each difference times its gate where there are any. All contiguous on the device:
     /// f32 in f32 precision, else bf16 or f16, the gates f32 or f16.
     pub fn step(&mut self, batch: Batch<'_, Tensor>, scale: f64, lr: f64) -> Result<()> {
-        self.begin(batch, scale, lr, self.steps + 1)?;
+        self.begin(batch, scale, lr, self.steps() + 1)?;
         self.replay()?;
         let ended = self.gpu.stream.record_event(None).map_err(failed("recording an event"))?;
         let others = [Some(batch.target.clone()), batch.gates.cloned()];
@@ -289,14 +242,14 @@ impl Trainer {
         self.current = self.find(size)?;
         let channels = self.shape().channels();
         let values = size.iter().product::<usize>() * channels;
-        let (gpu, kind, turn) = (self.gpu.clone(), self.pass().kind, (self.steps % 2) as usize);
+        let (gpu, kind, turn) = (self.gpu.clone(), self.pass().kind, (self.steps() % 2) as usize);
         if self.waiting == SLOTS {
             self.read_losses()?;
         }
         let slot = &mut self.sizes[self.current].slots[turn];
         slot.collect(&gpu, &self.feed, kind, batch, [values, size[0] * channels])?;
         self.batch = slot.at;
-        self.set_factors(scale, lr, self.steps + 1, values)?;
+        self.set_factors(scale, lr, self.steps() + 1, values)?;
         self.replay()?;
         self.sizes[self.current].slots[turn].is_read(&gpu)
     }
@@ -315,7 +268,7 @@ impl Trainer {
             graph.launch().map_err(failed("starting a step"))?;
             self.sizes[self.current].graphs.insert(key, graph);
         }
-        self.steps += 1;
+        self.trained.steps += 1;
         Ok(())
     }
 
@@ -327,7 +280,7 @@ impl Trainer {
         })
     }
 
-    /// The mean squared error, and the gradients of `scale` times it: of the weights, and of `x` where wanted.
+    /// The mean squared error, and the gradients of `scale` times the loss: of the weights, and of `x` where wanted.
     pub fn gradients(
         &mut self,
         batch: Batch<'_, Tensor>,
@@ -335,9 +288,9 @@ impl Trainer {
         of_x: bool,
     ) -> Result<(f64, Parameters, Option<Tensor>)> {
         let x = batch.x;
-        self.begin(batch, scale, 0.0, self.steps + 1)?;
+        self.begin(batch, scale, 0.0, self.steps() + 1)?;
         self.passes()?;
-        self.collect()?;
+        self.trained.collect(self.pass().arena(&self.trained.weights), self.at.step(), false)?;
         let x_gradient = match of_x {
             true => {
                 let scale = (2.0 * scale / x.elem_count() as f64) as f32;
@@ -346,15 +299,13 @@ impl Trainer {
                 let gradient = tensor::empty(x.dims(), dtype, x.device())?;
                 let target = View::new(&gradient, "x_gradient")?.address(kind)?;
                 // SAFETY: the tensor was made in x's shape.
-                unsafe { self.sizes[self.current].pass.input_gradient(&self.weights, scale, target)? };
+                unsafe { self.sizes[self.current].pass.input_gradient(&self.trained.weights, scale, target)? };
                 Some(gradient)
             }
             false => None,
         };
         View::new(x, "x")?.release(&self.gpu)?;
-        let mut gradients = Parameters::zeros(self.shape());
-        self.gpu.stream.memcpy_dtoh(&self.gradients, gradients.values_mut()).map_err(failed("reading gradients"))?;
-        self.gpu.synchronize()?;
+        let gradients = self.trained.gradients()?;
         let mut losses = self.losses()?;
         let loss = losses.pop().unwrap_or(f64::NAN);
         self.losses_read = losses;
@@ -370,24 +321,7 @@ impl Trainer {
     /// The block's output for `x`, [B, H, W, C] of any batch and map, in x's dtype; with the weights' moving average
     /// where one is kept and wanted.
     pub fn forward(&mut self, x: &Tensor, average: bool) -> Result<Tensor> {
-        let kind = self.pass().kind;
-        let weights = match (&self.ema, average) {
-            (Some(ema), true) => {
-                let (average, at) = match &mut self.average {
-                    Some(average) => average,
-                    none => none.insert((
-                        Weights::new(&self.gpu, &Parameters::zeros(&self.sizes[0].pass.shape), kind)?,
-                        u64::MAX,
-                    )),
-                };
-                if *at != self.steps {
-                    average.set(&self.gpu, ema, kind)?;
-                    *at = self.steps;
-                }
-                &*average
-            }
-            _ => &self.weights,
-        };
+        let weights = if average { self.trained.averaged()? } else { &self.trained.weights };
         let (storage, layout) = x.storage_and_layout();
         let Storage::Cuda(storage) = &*storage else {
             let (found, expected) = ("not on a CUDA device".into(), "there".into());
@@ -399,78 +333,29 @@ impl Trainer {
 
     /// The weights and the optimiser's state. Waits for the steps.
     pub fn download(&mut self) -> Result<(Parameters, State)> {
-        let weights = self.read(self.weights.values())?;
-        let ema = self.ema.as_ref().map(|ema| self.read(ema)).transpose()?;
-        let state = State { m: self.read(&self.m)?, v: self.read(&self.v)?, ema, step: self.steps };
-        self.gpu.synchronize()?;
-        Ok((weights, state))
+        self.trained.download()
     }
 
     /// The weights' moving average where one is kept, else the weights. Waits for the steps.
     pub fn block(&self) -> Result<Parameters> {
-        let block = self.read(self.ema.as_ref().unwrap_or_else(|| self.weights.values()))?;
-        self.gpu.synchronize()?;
-        Ok(block)
+        self.trained.block()
     }
 
     /// Keeps a copy of the weights and the optimiser's state on the device, beside the one that was kept last.
     pub fn keep(&mut self) -> Result<()> {
-        let gpu = &self.gpu;
-        let copy = match self.kept.len() {
-            2.. => self.kept.pop_front(),
-            _ => None,
-        };
-        let Some(mut copy) = copy else {
-            let ema = self.ema.as_ref().map(|ema| kept::copied(gpu, ema)).transpose()?;
-            let (m, v) = (kept::copied(gpu, &self.m)?, kept::copied(gpu, &self.v)?);
-            let weights = kept::copied(gpu, self.weights.values())?;
-            self.kept.push_back(Kept { weights, m, v, ema, steps: self.steps });
-            return Ok(());
-        };
-        let arenas = [(self.weights.values(), &mut copy.weights), (&self.m, &mut copy.m), (&self.v, &mut copy.v)];
-        for (from, to) in arenas {
-            kept::copy(gpu, from, to)?;
-        }
-        if let (Some(from), Some(to)) = (&self.ema, &mut copy.ema) {
-            kept::copy(gpu, from, to)?;
-        }
-        copy.steps = self.steps;
-        self.kept.push_back(copy);
-        Ok(())
+        self.trained.keep()
     }
 
     /// Takes the weights and the optimiser's state of the older copy that is kept; steps count on, and that copy is the only
     /// one then. Without any, nothing changes.
     pub fn go_back(&mut self) -> Result<()> {
-        let (gpu, kind) = (self.gpu.clone(), self.pass().kind);
-        self.kept.truncate(1);
-        let Some(Kept { weights, m, v, ema, steps }) = self.kept.front_mut() else { return Ok(()) };
-        self.weights.set(&gpu, weights, kind)?;
-        kept::copy(&gpu, m, &mut self.m)?;
-        kept::copy(&gpu, v, &mut self.v)?;
-        if let (Some(from), Some(to)) = (ema, &mut self.ema) {
-            kept::copy(&gpu, from, to)?;
-        }
-        *steps = self.steps;
-        self.average = None;
-        Ok(())
+        self.trained.go_back()
     }
 
     /// The weights and the optimiser's state of the older copy, with the steps that were taken then; those of now, where none
     /// is kept. Waits for the steps.
     pub fn kept(&mut self) -> Result<(Parameters, State)> {
-        let Some(Kept { weights, m, v, ema, steps }) = self.kept.front() else { return self.download() };
-        let (weights, m, v) = (self.read(weights)?, self.read(m)?, self.read(v)?);
-        let state = State { m, v, ema: ema.as_ref().map(|ema| self.read(ema)).transpose()?, step: *steps };
-        self.gpu.synchronize()?;
-        Ok((weights, state))
-    }
-
-    /// An arena's values, once the main stream has come so far.
-    fn read(&self, arena: &CudaSlice<f32>) -> Result<Parameters> {
-        let mut values = Parameters::zeros(self.shape());
-        self.gpu.stream.memcpy_dtoh(arena, values.values_mut()).map_err(failed("reading weights"))?;
-        Ok(values)
+        self.trained.kept()
     }
 
     /// Fills all buffers with bytes that read as NaN, so that what a step doesn't write shows.
@@ -517,23 +402,7 @@ impl Trainer {
     /// Sets the numbers of step `step` on a batch of `values`.
     fn set_factors(&mut self, scale: f64, lr: f64, step: u64, values: usize) -> Result<()> {
         let gpu = self.gpu.clone();
-        // The device clips by itself, by the norm that it finds.
-        let adamw::Factors { keep, beta1, rest1, beta2, rest2, rate, root, eps, ema, ema_rest, .. } =
-            self.optimiser.factors(lr, 0.0, step);
-        let factors = Factors {
-            keep,
-            beta1,
-            rest1,
-            beta2,
-            rest2,
-            rate,
-            root,
-            eps,
-            ema,
-            ema_rest,
-            clip_norm: self.optimiser.clip_norm.map_or(f32::INFINITY, |norm| norm as f32),
-            gradient_scale: (2.0 * scale / values as f64) as f32,
-        };
+        let factors = Factors::new(&self.trained.optimiser, lr, step, (2.0 * scale / values as f64) as f32);
         let slot = self.at.factors + (self.waiting * size_of::<Factors>()) as u64;
         // Beside the main stream, where the step before may still run: no step reads another's slot.
         // SAFETY: the slot has the struct's size, and pageable memory is copied before the call returns.
@@ -550,14 +419,13 @@ impl Trainer {
         let gpu = self.gpu.clone();
         gpu.capture(|| {
             self.passes()?;
-            self.update()
+            self.trained.update(self.pass().arena(&self.trained.weights), self.at.step())
         })
     }
 
     /// Loads what a step starts, by taking its passes once without the update.
     fn load(&mut self) -> Result<()> {
-        self.optimiser_function(&format!("adamw_{}", suffix(self.pass().kind)))?;
-        self.optimiser_function("collect_gradient")?;
+        self.trained.load()?;
         self.passes()?;
         self.set_slot(self.waiting - 1)?;
         self.gpu.synchronize()
@@ -578,49 +446,8 @@ impl Trainer {
         let pass = &mut self.sizes[self.current].pass;
         // SAFETY: the inputs were checked and hold the pass' type.
         unsafe {
-            pass.residual(&self.weights, given, losses, slot)?;
-            pass.backward(&self.weights, given.x)
-        }
-    }
-
-    /// The kernel for as many neighbours as the weights' layout allows.
-    fn optimiser_function(&self, name: &str) -> Result<CudaFunction> {
-        let ending = if self.weights.arena.lanes() == 1 { "_single" } else { "" };
-        self.gpu.function(Source::Optimiser, &format!("{name}{ending}"))
-    }
-
-    fn collect(&self) -> Result<()> {
-        let gpu = &self.gpu;
-        let function = self.optimiser_function("collect_gradient")?;
-        let grid = Grid { blocks: (NORM_BLOCKS as u32, 1, 1), threads: 256, shared: 0 };
-        let arena = self.pass().arena(&self.weights);
-        let Addresses { gradients, norms, factors, slot, .. } = self.at;
-        // SAFETY: the buffers have the arena's length.
-        unsafe { launch!(gpu, On::Main, function, grid, [arena, factors, slot, gradients, norms]) }
-    }
-
-    /// The optimiser's step, after [`Self::passes`].
-    fn update(&self) -> Result<()> {
-        let clips = self.optimiser.clip_norm.is_some();
-        if clips {
-            self.collect()?;
-        }
-        let gpu = &self.gpu;
-        let function = self.optimiser_function(&format!("adamw_{}", suffix(self.pass().kind)))?;
-        let arena = self.pass().arena(&self.weights);
-        let Addresses { m, v, ema, gradients, norms, factors, slot, .. } = self.at;
-        let (norms, count) = (if clips { norms } else { 0 }, NORM_BLOCKS as i32);
-        let (weights, prepared) = (self.weights.at, self.weights.prepared);
-        let grid = Grid::over(arena.len() / arena.lanes());
-        // SAFETY: the buffers have the arena's length.
-        unsafe {
-            launch!(
-                gpu,
-                On::Main,
-                function,
-                grid,
-                [arena, factors, slot, gradients, norms, count, weights, m, v, ema, prepared]
-            )
+            pass.residual(&self.trained.weights, given, self.loss, losses, slot)?;
+            pass.backward(&self.trained.weights, given.x)
         }
     }
 

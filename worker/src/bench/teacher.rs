@@ -1,8 +1,12 @@
 //! How fast a teacher is computed, and whether a GPU computes it as the processor does.
 
+use std::collections::BTreeMap;
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::{DType, Device as TensorDevice, Tensor};
+use deltaconv_kernels::{BlockShape, Gate, Parameters, bench};
 use deltaconv_proto::draw::{self, Purpose};
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::shard::Contents;
@@ -11,7 +15,11 @@ use deltaconv_proto::weights::{self, Files};
 use half::f16;
 
 use super::{Device, Error};
+use crate::accelerator::Accelerator;
+#[cfg(feature = "cuda")]
+use crate::accelerator::Cuda;
 use crate::capture::{Maps, Recorder, Sink};
+use crate::finetune::{self, Pass};
 use crate::models::{denoiser_folder, load_denoiser, read_config};
 use crate::task;
 use crate::teacher::{self, Call, Conditions, Denoiser, LoadOptions, Original, Place, SelfAttention};
@@ -19,6 +27,15 @@ use crate::teacher::{self, Call, Conditions, Denoiser, LoadOptions, Original, Pl
 /// Passes before those that are timed, and those.
 const WARM_UP: usize = 3;
 const PASSES: usize = 10;
+/// What a device may differ from the processor by, of the processor's norm: in f32, and in bf16 or f16.
+const TOLERANCE_F32: f64 = 1e-4;
+const TOLERANCE_HALF: f64 = 2e-2;
+/// So much more where gradients have come back through all of the model, too.
+#[cfg(feature = "cuda")]
+const GRADIENTS: f64 = 5.0;
+/// Of random blocks: K, and how large their weights are.
+const KERNEL_SIZE: usize = 7;
+const GAIN: f32 = 0.3;
 /// Timesteps of random inputs.
 const TIMESTEPS: u64 = 1000;
 
@@ -62,15 +79,33 @@ pub struct Measured {
     pub captured: Option<usize>,
 }
 
-/// Times passes over random inputs; with `capture`, what goes into and out of every layer is recorded as capture does.
+/// What is timed, over random inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Timed {
+    /// Passes.
+    Passes,
+    /// Passes with what goes into and out of every layer recorded as capture does.
+    Capture,
+    /// Steps of training random blocks in place of all layers together: a pass of the teacher, one of the student, and back.
+    Training,
+}
+
+/// Times a teacher.
 ///
 /// # Errors
 /// A model that can't be loaded or computed, a device that isn't there.
-pub fn time(options: &Options, capture: bool) -> Result<Measured, Error> {
+pub fn time(options: &Options, timed: Timed) -> Result<Measured, Error> {
     let place = &place(options)?;
     let model = Model::load(options, place)?;
     let inputs = model.inputs(options)?.at(place)?;
-    if capture {
+    if timed == Timed::Training {
+        let weights = Tensor::new(vec![1.0_f32; options.batch], place.device()).map_err(task::Error::from)?;
+        let seconds = finetune::time(&accelerator(place)?, place, model.blocks(options)?, [WARM_UP, PASSES], |step| {
+            step(Pass { predict: &mut |attention| model.noise(&inputs, attention), weights: &weights, share: 1.0 })
+        })?;
+        return Ok(Measured { latent: model.latent, seconds, captured: None });
+    }
+    if timed == Timed::Capture {
         let layers = model.layers()?.into_iter().map(|layer| (layer, Copied::default())).collect();
         let mut recorder = Recorder::new(layers, Contents::Activations);
         let mut passes = |count| -> Result<(), task::Error> {
@@ -102,38 +137,98 @@ pub fn time(options: &Options, capture: bool) -> Result<Measured, Error> {
     Ok(Measured { latent: model.latent, seconds: seconds[seconds.len() / 2], captured: None })
 }
 
-/// Compares a pass on `options.device` with one on the processor in f32: ‖device − processor‖ / ‖processor‖ of the
-/// prediction, and the largest of all layers' inputs and of their outputs, with the layers' names.
+/// How far a device is from the processor in one thing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Difference {
+    /// What.
+    pub of: String,
+    /// ‖device − processor‖ / ‖processor‖.
+    pub relative_error: f64,
+    /// What it may be.
+    pub limit: f64,
+}
+
+impl Difference {
+    /// Whether it is as small as it must be; a NaN is not.
+    pub fn holds(&self) -> bool {
+        self.relative_error <= self.limit
+    }
+}
+
+/// Compares a pass on `options.device` with one on the processor in f32: the prediction, and of all layers' inputs, of their
+/// outputs, and on a GPU of the gradients of random blocks in their place, what differs most.
 ///
 /// # Errors
 /// As [`time`].
-pub fn compare(options: &Options) -> Result<Vec<(String, f64)>, Error> {
-    let on = |place: &Place| -> Result<(Tensor, Vec<Kept>), Error> {
-        let model = Model::load(options, place)?;
+pub fn compare(options: &Options) -> Result<Vec<Difference>, Error> {
+    let on = |model: &Model| -> Result<(Tensor, Vec<Kept>), Error> {
         let mut keeper = Keeper::default();
         let predicted = model.pass(&model.inputs(options)?, &mut keeper)?;
         Ok((on_host(&predicted).map_err(task::Error::from)?, keeper.layers))
     };
-    let (expected, expected_layers) = on(&Place::default())?;
-    let (found, found_layers) = on(&place(options)?)?;
+    let on_processor = Model::load(options, &Place::default())?;
+    let on_device = Model::load(options, &place(options)?)?;
+    let (expected, expected_layers) = on(&on_processor)?;
+    let (found, found_layers) = on(&on_device)?;
     let error = |found: &Tensor, expected: &Tensor| -> candle_core::Result<f64> {
         let norm = |tensor: &Tensor| tensor.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>();
         let difference = (found.to_dtype(DType::F64)? - expected.to_dtype(DType::F64)?)?;
         Ok((norm(&difference)? / norm(expected)?).sqrt())
     };
-    let mut errors = vec![("prediction".to_owned(), error(&found, &expected).map_err(task::Error::from)?)];
+    let limit = if options.precision == Precision::F32 { TOLERANCE_F32 } else { TOLERANCE_HALF };
+    let relative_error = error(&found, &expected).map_err(task::Error::from)?;
+    let mut differences = vec![Difference { of: "prediction".to_owned(), relative_error, limit }];
     for (what, of) in [("input", (|kept| &kept.input) as fn(&Kept) -> &Tensor), ("output", |kept| &kept.output)] {
-        let mut largest = ("no layer".to_owned(), 0.0);
-        for (found, expected) in found_layers.iter().zip(&expected_layers) {
-            let error = error(of(found), of(expected)).map_err(task::Error::from)?;
-            // A NaN is the largest.
-            if error > largest.1 || error.is_nan() {
-                largest = (format!("{what} of {}", found.layer), error);
-            }
-        }
-        errors.push(largest);
+        let pairs = found_layers.iter().zip(&expected_layers);
+        let by_layer = pairs.map(|(found, expected)| Ok((found.layer.clone(), error(of(found), of(expected))?)));
+        differences.extend(largest(what, limit, by_layer)?);
     }
-    Ok(errors)
+    #[cfg(feature = "cuda")]
+    if options.device == Device::Cuda {
+        let limit = GRADIENTS * limit;
+        let by_layer = gradients(options, &on_device, &on_processor)?.into_iter().map(Ok);
+        differences.extend(largest("gradient within", limit, by_layer)?);
+    }
+    Ok(differences)
+}
+
+/// The largest difference of all layers'; a NaN is the largest.
+fn largest(
+    what: &str,
+    limit: f64,
+    by_layer: impl Iterator<Item = candle_core::Result<(String, f64)>>,
+) -> Result<Option<Difference>, task::Error> {
+    let mut most: Option<Difference> = None;
+    for difference in by_layer {
+        let (layer, relative_error) = difference?;
+        if most.as_ref().is_none_or(|most| relative_error.is_nan() || relative_error > most.relative_error) {
+            most = Some(Difference { of: format!("{what} of {layer}"), relative_error, limit });
+        }
+    }
+    Ok(most)
+}
+
+/// How far the gradients of random blocks in place of all layers are from the processor's, by layer.
+#[cfg(feature = "cuda")]
+fn gradients(options: &Options, on_device: &Model, on_processor: &Model) -> Result<Vec<(String, f64)>, Error> {
+    let cuda = Arc::new(Cuda::at(on_device.denoiser.place().device())?);
+    let blocks = on_device.blocks(options)?;
+    let weights: Vec<f32> = (0..options.batch).map(|i| 0.5 + i as f32).collect();
+    let on = |model: &Model| -> Result<(Inputs, Tensor), Error> {
+        let place = model.denoiser.place();
+        let weights = Tensor::new(weights.as_slice(), place.device()).map_err(task::Error::from)?;
+        Ok((model.inputs(options)?.at(place)?, weights))
+    };
+    let (inputs, weights_there) = on(on_device)?;
+    let (same, weights_here) = on(on_processor)?;
+    let errors = finetune::compare_gradients(
+        &cuda,
+        on_device.denoiser.place().dtype(),
+        blocks,
+        Pass { predict: &mut |attention| on_device.noise(&inputs, attention), weights: &weights_there, share: 0.5 },
+        Pass { predict: &mut |attention| on_processor.noise(&same, attention), weights: &weights_here, share: 0.5 },
+    )?;
+    Ok(errors.into_iter().collect())
 }
 
 /// The last batch of a layer, where a shard's bytes would be.
@@ -193,7 +288,6 @@ impl Model {
         Ok(Self { config, denoiser, latent })
     }
 
-    /// The numbers in one sample of each layer.
     /// The layers' names.
     fn layers(&self) -> Result<Vec<String>, Error> {
         let layers = self.config.layers(self.latent.0, self.latent.1);
@@ -235,6 +329,25 @@ impl Model {
         Ok(Inputs { sample, timestep, conditions })
     }
 
+    /// Random blocks in place of all layers.
+    fn blocks(&self, options: &Options) -> Result<BTreeMap<String, Parameters>, Error> {
+        let (height, width) = self.latent;
+        let layers = self.config.layers(height, width);
+        let layers = layers.map_err(|e| task::Error::from(teacher::Error::from(e)))?;
+        let gate = if matches!(self.config, Configuration::PixArt(_)) { Gate::Sigmoid } else { Gate::Scaled };
+        let mut blocks = BTreeMap::new();
+        for (index, layer) in (0_u64..).zip(layers) {
+            let shape = BlockShape::new(layer.channels, 0.5, KERNEL_SIZE, vec![1.0, 0.5], gate)?;
+            blocks.insert(layer.name, bench::weights(&shape, options.seed ^ index, GAIN));
+        }
+        Ok(blocks)
+    }
+
+    fn noise(&self, inputs: &Inputs, attention: &mut dyn SelfAttention) -> Result<Tensor, task::Error> {
+        let Inputs { sample, timestep, conditions } = inputs;
+        Ok(self.denoiser.predict(sample, timestep, conditions, attention)?)
+    }
+
     fn pass(&self, inputs: &Inputs, attention: &mut dyn SelfAttention) -> Result<Tensor, task::Error> {
         let Inputs { sample, timestep, conditions } = inputs;
         Ok(self.denoiser.forward(sample, timestep, conditions, attention)?)
@@ -267,6 +380,16 @@ impl SelfAttention for Keeper {
 
 fn on_host(tensor: &Tensor) -> candle_core::Result<Tensor> {
     tensor.to_device(&TensorDevice::Cpu)?.to_dtype(DType::F32)
+}
+
+/// What blocks in the place are trained on.
+fn accelerator(place: &Place) -> Result<Accelerator, Error> {
+    #[cfg(feature = "cuda")]
+    if place.device().is_cuda() {
+        return Ok(Accelerator::Cuda(Arc::new(Cuda::at(place.device())?)));
+    }
+    let _ = place;
+    Ok(Accelerator::None)
 }
 
 #[cfg(feature = "cuda")]

@@ -16,7 +16,7 @@ use deltaconv_proto::{buckets, keys, v1};
 use crate::data::Data;
 use crate::models::Teacher;
 use crate::task::{Context, Error};
-use crate::teacher::{Conditions, Removed, SelfAttention};
+use crate::teacher::{Conditions, Place, Removed, SelfAttention};
 
 use drift::{Reached, Recorded};
 pub(crate) use recorder::{Maps, Recorder, Sink};
@@ -180,6 +180,13 @@ impl Inputs {
         Ok(Self { noised, timesteps: Tensor::new(timesteps, &Device::Cpu)?, conditions })
     }
 
+    /// With what is large where the model is, as it takes it, for more than one pass.
+    pub(crate) fn at(&self, place: &Place) -> Result<Self, Error> {
+        let mut conditions = self.conditions.clone();
+        conditions.encoder_hidden_states = place.take(&conditions.encoder_hidden_states)?;
+        Ok(Self { noised: place.take(&self.noised)?, timesteps: self.timesteps.clone(), conditions })
+    }
+
     /// The noise [B, c, h, w] f32 that the teacher predicts with `attention` in it, where it is computed.
     pub(crate) fn predict(&self, teacher: &Teacher, attention: &mut dyn SelfAttention) -> Result<Tensor, Error> {
         let Self { noised, timesteps, conditions } = self;
@@ -188,7 +195,7 @@ impl Inputs {
 }
 
 /// Numbers in one sample of a layer, in the bucket where they are most.
-fn sample_len(layer: &v1::LayerPlan) -> usize {
+pub(crate) fn sample_len(layer: &v1::LayerPlan) -> usize {
     let every = vec![1; buckets::maps(layer).len()];
     shard::shapes(layer, &every).iter().map(Shape::sample_len).max().unwrap_or(0)
 }

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use deltaconv_kernels::cuda::{self, DeviceMemory, Precision, Trainer};
-use deltaconv_kernels::{AdamW, Parameters, adamw};
+use deltaconv_kernels::{AdamW, Loss, Parameters, adamw};
 use half::f16;
 
+use super::training::Trained;
 use crate::accelerator::Cuda;
 use crate::shards::{Batch, LayerData, Memory, Piece};
 use crate::task::Error;
@@ -28,9 +29,9 @@ pub(super) struct OnGpu {
 impl OnGpu {
     pub(super) fn new(
         cuda: &Arc<Cuda>,
-        weights: &Parameters,
-        state: &adamw::State,
+        Trained { weights, optimiser: state, .. }: &Trained,
         optimiser: AdamW,
+        loss: Loss,
         data: &LayerData,
         batch: usize,
     ) -> Result<Self, Error> {
@@ -45,7 +46,7 @@ impl OnGpu {
         sizes.dedup();
         let trainer = Trainer::new(&cuda.gpu, weights, optimiser, state, &sizes, Precision::Bf16);
         let trainer = trainer.inspect_err(|error| cuda.note(error))?;
-        Ok(Self { cuda: cuda.clone(), trainer })
+        Ok(Self { cuda: cuda.clone(), trainer: trainer.with_loss(loss) })
     }
 
     /// Bytes of the device's memory that samples may take, if no limit is set.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use deltaconv_kernels::cpu::{self, Target, Workspace};
-use deltaconv_kernels::{AdamW, BlockShape, Parameters, adamw};
+use deltaconv_kernels::{AdamW, BlockShape, Loss, Parameters, adamw};
 use deltaconv_proto::draw::Batches;
 use deltaconv_proto::v1::{LayerPlan, Recipe};
 use rayon::prelude::*;
@@ -229,6 +229,19 @@ impl Training {
         &self.trained.record.health.setbacks
     }
 
+    /// What steps lessen, in units of the layer's output.
+    fn loss(&self) -> Loss {
+        let unit = self.energy.sqrt();
+        match self.recipe.loss.as_deref() {
+            Some("l1") => Loss::Absolute { unit: unit as f32 },
+            Some("huber") => {
+                let delta = self.recipe.huber_delta.unwrap_or(Recipe::HUBER_DELTA);
+                Loss::Huber { delta: (delta * unit) as f32 }
+            }
+            _ => Loss::Squared,
+        }
+    }
+
     /// Linear warm-up, then a half cosine, unless the recipe keeps the rate; lower after each setback.
     fn learning_rate(&self, step: u64) -> f64 {
         let peak = self.recipe.learning_rate * self.trained.record.health.rate();
@@ -251,8 +264,8 @@ impl Training {
     pub(super) fn place(&mut self, data: &LayerData, limit: Option<u64>) -> Result<u64, Error> {
         #[cfg(feature = "cuda")]
         if let Some(cuda) = &self.cuda {
-            let Trained { weights, optimiser, .. } = &self.trained;
-            let mut on_gpu = OnGpu::new(cuda, weights, optimiser, self.optimiser, data, self.recipe.batch as usize)?;
+            let mut on_gpu =
+                OnGpu::new(cuda, &self.trained, self.optimiser, self.loss(), data, self.recipe.batch as usize)?;
             let held_out = HeldOut::of(data, cuda)?;
             on_gpu.keep()?;
             let room = on_gpu.room(limit)?;
@@ -309,7 +322,7 @@ impl Training {
             &self.shape,
             &self.trained.weights,
             &self.batch.input,
-            Target { output: &self.batch.output, gates: self.batch.weights() },
+            Target { output: &self.batch.output, gates: self.batch.weights(), loss: self.loss() },
             batch.size,
             scale,
             &mut self.gradients,

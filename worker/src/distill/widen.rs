@@ -88,7 +88,7 @@ mod tests {
             // The new columns learn at once, and what is before them as soon as they are not zero.
             let mut gradients = Parameters::zeros(wide.shape());
             let gradient = |wide: &Parameters, gradients: &mut Parameters| {
-                let (shape, target) = (wide.shape(), Target { output: &target, gates: None });
+                let (shape, target) = (wide.shape(), Target::from(&target[..]));
                 cpu::loss_and_gradient(shape, wide, &x, target, SIZE, 1.0, gradients, None, &mut Workspace::default())
                     .expect("computes");
             };

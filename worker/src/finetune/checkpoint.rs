@@ -13,7 +13,7 @@ use deltaconv_proto::safetensors::{Dtype, serialize_header};
 use deltaconv_proto::{keys, v1};
 
 use super::student::Blocks;
-use super::training::{State, Training};
+use super::training::{Record, State, Training};
 use crate::container::Container;
 use crate::distill::health::{CurvePoint, Health, Setback, Stretch};
 use crate::task::{Context, Error};
@@ -26,34 +26,37 @@ const BEST: &str = "best";
 
 /// Writes a checkpoint and reports it.
 pub(super) fn store(context: &Context, training: &Training) -> Result<(), Error> {
-    let state = training.checkpoint();
-    let step = state.step;
+    let state = training.checkpoint()?;
+    let step = state.record.step;
     let key = keys::checkpoint(&context.task, &context.attempt, step);
-    let object = context.wait(context.objects.put(&key, encode(state)?))?;
+    let object = context.wait(context.objects.put(&key, encode(&state)?))?;
     context.report(|progress| progress.checkpoint = Some(v1::Checkpoint { object: Some(object), step }));
     Ok(())
 }
 
-/// Takes up where `checkpoint` was written. One that can't be read or isn't of these blocks is left, with a warning, and
-/// training begins anew: that costs time, and the result is the same.
-pub(super) fn resume(context: &Context, checkpoint: &v1::Checkpoint, training: &mut Training) -> Result<(), Error> {
+/// The state in `checkpoint`. One that can't be read or isn't of these blocks is left, with a warning, and training begins
+/// anew from `start`: that costs time, and the result is the same.
+pub(super) fn resume(context: &Context, checkpoint: &v1::Checkpoint, start: State) -> Result<State, Error> {
     let object = checkpoint.object.as_ref().ok_or(Error::Incomplete("checkpoint"))?;
     let read = context.wait(context.objects.get_verified(object)).map_err(Error::from);
-    match read.and_then(|bytes| decode(&object.key, &bytes, &training.state)) {
+    match read.and_then(|bytes| decode(&object.key, &bytes, &start)) {
         Ok(state) => {
-            tracing::info!(task = %context.task, step = state.step, "resumed from a checkpoint");
+            tracing::info!(task = %context.task, step = state.record.step, "resumed from a checkpoint");
             context.report(|progress| progress.checkpoint = Some(checkpoint.clone()));
-            training.state = state;
+            Ok(state)
         }
-        Err(error) => tracing::warn!(task = %context.task, %error, "the checkpoint can't be used; beginning anew"),
+        Err(error) => {
+            tracing::warn!(task = %context.task, %error, "the checkpoint can't be used; beginning anew");
+            Ok(start)
+        }
     }
-    Ok(())
 }
 
 pub(super) fn encode(state: &State) -> Result<Vec<u8>, Error> {
-    let curve = state.curve.iter().flat_map(CurvePoint::row);
-    let setbacks = state.health.setbacks.iter().flat_map(Setback::row);
-    let position = [state.step as f64, state.since.sum, state.since.steps as f64, state.health.least];
+    let record = &state.record;
+    let curve = record.curve.iter().flat_map(CurvePoint::row);
+    let setbacks = record.health.setbacks.iter().flat_map(Setback::row);
+    let position = [record.step as f64, record.since.sum, record.since.steps as f64, record.health.least];
 
     let arenas = state.blocks.iter().flat_map(|(layer, block)| {
         let optimiser = state.optimisers.get(layer);
@@ -62,13 +65,13 @@ pub(super) fn encode(state: &State) -> Result<Vec<u8>, Error> {
             (FIRST, optimiser.map(|of| &of.m)),
             (SECOND, optimiser.map(|of| &of.v)),
             (AVERAGE, optimiser.and_then(|of| of.ema.as_ref())),
-            (BEST, state.best.get(layer).map(|best| &**best)),
+            (BEST, record.best.get(layer).map(|best| &**best)),
         ];
         arenas.into_iter().filter_map(move |(of, arena)| Some((format!("{layer}.{of}"), arena?)))
     });
     let arenas: Vec<(String, &Parameters)> = arenas.collect();
     let lens: Vec<[usize; 1]> = arenas.iter().map(|(_, arena)| [arena.values().len()]).collect();
-    let (points, of_setbacks) = ([state.curve.len(), 3], [state.health.setbacks.len(), 3]);
+    let (points, of_setbacks) = ([record.curve.len(), 3], [record.health.setbacks.len(), 3]);
     let doubles: [(&str, Dtype, &[usize]); 3] =
         [("curve", Dtype::F64, &points), ("setbacks", Dtype::F64, &of_setbacks), ("position", Dtype::F64, &[4])];
     let floats = arenas.iter().zip(&lens).map(|((name, _), len)| (name.as_str(), Dtype::F32, &len[..]));
@@ -101,13 +104,12 @@ pub(super) fn decode(key: &str, bytes: &[u8], like: &State) -> Result<State, Err
         blocks.insert(layer.clone(), Arc::new(arena(WEIGHTS)?));
         best.insert(layer.clone(), Arc::new(arena(BEST)?));
     }
-    Ok(State {
-        blocks,
-        optimisers,
+    let record = Record {
         step,
         curve: curve.chunks_exact(3).map(CurvePoint::of_row).collect(),
         since: Stretch { sum: position[1], steps: position[2] as u64 },
         health: Health { least: position[3], setbacks: setbacks.chunks_exact(3).map(Setback::of_row).collect() },
         best,
-    })
+    };
+    Ok(State { blocks, optimisers, record })
 }

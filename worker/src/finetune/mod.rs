@@ -2,9 +2,12 @@
 //! behind each layer. Everything but the blocks stays as it is.
 //!
 //! Blocks that were trained apart each give what their layer gave, as well as they can; trained together, they give what the
-//! whole model needs. It is computed on the processor in f32, also by a worker with a GPU.
+//! whole model needs. It is computed where the teacher is: on the processor in f32, or on a GPU in the teacher's precision.
 
 mod checkpoint;
+#[cfg(feature = "cuda")]
+mod on_gpu;
+mod on_processor;
 mod student;
 #[cfg(test)]
 mod tests;
@@ -12,22 +15,71 @@ mod training;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::{Duration, Instant};
 
+#[cfg(feature = "cuda")]
+use candle_core::DType;
+use candle_core::Tensor;
+#[cfg(feature = "cuda")]
+use deltaconv_kernels::AdamW;
 use deltaconv_kernels::Parameters;
-use deltaconv_proto::draw::Draw;
+use deltaconv_proto::draw::{Draw, Sample};
 use deltaconv_proto::{keys, v1};
 
+use crate::accelerator::Accelerator;
+#[cfg(feature = "cuda")]
+use crate::accelerator::Cuda;
 use crate::blocks::{self, InPlace};
-use crate::capture::Inputs;
+use crate::capture::{Inputs, sample_len};
 use crate::checkpoints::Schedule;
 use crate::evaluate::HeldOut;
+use crate::models::Teacher;
 use crate::task::{Context, Error, Stop};
-use student::{Blocks, gradients, in_place};
-use training::{Looked, Training};
+use crate::teacher::Place;
+#[cfg(feature = "cuda")]
+use on_gpu::OnGpu;
+pub(crate) use student::Pass;
+use student::{Blocks, in_place};
+use training::{Looked, State, Training};
 
 /// Held-out samples of the capture that errors are measured on, at most.
 const HELD_OUT: usize = 64;
+/// What the residual stream counts where gradients are compared.
+#[cfg(feature = "cuda")]
+const FEATURES: f64 = 0.1;
+/// Bytes that the samples of a part of a batch may take, and how many times the values of its layers' maps a sample's gradients
+/// need on the way to them, about: 11 million values for SD1.5 at 64×64.
+const PART_BYTES: usize = 12 << 30;
+const REMEMBERED: usize = 64;
+/// Batches that are drawn while others are trained on.
+const BATCHES_AHEAD: usize = 4;
+
+/// Samples of a step's batch that go through the models together.
+struct Part {
+    inputs: Inputs,
+    /// What each sample counts.
+    weights: Vec<f32>,
+    /// Of the batch.
+    share: f64,
+}
+
+impl Part {
+    /// Does something with it where the teacher is.
+    fn pass<T>(&self, teacher: &Teacher, work: impl FnOnce(Pass<'_>) -> Result<T, Error>) -> Result<T, Error> {
+        let place = teacher.denoiser.place();
+        let inputs = self.inputs.at(place)?;
+        let weights = &Tensor::new(self.weights.as_slice(), place.device())?;
+        work(Pass { predict: &mut |attention| inputs.predict(teacher, attention), weights, share: self.share })
+    }
+}
+
+/// Samples that may go through the models together, so that what is remembered on the way there has room: follows from the plan
+/// and the precision alone, since bits depend on it.
+fn samples_of_part(context: &Context, place: &Place) -> usize {
+    let values: usize = context.plan.layers.iter().map(sample_len).sum();
+    (PART_BYTES / (values * REMEMBERED * place.dtype().size_in_bytes()).max(1)).max(1)
+}
 
 /// Trains, from the checkpoint if there is one, and writes the blocks where they have become better.
 pub(crate) fn run(context: &Context, task: &v1::FinetuneTask) -> Result<v1::Done, Error> {
@@ -42,53 +94,39 @@ pub(crate) fn run(context: &Context, task: &v1::FinetuneTask) -> Result<v1::Done
         let output = v1::FinetuneOutput { story: "no layer has a block".to_owned(), ..v1::FinetuneOutput::default() };
         return Ok(v1::Done { output: Some(v1::done::Output::Finetune(output)), ..v1::Done::default() });
     }
-    let (teacher, data) = (context.models.teacher_on_the_processor(context)?, context.models.data(context)?);
+    let (teacher, data) = (context.models.teacher(context)?, context.models.data(context)?);
     let draw = Draw::new(&context.job, data.latent_lens(), teacher.sampler.alphas_cumprod().len());
     let given = context.wait(blocks::read(&context.objects, &context.plan, &task.blocks))?;
     let given = given.into_iter().map(|(layer, block)| (layer, Arc::new(block.parameters().clone())));
-    let mut training = Training::new(given.collect(), recipe, settings);
+    let mut start = State::new(given.collect(), recipe);
     if let Some(resume) = &task.resume {
-        checkpoint::resume(context, resume, &mut training)?;
+        start = checkpoint::resume(context, resume, start)?;
     }
+    let first = start.record.step;
+    let mut training = Training::new(start, recipe, settings, &context.accelerator, teacher.denoiser.place())?;
     let held_out = HeldOut::new(context, &teacher, &data, &draw, HELD_OUT)?;
-    let measure = |blocks: &Blocks| held_out.error(context, &teacher, &mut InPlace(&in_place(blocks)));
-    if training.is_curve_point() && training.state.step == 0 {
-        training.note(measure(&training.averaged())?);
-    }
-    training.keep(Looked::Well);
 
-    let mut checkpoints = Schedule::new(context.checkpoint_interval);
-    let (first, began) = (training.state.step, Instant::now());
-    let mut lost = None;
-    while !training.is_over() && context.stopped().is_none() {
-        let batch = draw.finetune(training.state.step, settings.batch as usize, |latent| data.bucket(latent));
-        let inputs = Inputs::new(&teacher, &data, &batch)?;
-        training.take_step(&gradients(&teacher, &training.state.blocks, &inputs)?)?;
-        if training.is_look() {
-            let looked = match training.look() {
-                Ok(looked) => looked,
-                Err(error) => {
-                    tracing::warn!(task = %context.task, %error, "training ends with the best blocks so far");
-                    lost = Some(error);
-                    break;
+    let together = samples_of_part(context, teacher.denoiser.place());
+    let (sender, batches) = sync_channel(BATCHES_AHEAD);
+    let lost = std::thread::scope(|scope| {
+        let (teacher, data, draw) = (&teacher, &data, &draw);
+        scope.spawn(move || {
+            for step in first..u64::from(settings.steps) {
+                let samples = draw.finetune(step, settings.batch as usize, |latent| data.bucket(latent));
+                let part = |part: &[Sample]| {
+                    let weights = part.iter().map(|sample| draw.weight_of_finetune(sample.timestep)).collect();
+                    let share = part.len() as f64 / samples.len() as f64;
+                    Ok(Part { inputs: Inputs::new(teacher, data, part)?, weights, share })
+                };
+                let batch: Result<Vec<Part>, Error> = samples.chunks(together).map(part).collect();
+                if sender.send(batch).is_err() {
+                    // Training has ended.
+                    return;
                 }
-            };
-            if training.is_curve_point() {
-                training.note(measure(&training.averaged())?);
             }
-            training.keep(looked);
-        }
-        let done = training.state.step - first;
-        context.report(|progress| {
-            progress.step = training.state.step;
-            progress.held_out_error = training.least_error();
-            progress.samples_per_second = (done * u64::from(settings.batch)) as f64 / began.elapsed().as_secs_f64();
         });
-        if checkpoints.is_due() && !training.is_over() {
-            checkpoint::store(context, &training)?;
-            checkpoints.stored();
-        }
-    }
+        train(context, &mut training, teacher, &held_out, &batches)
+    })?;
     if let Some(stop) = context.stopped() {
         if stop == Stop::Release && lost.is_none() && !training.is_over() {
             checkpoint::store(context, &training)?;
@@ -96,18 +134,124 @@ pub(crate) fn run(context: &Context, task: &v1::FinetuneTask) -> Result<v1::Done
         return Err(Error::Stopped(stop));
     }
 
-    let samples = (training.state.step - first) * u64::from(settings.batch);
-    let (error_before, error_after) = (training.state.curve.first(), training.least_error());
+    let samples = (training.record.step - first) * u64::from(settings.batch);
+    let (error_before, error_after) = (training.record.curve.first(), training.least_error());
     let error_before = error_before.map_or(f64::NAN, |point| point.held_out_error);
     let better = error_after < error_before;
     let output = v1::FinetuneOutput {
-        blocks: if better { write(context, &training.state.best)? } else { Vec::new() },
+        blocks: if better { write(context, &training.record.best)? } else { Vec::new() },
         error_before,
         error_after,
-        steps: training.state.step,
+        steps: training.record.step,
         story: lost.map(|error| error.to_string()).unwrap_or_default(),
     };
     Ok(v1::Done { busy_seconds: 0.0, samples, output: Some(v1::done::Output::Finetune(output)) })
+}
+
+/// Seconds of a step in the training of these blocks within a model, over as many steps; `take` gives a step its pass.
+pub(crate) fn time(
+    accelerator: &Accelerator,
+    place: &Place,
+    blocks: BTreeMap<String, Parameters>,
+    steps: [usize; 2],
+    mut take: impl FnMut(&mut dyn FnMut(Pass<'_>) -> Result<(), Error>) -> Result<(), Error>,
+) -> Result<f64, Error> {
+    let recipe = v1::Recipe { ema_decay: 0.99, clip_norm: 1.0, ..v1::Recipe::default() };
+    let settings = v1::Finetune { steps: 1_000_000, batch: 1, learning_rate: 1e-6, features: 0.0 };
+    let state = State::new(blocks.into_iter().map(|(layer, block)| (layer, Arc::new(block))).collect(), &recipe);
+    let mut training = Training::new(state, &recipe, settings, accelerator, place)?;
+    let [warm_up, timed] = steps;
+    let mut run = |count: usize| -> Result<Duration, Error> {
+        let began = Instant::now();
+        for _ in 0..count {
+            take(&mut |pass| training.add(pass))?;
+            training.step()?;
+        }
+        training.errors()?;
+        Ok(began.elapsed())
+    };
+    run(warm_up)?;
+    Ok(run(timed)?.as_secs_f64() / timed as f64)
+}
+
+/// Compares the gradients that blocks of random weights, in place of all of a teacher's layers, get on a GPU with those on the
+/// processor: ‖GPU − processor‖ / ‖processor‖ by layer. Both passes are over the same batch.
+#[cfg(feature = "cuda")]
+pub(crate) fn compare_gradients(
+    cuda: &Arc<Cuda>,
+    dtype: DType,
+    blocks: BTreeMap<String, Parameters>,
+    on_gpu: Pass<'_>,
+    on_processor: Pass<'_>,
+) -> Result<BTreeMap<String, f64>, Error> {
+    let State { blocks, optimisers, .. } =
+        State::new(blocks.into_iter().map(|(layer, block)| (layer, Arc::new(block))).collect(), &v1::Recipe::default());
+    let mut training = OnGpu::new(cuda, dtype, &blocks, &optimisers, AdamW::default(), FEATURES)?;
+    training.add(on_gpu)?;
+    let mut found = training.gradients()?;
+    let (_, expected) = on_processor::gradients(&blocks, FEATURES, on_processor)?;
+    let error = |(layer, expected): (String, Parameters)| {
+        let found = found.remove(&layer).ok_or(Error::Incomplete("gradient"))?;
+        let squares = |of: &mut dyn Iterator<Item = f64>| of.map(|value| value * value).sum::<f64>();
+        let pairs = found.values().iter().zip(expected.values());
+        let difference = squares(&mut pairs.map(|(a, b)| f64::from(*a) - f64::from(*b)));
+        Ok((layer, (difference / squares(&mut expected.values().iter().copied().map(f64::from))).sqrt()))
+    };
+    expected.into_iter().map(error).collect()
+}
+
+/// Takes steps on the batches until training is over, is told to stop, or is lost: then the error is returned.
+fn train(
+    context: &Context,
+    training: &mut Training,
+    teacher: &Teacher,
+    held_out: &HeldOut,
+    batches: &Receiver<Result<Vec<Part>, Error>>,
+) -> Result<Option<Error>, Error> {
+    let measure = |training: &mut Training| -> Result<(), Error> {
+        let averaged = training.averaged()?;
+        let error = held_out.error(context, teacher, &mut InPlace(&in_place(&averaged)))?;
+        training.note(averaged, error);
+        Ok(())
+    };
+    if training.is_curve_point() && training.record.step == 0 {
+        measure(training)?;
+    }
+    training.keep(Looked::Well)?;
+
+    let mut checkpoints = Schedule::new(context.checkpoint_interval);
+    let (first, began) = (training.record.step, Instant::now());
+    while !training.is_over() && context.stopped().is_none() {
+        for part in batches.recv().map_err(|_| Error::Incomplete("batch"))?? {
+            part.pass(teacher, |pass| training.add(pass))?;
+        }
+        training.step()?;
+        if training.is_look() {
+            let looked = match training.look() {
+                Ok(looked) => looked,
+                Err(error @ Error::Diverged { .. }) => {
+                    tracing::warn!(task = %context.task, %error, "training ends with the best blocks so far");
+                    return Ok(Some(error));
+                }
+                Err(error) => return Err(error),
+            };
+            if training.is_curve_point() {
+                measure(training)?;
+            }
+            training.keep(looked)?;
+        }
+        let (step, samples) = (training.record.step, (training.record.step - first) * training.batch());
+        context.report(|progress| {
+            progress.step = step;
+            progress.held_out_error = training.least_error();
+            progress.samples_per_second = samples as f64 / began.elapsed().as_secs_f64();
+        });
+        if checkpoints.is_due() && !training.is_over() {
+            checkpoint::store(context, training)?;
+            checkpoints.stored();
+        }
+    }
+    Ok(None)
 }
 
 /// Writes the blocks with their published tensor names.

@@ -9,9 +9,11 @@ use deltaconv_kernels::{BlockShape, Gate, Parameters};
 use deltaconv_proto::teacher::{Scheduler, Teacher as Configuration};
 use deltaconv_proto::v1::{Finetune, Recipe};
 
+use super::Part;
 use super::checkpoint::{decode, encode};
-use super::student::{Blocks, gradients, in_place};
-use super::training::{Looked, Training};
+use super::student::{Blocks, in_place};
+use super::training::{Looked, State, Training};
+use crate::accelerator::Accelerator;
 use crate::blocks::InPlace;
 use crate::capture::Inputs;
 use crate::models::Teacher;
@@ -49,6 +51,10 @@ fn inputs(seed: usize) -> Inputs {
     Inputs { noised, timesteps, conditions: Conditions::from(text) }
 }
 
+fn part(seed: usize, share: f64) -> Part {
+    Part { inputs: inputs(seed), weights: vec![0.7, 1.3], share }
+}
+
 /// The error of the predicted noise, in f64.
 fn error(teacher: &Teacher, blocks: &Blocks, inputs: &Inputs) -> f64 {
     let noise = |tensor: Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -58,22 +64,42 @@ fn error(teacher: &Teacher, blocks: &Blocks, inputs: &Inputs) -> f64 {
     squares(&|i| found[i] - expected[i]) / squares(&|i| expected[i])
 }
 
-const SETTINGS: Finetune = Finetune { steps: 12, batch: 2, learning_rate: 2e-3 };
+const SETTINGS: Finetune = Finetune { steps: 12, batch: 2, learning_rate: 2e-3, features: 0.1 };
 
 fn recipe() -> Recipe {
     Recipe { clip_norm: 1.0, ema_decay: 0.5, ..Recipe::default() }
 }
 
+fn training(teacher: &Teacher, state: State, settings: Finetune) -> Training {
+    Training::new(state, &recipe(), settings, &Accelerator::None, teacher.denoiser.place()).unwrap()
+}
+
+/// Begins a training from these blocks.
+fn started(teacher: &Teacher, blocks: &Blocks, settings: Finetune) -> Training {
+    let mut training = training(teacher, State::new(blocks.clone(), &recipe()), settings);
+    measure(teacher, &mut training);
+    training.keep(Looked::Well).unwrap();
+    training
+}
+
+fn measure(teacher: &Teacher, training: &mut Training) {
+    let averaged = training.averaged().unwrap();
+    let error = error(teacher, &averaged, &inputs(7));
+    training.note(averaged, error);
+}
+
 fn train(teacher: &Teacher, training: &mut Training, steps: usize) {
     for _ in 0..steps {
-        let found = gradients(teacher, &training.state.blocks, &inputs(training.state.step as usize % 3)).unwrap();
-        training.take_step(&found).unwrap();
+        for (seed, share) in [(training.record.step as usize % 3, 0.75), (3, 0.25)] {
+            part(seed, share).pass(teacher, |pass| training.add(pass)).unwrap();
+        }
+        training.step().unwrap();
         if training.is_look() {
             let looked = training.look().unwrap();
             if training.is_curve_point() {
-                training.note(error(teacher, &training.averaged(), &inputs(7)));
+                measure(teacher, training);
             }
-            training.keep(looked);
+            training.keep(looked).unwrap();
         }
     }
 }
@@ -82,60 +108,51 @@ fn train(teacher: &Teacher, training: &mut Training, steps: usize) {
 fn blocks_that_are_trained_together_predict_the_noise_better_and_a_resumed_training_ends_with_the_same_bits() {
     for (name, folder, gate) in [("tiny-unet", "unet", Gate::Scaled), ("tiny-pixart", "transformer", Gate::Sigmoid)] {
         let (teacher, blocks) = student(name, folder, gate);
-        let started = || {
-            let mut training = Training::new(blocks.clone(), &recipe(), SETTINGS);
-            training.note(error(&teacher, &training.averaged(), &inputs(7)));
-            training.keep(Looked::Well);
-            training
-        };
-        let mut whole = started();
+        let mut whole = started(&teacher, &blocks, SETTINGS);
         train(&teacher, &mut whole, 12);
-        let (first, least) = (whole.state.curve[0].held_out_error, whole.least_error());
+        let (first, least) = (whole.record.curve[0].held_out_error, whole.least_error());
         assert!(least < 0.7 * first, "{name}: {first} became {least}");
-        assert!((error(&teacher, &whole.state.best, &inputs(7)) / least - 1.0).abs() < 1e-9);
+        assert!((error(&teacher, &whole.record.best, &inputs(7)) / least - 1.0).abs() < 1e-9);
 
-        let mut before = started();
+        let mut before = started(&teacher, &blocks, SETTINGS);
         train(&teacher, &mut before, 7);
-        let bytes = encode(before.checkpoint()).unwrap();
+        let bytes = encode(&before.checkpoint().unwrap()).unwrap();
+        let start = State::new(blocks.clone(), &recipe());
         for end in [0, 100, bytes.len() - 1] {
-            assert!(decode("checkpoint", &bytes[..end], &before.state).is_err(), "{end} bytes were taken");
+            assert!(decode("checkpoint", &bytes[..end], &start).is_err(), "{end} bytes were taken");
         }
-        let mut resumed = Training::new(blocks.clone(), &recipe(), SETTINGS);
-        resumed.state = decode("checkpoint", &bytes, &resumed.state).unwrap();
-        resumed.keep(Looked::Well);
-        assert!((5..=7).contains(&resumed.state.step), "step {}", resumed.state.step);
-        let left = 12 - resumed.state.step as usize;
+        let mut resumed = training(&teacher, decode("checkpoint", &bytes, &start).unwrap(), SETTINGS);
+        resumed.keep(Looked::Well).unwrap();
+        assert!((5..=7).contains(&resumed.record.step), "step {}", resumed.record.step);
+        let left = 12 - resumed.record.step as usize;
         train(&teacher, &mut resumed, left);
-        assert_eq!(resumed.state.curve, whole.state.curve);
-        assert_eq!(resumed.state.blocks, whole.state.blocks);
-        assert_eq!(resumed.state.best, whole.state.best);
+        assert_eq!(resumed.record.curve, whole.record.curve);
+        assert_eq!(resumed.averaged().unwrap(), whole.averaged().unwrap());
+        assert_eq!(resumed.record.best, whole.record.best);
     }
 }
 
 #[test]
 fn a_training_that_diverges_goes_back_and_ends_with_its_story() {
     let (teacher, blocks) = student("tiny-unet", "unet", Gate::Scaled);
-    let mut training =
-        Training::new(blocks.clone(), &recipe(), Finetune { steps: 40, learning_rate: 1e30, ..SETTINGS });
-    training.note(error(&teacher, &blocks, &inputs(7)));
-    training.keep(Looked::Well);
+    let mut training = started(&teacher, &blocks, Finetune { steps: 40, learning_rate: 1e30, ..SETTINGS });
     let mut looks = Vec::new();
     let story = loop {
-        let found = gradients(&teacher, &training.state.blocks, &inputs(0)).unwrap();
-        training.take_step(&found).unwrap();
+        part(0, 1.0).pass(&teacher, |pass| training.add(pass)).unwrap();
+        training.step().unwrap();
         if training.is_look() {
             match training.look() {
                 Ok(looked) => {
                     looks.push(looked);
-                    training.keep(looked);
+                    training.keep(looked).unwrap();
                 }
                 Err(error) => break error.to_string(),
             }
-            assert!(training.state.blocks == blocks, "it goes back to where it was");
+            assert!(training.averaged().unwrap() == blocks, "it goes back to where it was");
         }
     };
     assert_eq!(looks, [Looked::WentBack; 3]);
-    assert!(training.state.step <= 50 && story.contains("all blocks together"), "{story}");
-    assert_eq!(training.state.best, blocks);
-    assert!(training.state.health.rate() < 0.02);
+    assert!(training.record.step <= 50 && story.contains("all blocks together"), "{story}");
+    assert_eq!(training.record.best, blocks);
+    assert!(training.record.health.rate() < 0.02);
 }

@@ -1,15 +1,19 @@
-//! The training of all blocks together: a state that a step moves on, and that a checkpoint holds whole.
+//! The training of all blocks together: a state that a step moves on, and that a checkpoint holds whole. Where the teacher
+//! is, the blocks are.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::collections::VecDeque;
 
-use deltaconv_kernels::{AdamW, Parameters, adamw};
+use deltaconv_kernels::{AdamW, adamw};
 use deltaconv_proto::v1::{Finetune, Recipe};
 
-use super::student::{Blocks, Found};
+#[cfg(feature = "cuda")]
+use super::on_gpu::OnGpu;
+use super::on_processor::{OnProcessor, Optimisers};
+use super::student::{Blocks, Pass};
+use crate::accelerator::Accelerator;
 use crate::distill::health::{CurvePoint, Health, Seen, Setback, Stretch};
-use crate::optimiser;
 use crate::task::Error;
+use crate::{optimiser, teacher};
 
 /// Points of the curve after the one before the first step.
 const CURVE_POINTS: u64 = 10;
@@ -18,11 +22,28 @@ const STRETCH: u64 = 20;
 /// The learning rate rises for this share of the steps.
 const WARM_UP: f64 = 0.05;
 
-/// What training goes on from.
+/// What training goes on from, and what a checkpoint holds.
 #[derive(Clone, Debug)]
 pub(super) struct State {
     pub(super) blocks: Blocks,
-    pub(super) optimisers: BTreeMap<String, adamw::State>,
+    pub(super) optimisers: Optimisers,
+    pub(super) record: Record,
+}
+
+impl State {
+    /// Of a training that starts from these blocks.
+    pub(super) fn new(blocks: Blocks, recipe: &Recipe) -> Self {
+        let averaged = recipe.ema_decay > 0.0;
+        let optimisers = blocks.iter().map(|(layer, block)| (layer.clone(), adamw::State::new(block, averaged)));
+        let (step, curve, since, health) = Default::default();
+        let record = Record { step, curve, since, health, best: blocks.clone() };
+        Self { optimisers: optimisers.collect(), blocks, record }
+    }
+}
+
+/// How a training went so far, and what came of it.
+#[derive(Clone, Debug)]
+pub(super) struct Record {
     /// Steps taken.
     pub(super) step: u64,
     /// Of squared errors of the predicted noise over the teacher's mean square.
@@ -31,6 +52,13 @@ pub(super) struct State {
     pub(super) health: Health,
     /// The blocks at the best point of the curve.
     pub(super) best: Blocks,
+}
+
+/// The blocks in training, where their teacher is.
+enum Place {
+    OnProcessor(OnProcessor),
+    #[cfg(feature = "cuda")]
+    OnGpu(OnGpu),
 }
 
 /// What a look led to.
@@ -43,61 +71,70 @@ pub(super) enum Looked {
 /// All blocks in training.
 pub(super) struct Training {
     settings: Finetune,
-    optimiser: AdamW,
-    pub(super) state: State,
-    /// As it was at the ends of the last two stretches that went well, the older one first: a step's error is that of the
-    /// weights before it, so only the stretch that follows shows whether what a stretch ended with is any good.
-    kept: VecDeque<State>,
-    /// Errors of the steps since the last look.
-    errors: Vec<f64>,
+    blocks: Place,
+    pub(super) record: Record,
+    /// As it was at the ends of the last two stretches that went well, the older one first, as the blocks are kept: a step's
+    /// error is that of the weights before it, so only the stretch that follows shows whether what a stretch ended with is any
+    /// good.
+    kept: VecDeque<Record>,
 }
 
 impl Training {
-    /// A training that starts from these blocks.
-    pub(super) fn new(blocks: Blocks, recipe: &Recipe, settings: Finetune) -> Self {
+    /// A training that goes on from this, where the teacher is.
+    pub(super) fn new(
+        state: State,
+        recipe: &Recipe,
+        settings: Finetune,
+        accelerator: &Accelerator,
+        teacher: &teacher::Place,
+    ) -> Result<Self, Error> {
         let optimiser = AdamW {
             // Over a tenth of the steps at most, so that a short training shows.
             ema_decay: recipe.ema_decay.min(1.0 - 10.0 / f64::from(settings.steps.max(20))),
             ..optimiser::of_recipe(recipe)
         };
-        let averaged = recipe.ema_decay > 0.0;
-        let optimisers = blocks.iter().map(|(layer, block)| (layer.clone(), adamw::State::new(block, averaged)));
-        let state = State {
-            optimisers: optimisers.collect(),
-            best: blocks.clone(),
-            blocks,
-            step: 0,
-            curve: Vec::new(),
-            since: Stretch::default(),
-            health: Health::default(),
+        let State { blocks, optimisers, record } = state;
+        let blocks = match accelerator {
+            #[cfg(feature = "cuda")]
+            Accelerator::Cuda(cuda) if teacher.device().is_cuda() => {
+                let dtype = teacher.dtype();
+                Place::OnGpu(OnGpu::new(cuda, dtype, &blocks, &optimisers, optimiser, settings.features)?)
+            }
+            _ => {
+                let _ = teacher;
+                Place::OnProcessor(OnProcessor::new(blocks, optimisers, optimiser, settings.features))
+            }
         };
-        Self { settings, optimiser, state, kept: VecDeque::new(), errors: Vec::new() }
+        Ok(Self { settings, blocks, record, kept: VecDeque::new() })
+    }
+
+    /// Samples of a step.
+    pub(super) fn batch(&self) -> u64 {
+        u64::from(self.settings.batch)
     }
 
     /// Whether no step is to come.
     pub(super) fn is_over(&self) -> bool {
-        self.state.step >= u64::from(self.settings.steps)
+        self.record.step >= u64::from(self.settings.steps)
     }
 
     /// What becomes the blocks if training ends here: the weights' moving average, where one is kept.
-    pub(super) fn averaged(&self) -> Blocks {
-        let State { blocks, optimisers, .. } = &self.state;
-        let average =
-            |layer: &String, block: &Arc<Parameters>| match optimisers.get(layer).and_then(|of| of.ema.as_ref()) {
-                Some(average) => Arc::new(average.clone()),
-                None => block.clone(),
-            };
-        blocks.iter().map(|(layer, block)| (layer.clone(), average(layer, block))).collect()
+    pub(super) fn averaged(&self) -> Result<Blocks, Error> {
+        match &self.blocks {
+            Place::OnProcessor(blocks) => Ok(blocks.averaged()),
+            #[cfg(feature = "cuda")]
+            Place::OnGpu(blocks) => blocks.averaged(),
+        }
     }
 
     /// The least held-out error; NaN before the first measurement.
     pub(super) fn least_error(&self) -> f64 {
-        self.state.curve.iter().map(|point| point.held_out_error).fold(f64::NAN, f64::min)
+        self.record.curve.iter().map(|point| point.held_out_error).fold(f64::NAN, f64::min)
     }
 
     fn learning_rate(&self) -> f64 {
-        let peak = self.settings.learning_rate * self.state.health.rate();
-        let (step, steps) = (self.state.step as f64, f64::from(self.settings.steps));
+        let peak = self.settings.learning_rate * self.record.health.rate();
+        let (step, steps) = (self.record.step as f64, f64::from(self.settings.steps));
         let warm_up = (WARM_UP * steps).ceil();
         if step < warm_up {
             return peak * (step + 1.0) / warm_up;
@@ -105,41 +142,57 @@ impl Training {
         peak * optimiser::cosine(step, warm_up, steps)
     }
 
-    /// Takes a step. Whoever calls measures the held-out error where [`Self::is_curve_point`] says so, and then looks.
-    pub(super) fn take_step(&mut self, found: &Found) -> Result<(), Error> {
-        let rate = self.learning_rate();
-        self.errors.push(found.error);
-        let State { blocks, optimisers, step, .. } = &mut self.state;
-        for (layer, block) in blocks {
-            let (Some(gradients), Some(state)) = (found.gradients.get(layer), optimisers.get_mut(layer)) else {
-                return Err(Error::Incomplete("gradient"));
-            };
-            self.optimiser.step(rate, Arc::make_mut(block), gradients, state)?;
+    /// The steps' errors since the last call. Waits for the steps.
+    pub(super) fn errors(&mut self) -> Result<Vec<f64>, Error> {
+        match &mut self.blocks {
+            Place::OnProcessor(blocks) => Ok(blocks.errors()),
+            #[cfg(feature = "cuda")]
+            Place::OnGpu(blocks) => blocks.errors(),
         }
-        *step += 1;
+    }
+
+    /// Takes a part of the next step's batch through the models and back.
+    pub(super) fn add(&mut self, pass: Pass<'_>) -> Result<(), Error> {
+        match &mut self.blocks {
+            Place::OnProcessor(blocks) => blocks.add(pass),
+            #[cfg(feature = "cuda")]
+            Place::OnGpu(blocks) => blocks.add(pass),
+        }
+    }
+
+    /// Takes a step on what was added. Whoever calls looks where [`Self::is_look`] says so, and measures the held-out error where
+    /// [`Self::is_curve_point`] does.
+    pub(super) fn step(&mut self) -> Result<(), Error> {
+        let rate = self.learning_rate();
+        match &mut self.blocks {
+            Place::OnProcessor(blocks) => blocks.step(rate)?,
+            #[cfg(feature = "cuda")]
+            Place::OnGpu(blocks) => blocks.step(rate)?,
+        }
+        self.record.step += 1;
         Ok(())
     }
 
     /// Whether the held-out error is to be measured now.
     pub(super) fn is_curve_point(&self) -> bool {
-        let (step, steps) = (self.state.step, u64::from(self.settings.steps));
-        let measured = self.state.curve.last().is_some_and(|point| point.step == step);
+        let (step, steps) = (self.record.step, u64::from(self.settings.steps));
+        let measured = self.record.curve.last().is_some_and(|point| point.step == step);
         !measured && (step.is_multiple_of((steps / CURVE_POINTS).max(1)) || step == steps)
     }
 
-    /// Notes the held-out error of [`Self::averaged`].
-    pub(super) fn note(&mut self, held_out_error: f64) {
+    /// Notes the held-out error of these blocks, which are [`Self::averaged`].
+    pub(super) fn note(&mut self, averaged: Blocks, held_out_error: f64) {
         let least = self.least_error();
-        let training_error = std::mem::take(&mut self.state.since).mean().unwrap_or(held_out_error);
-        self.state.curve.push(CurvePoint { step: self.state.step, training_error, held_out_error });
+        let training_error = std::mem::take(&mut self.record.since).mean().unwrap_or(held_out_error);
+        self.record.curve.push(CurvePoint { step: self.record.step, training_error, held_out_error });
         if held_out_error < least {
-            self.state.best = self.averaged();
+            self.record.best = averaged;
         }
     }
 
     /// Whether a look is due: at the end of a stretch, and before a held-out error is measured.
     pub(super) fn is_look(&self) -> bool {
-        self.state.step.is_multiple_of(STRETCH) || self.is_curve_point()
+        self.record.step.is_multiple_of(STRETCH) || self.is_curve_point()
     }
 
     /// Sees how the steps since the last look went, and goes back where they went wrong.
@@ -147,45 +200,63 @@ impl Training {
     /// # Errors
     /// [`Error::Diverged`] where they did once too often.
     pub(super) fn look(&mut self) -> Result<Looked, Error> {
-        let errors = std::mem::take(&mut self.errors);
-        let step = self.state.step;
-        match self.state.health.see_above(0.0, step, &errors) {
+        let errors = self.errors()?;
+        let step = self.record.step;
+        match self.record.health.see_above(0.0, step, &errors) {
             Seen::Well(stretch) => {
-                self.state.since.add(stretch);
+                self.record.since.add(stretch);
                 Ok(Looked::Well)
             }
             Seen::Setback(Setback { step, error, rate }) => {
                 tracing::warn!(step, error, rate, "training of all blocks diverged; going back, with a lower rate");
-                self.go_back();
+                self.go_back()?;
                 Ok(Looked::WentBack)
             }
             Seen::Lost => {
-                let story = self.state.health.story();
+                let story = self.record.health.story();
                 Err(Error::Diverged { layer: "all blocks together".to_owned(), step, story })
             }
         }
     }
 
     /// Keeps what was reached, after a look: beside what was before, or where that was gone back to instead of it.
-    pub(super) fn keep(&mut self, looked: Looked) {
+    pub(super) fn keep(&mut self, looked: Looked) -> Result<(), Error> {
         match looked {
             Looked::WentBack => self.kept.clear(),
-            Looked::Well if self.kept.len() > 1 => drop(self.kept.pop_front()),
-            Looked::Well => {}
+            Looked::Well => {
+                if self.kept.len() > 1 {
+                    self.kept.pop_front();
+                }
+                match &mut self.blocks {
+                    Place::OnProcessor(blocks) => blocks.keep(),
+                    #[cfg(feature = "cuda")]
+                    Place::OnGpu(blocks) => blocks.keep()?,
+                }
+            }
         }
-        self.kept.push_back(self.state.clone());
+        self.kept.push_back(self.record.clone());
+        Ok(())
     }
 
-    /// Takes up the older state that is kept. Steps count on, so that the batches do, and a resumed training does the same.
-    fn go_back(&mut self) {
-        let Some(kept) = self.kept.front() else { return };
-        let now = &mut self.state;
-        (now.blocks, now.optimisers, now.since) = (kept.blocks.clone(), kept.optimisers.clone(), kept.since);
-        now.optimisers.values_mut().for_each(|optimiser| optimiser.step = now.step);
+    /// Takes up the older blocks that are kept. Steps count on, so that the batches do, and a resumed training does the same.
+    fn go_back(&mut self) -> Result<(), Error> {
+        let Some(kept) = self.kept.front() else { return Ok(()) };
+        self.record.since = kept.since;
+        match &mut self.blocks {
+            Place::OnProcessor(blocks) => blocks.go_back(self.record.step),
+            #[cfg(feature = "cuda")]
+            Place::OnGpu(blocks) => blocks.go_back()?,
+        }
+        Ok(())
     }
 
     /// What another attempt can go on from: the older state that is kept.
-    pub(super) fn checkpoint(&self) -> &State {
-        self.kept.front().unwrap_or(&self.state)
+    pub(super) fn checkpoint(&self) -> Result<State, Error> {
+        let (blocks, optimisers) = match &self.blocks {
+            Place::OnProcessor(blocks) => blocks.kept(),
+            #[cfg(feature = "cuda")]
+            Place::OnGpu(blocks) => blocks.kept()?,
+        };
+        Ok(State { blocks, optimisers, record: self.kept.front().unwrap_or(&self.record).clone() })
     }
 }

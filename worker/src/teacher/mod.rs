@@ -22,7 +22,7 @@ pub(crate) use attention::OwnAttention;
 pub use conditions::Conditions;
 pub use denoiser::Denoiser;
 pub use ops::Place;
-pub(crate) use ops::attach;
+pub(crate) use ops::{attach, mean_square, relative_error};
 pub use pixart::PixArt;
 pub use sampler::{Guidance, Sampler, Solver, Steps};
 pub use self_attention::{Call, Original, Removed, SelfAttention};

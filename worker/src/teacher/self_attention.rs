@@ -7,7 +7,7 @@ use deltaconv_proto::teacher::Layer;
 
 use super::Error;
 use super::attention::OwnAttention;
-use super::ops::{AttentionMap, Row};
+use super::ops::{AttentionMap, Row, gated};
 
 /// One layer's turn in a forward pass.
 pub struct Call<'a> {
@@ -39,6 +39,17 @@ impl Call<'_> {
     /// A failure of the device.
     pub fn gate(&self) -> Result<Option<Tensor>, Error> {
         self.gate.map(|row| Ok(row.tensor()?.unsqueeze(1)?.unsqueeze(1)?)).transpose()
+    }
+
+    /// What the layer adds to the residual stream with this output, which may be tracked: both [B, H, W, C].
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub(crate) fn gated(&self, output: &Tensor) -> Result<Tensor, Error> {
+        match self.gate {
+            None => Ok(output.clone()),
+            Some(row) => gated(row, output),
+        }
     }
 
     /// What `each` makes of the teacher's own attention maps, by sample, then by head.

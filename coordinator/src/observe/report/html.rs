@@ -113,6 +113,7 @@ fn layers(report: &Report) -> String {
         number("steps"),
         number("held-out error"),
         number("cost alone"),
+        number("by quarters of the timesteps"),
         number("drift before it"),
     ];
     let or_dash = |value: Option<f64>| number(value.map_or("–".to_owned(), significant));
@@ -131,12 +132,16 @@ fn layers(report: &Report) -> String {
             number(grouped(layer.steps)),
             number(held_out(layer)),
             or_dash(layer.alone.as_ref().map(|alone| alone.epsilon_relative_mse)),
+            number(layer.alone.as_ref().map_or("–".to_owned(), |alone| {
+                let quarters = alone.epsilon_relative_mse_by_timestep_quarter.into_iter();
+                quarters.map(|error| error.map_or("–".to_owned(), significant)).collect::<Vec<_>>().join(", ")
+            })),
             or_dash(layer.residual_drift),
         ]
     };
     let what = format!(
         "<p class=\"faint\">Steps: of its block's last training. Held-out error: of the layer's output, over its mean square. Cost alone: error of the predicted \
-         noise when no other layer is replaced. Drift: squared difference of the student's residual stream from the \
+         noise when no other layer is replaced, and that by quarters of the timesteps, least noise first. Drift: squared difference of the student's residual stream from the \
          teacher's, over its mean square. Both over {} held-out samples.</p>\n",
         grouped(report.layer_samples),
     );

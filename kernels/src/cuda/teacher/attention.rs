@@ -27,6 +27,8 @@ const STAGES: usize = 2;
 const WIDEST: usize = 512;
 /// Queries and keys that the plain kernel takes at a time.
 const PLAIN: usize = 16;
+/// Queries that a block takes of the queries' gradient, and keys at a time.
+const OF_GRADIENT: usize = 32;
 
 /// How channels are split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,6 +158,95 @@ pub fn attention(
     let blocks = (q.positions.div_ceil(queries).max(1), heads.count, batch);
     // SAFETY: the tensors have the positions and channels that the kernel is told.
     unsafe { start!(queue, (Source::Attention, &name), blocks, (threads, 1), shared, [arguments])? };
+    Ok(out)
+}
+
+/// Mirrors `QueryGradient` of `cuda/teacher/gradients.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct QueryGradient {
+    q: Address,
+    k: Address,
+    v: Address,
+    gradient: Address,
+    bias: Address,
+    out: Address,
+    q_sample: i64,
+    k_sample: i64,
+    v_sample: i64,
+    out_sample: i64,
+    q_row: i32,
+    k_row: i32,
+    v_row: i32,
+    out_row: i32,
+    heads: i32,
+    dim: i32,
+    queries: i32,
+    keys: i32,
+    scale: f32,
+    padding: i32,
+}
+
+const _: () = assert!(size_of::<QueryGradient>() == 120, "cuda/teacher/gradients.cu says the same");
+
+/// The gradient of the queries from that of [`attention`], both [B, .., heads · d], where keys and values are given. The
+/// queries' tensor must have nothing but them.
+///
+/// # Errors
+/// As [`attention`].
+pub fn query_gradient(
+    queue: &Queue,
+    query: &Tensor,
+    key: Projected<'_>,
+    value: Projected<'_>,
+    heads: Heads,
+    bias: Option<&Tensor>,
+    gradient: &Tensor,
+) -> Result<Tensor> {
+    let inner = heads.count * heads.dim;
+    let (view, kind) = operand(query, "query")?;
+    let batch = view.dims.first().copied().unwrap_or(0);
+    let q = place(Projected { tensor: query, offset: 0 }, "query", kind, batch, inner)?;
+    let k = place(key, "key", kind, batch, inner)?;
+    let v = place(value, "value", kind, batch, inner)?;
+    if q.row != inner || k.positions != v.positions || k.positions == 0 || heads.dim > WIDEST {
+        let found = format!("{} values a query, {} keys and {} values", q.row, k.positions, v.positions);
+        let expected = format!("{inner} of heads up to {WIDEST}, and as many values as keys");
+        return Err(Error::Tensor { what: "query", found, expected });
+    }
+    let gradient = expect(&operand(gradient, "gradient")?.0, "gradient", &view.dims, kind)?;
+    let bias = match bias {
+        Some(bias) => expect(&operand(bias, "bias")?.0, "bias", &[batch, k.positions], Type::F32)?,
+        None => 0,
+    };
+    let (out, out_at) = queue.empty(&view.dims, kind)?;
+    let arguments = QueryGradient {
+        q: q.at,
+        k: k.at,
+        v: v.at,
+        gradient,
+        bias,
+        out: out_at,
+        q_sample: (q.positions * q.row) as i64,
+        k_sample: (k.positions * k.row) as i64,
+        v_sample: (v.positions * v.row) as i64,
+        out_sample: (q.positions * inner) as i64,
+        q_row: q.row as i32,
+        k_row: k.row as i32,
+        v_row: v.row as i32,
+        out_row: inner as i32,
+        heads: heads.count as i32,
+        dim: heads.dim as i32,
+        queries: q.positions as i32,
+        keys: k.positions as i32,
+        scale: 1.0 / (heads.dim as f32).sqrt(),
+        padding: 0,
+    };
+    let name = format!("query_gradient_{}", suffix(kind));
+    let blocks = (q.positions.div_ceil(OF_GRADIENT).max(1), heads.count, batch);
+    let shared = 4 * OF_GRADIENT * (heads.dim + 1) * size_of::<f32>();
+    // SAFETY: the tensors have the positions and channels that the kernel is told.
+    unsafe { start!(queue, (Source::Gradients, &name), blocks, (256, 1), shared, [arguments])? };
     Ok(out)
 }
 

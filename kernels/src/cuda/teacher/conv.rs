@@ -77,6 +77,29 @@ struct Gather {
 
 const _: () = assert!(size_of::<Gather>() == 80, "cuda/teacher/gather.cu says the same");
 
+/// Mirrors `Scatter` of `cuda/teacher/gradients.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Scatter {
+    rows: Address,
+    x: Address,
+    samples: i64,
+    height: i32,
+    width: i32,
+    channels: i32,
+    full_height: i32,
+    full_width: i32,
+    out_height: i32,
+    out_width: i32,
+    kernel: i32,
+    stride: i32,
+    before: i32,
+    pitch: i32,
+    padding: i32,
+}
+
+const _: () = assert!(size_of::<Scatter>() == 72, "cuda/teacher/gradients.cu says the same");
+
 impl Conv {
     /// From PyTorch's layout: `weight` [output, input, kernel, kernel], `bias` [output]; held in `dtype`, which is that of
     /// its tensors.
@@ -166,6 +189,7 @@ impl Conv {
                     input: self.pitch,
                     output,
                     epilogue: Epilogue::Bias,
+                    back: false,
                     x: gather.rows,
                     weight,
                     bias: bias + of_samples,
@@ -177,6 +201,81 @@ impl Conv {
             }
         }
         Ok(y)
+    }
+
+    /// The gradient of x [B, height, width, input], which was resized to `size` before the convolution, from that of the
+    /// result [B, H', W', output].
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn input_gradient(
+        &self,
+        gradient: &Tensor,
+        (height, width): (usize, usize),
+        size: (usize, usize),
+    ) -> Result<Tensor> {
+        let ConvShape { input, output, kernel, stride, before, .. } = self.shape;
+        let (view, kind) = operand(gradient, "gradient")?;
+        let [batch, out_height, out_width] = view.size(output)?;
+        if self.side(size.0) != Some(out_height) || self.side(size.1) != Some(out_width) {
+            let found = format!("{:?}", view.dims);
+            let expected = format!("what a map of {}×{} gives", size.0, size.1);
+            return Err(Error::Tensor { what: "gradient", found, expected });
+        }
+        let (x, x_at) = self.queue.empty(&[batch, height, width, input], kind)?;
+        let pixels = out_height * out_width;
+        let samples = (GATHERED / (pixels * self.pitch * kind.bytes()).max(1)).clamp(1, batch.max(1));
+        let (_rows, rows_at) = self.queue.empty(&[samples * pixels * self.pitch], kind)?;
+        let weight = operand(&self.weight, "weight")?.0.address(kind)?;
+        let lanes = 16 / kind.bytes();
+        // Rows are so many vectors long that a pixel's channels may end within one.
+        let (ending, lanes) = match input.is_multiple_of(lanes) {
+            true => ("", lanes),
+            false => ("_single", 1),
+        };
+        let name = format!("scatter_{}{ending}", suffix(kind));
+        for first in (0..batch).step_by(samples) {
+            let samples = samples.min(batch - first);
+            let offset = |values: usize| (first * values * kind.bytes()) as u64;
+            let multiplication = Multiplication {
+                kind,
+                batch: 1,
+                rows: samples * pixels,
+                input: output,
+                output: self.pitch,
+                epilogue: Epilogue::None,
+                back: true,
+                x: view.at + offset(pixels * output),
+                weight,
+                bias: 0,
+                residual: None,
+                y: rows_at,
+            };
+            let scatter = Scatter {
+                rows: rows_at,
+                x: x_at + offset(height * width * input),
+                samples: samples as i64,
+                height: height as i32,
+                width: width as i32,
+                channels: input as i32,
+                full_height: size.0 as i32,
+                full_width: size.1 as i32,
+                out_height: out_height as i32,
+                out_width: out_width as i32,
+                kernel: kernel as i32,
+                stride: stride as i32,
+                before: before as i32,
+                pitch: self.pitch as i32,
+                padding: 0,
+            };
+            let blocks = blocks_over(samples * height * width * input / lanes);
+            // SAFETY: there is room for as many rows as are multiplied, and x has the map's pixels.
+            unsafe {
+                self.queue.multiply(&multiplication)?;
+                start!(self.queue, (Source::Gradients, &name), blocks, (256, 1), 0, [scatter])?;
+            }
+        }
+        Ok(x)
     }
 
     /// The side of the result, `None` where nothing is left.

@@ -61,6 +61,36 @@ impl Linear {
         self.apply(x, None, true)
     }
 
+    /// The gradient of x [.., input] from that of x Wᵀ + b, [.., output].
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn input_gradient(&self, gradient: &Tensor) -> Result<Tensor> {
+        let (view, kind) = operand(gradient, "gradient")?;
+        let Some((_, leading)) = view.dims.split_last().filter(|(last, _)| **last == self.output) else {
+            let (found, expected) = (format!("{:?}", view.dims), format!("[.., {}]", self.output));
+            return Err(Error::Tensor { what: "gradient", found, expected });
+        };
+        let (x, x_at) = self.queue.empty(&[leading, &[self.input]].concat(), kind)?;
+        let multiplication = Multiplication {
+            kind,
+            batch: 1,
+            rows: leading.iter().product(),
+            input: self.output,
+            output: self.input,
+            epilogue: Epilogue::None,
+            back: true,
+            x: view.at,
+            weight: operand(&self.weight, "weight")?.0.address(kind)?,
+            bias: 0,
+            residual: None,
+            y: x_at,
+        };
+        // SAFETY: the tensors have the multiplication's sizes and type.
+        unsafe { self.queue.multiply(&multiplication)? };
+        Ok(x)
+    }
+
     fn apply(&self, x: &Tensor, residual: Option<&Tensor>, gelu: bool) -> Result<Tensor> {
         let (view, kind) = operand(x, "x")?;
         let Some((&channels, leading)) = view.dims.split_last().filter(|(last, _)| **last == self.input) else {
@@ -88,6 +118,7 @@ impl Linear {
             input: channels,
             output: self.output,
             epilogue,
+            back: false,
             x: view.at,
             weight: operand(&self.weight, "weight")?.0.address(kind)?,
             bias: bias.map_or(Ok(0), |(bias, _)| bias.address(kind))?,

@@ -67,6 +67,51 @@ pub fn geglu(queue: &Queue, x: &Tensor) -> Result<Tensor> {
     Ok(y)
 }
 
+/// The gradient of x from that of its activation, of one shape.
+///
+/// # Errors
+/// Tensors of different shapes or dtypes, or not contiguous.
+pub fn activation_gradient(queue: &Queue, x: &Tensor, activation: Activation, gradient: &Tensor) -> Result<Tensor> {
+    let (view, kind) = operand(x, "x")?;
+    let gradient = expect(&operand(gradient, "gradient")?.0, "gradient", &view.dims, kind)?;
+    let (out, out_at) = queue.empty(&view.dims, kind)?;
+    let values: usize = view.dims.iter().product();
+    let (suffix, lanes) = vectors(kind, values);
+    let name = format!("activate_back_{suffix}");
+    let (total, code) = ((values / lanes) as i64, activation as i32);
+    let blocks = blocks_over(values / lanes);
+    // SAFETY: all three tensors have so many vectors.
+    unsafe {
+        start!(queue, (Source::Gradients, &name), blocks, (256, 1), 0, [view.at, gradient, out_at, total, code])?;
+    }
+    Ok(out)
+}
+
+/// The gradient of x [.., 2n] from that of [`geglu`] of it, [.., n].
+///
+/// # Errors
+/// As [`activation_gradient`].
+pub fn geglu_gradient(queue: &Queue, x: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+    let (view, kind) = operand(x, "x")?;
+    let mut dims = view.dims.clone();
+    let width = dims.last_mut().map_or(0, |last| {
+        *last /= 2;
+        *last
+    });
+    let gradient = expect(&operand(gradient, "gradient")?.0, "gradient", &dims, kind)?;
+    let (out, out_at) = queue.empty(&view.dims, kind)?;
+    let (suffix, lanes) = vectors(kind, width);
+    let name = format!("geglu_back_{suffix}");
+    let vectors = dims.iter().product::<usize>() / lanes;
+    let (width, total) = (width as i32, vectors as i64);
+    let blocks = blocks_over(vectors);
+    // SAFETY: the gradient has so many vectors, and x and the result twice as many.
+    unsafe {
+        start!(queue, (Source::Gradients, &name), blocks, (256, 1), 0, [view.at, gradient, out_at, width, total])?;
+    }
+    Ok(out)
+}
+
 /// a + b, of one shape.
 ///
 /// # Errors

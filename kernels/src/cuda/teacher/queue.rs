@@ -40,7 +40,8 @@ impl fmt::Debug for Queue {
     }
 }
 
-/// y [batch, rows, output] = epilogue(x [batch, rows, input] · weightᵀ + residual), weight [output, input].
+/// y [batch, rows, output] = epilogue(x [batch, rows, input] · weightᵀ + residual), weight [output, input]; or, the way back,
+/// of x · weight, weight [input, output].
 pub(super) struct Multiplication {
     pub(super) kind: Type,
     pub(super) batch: usize,
@@ -48,6 +49,7 @@ pub(super) struct Multiplication {
     pub(super) input: usize,
     pub(super) output: usize,
     pub(super) epilogue: Epilogue,
+    pub(super) back: bool,
     pub(super) x: Address,
     pub(super) weight: Address,
     /// [batch, output]; not read without an epilogue.
@@ -209,13 +211,13 @@ impl Queue {
     /// # Safety
     /// The addresses must hold matrices of the multiplication's sizes.
     pub(super) unsafe fn multiply(&self, multiplication: &Multiplication) -> Result<()> {
-        let Multiplication { kind, batch, rows, input, output, epilogue, x, weight, bias, residual, y } =
+        let Multiplication { kind, batch, rows, input, output, epilogue, back, x, weight, bias, residual, y } =
             *multiplication;
         let matrix =
             |rows, columns, stride, transposed| Matrix { rows, columns, leading: rows, stride, kind, transposed };
         // Column-major: yᵀ = weight · xᵀ.
         let shape = Shape {
-            a: matrix(input, output, 0, true),
+            a: if back { matrix(output, input, 0, false) } else { matrix(input, output, 0, true) },
             b: matrix(input, rows, rows * input, false),
             d: matrix(output, rows, rows * output, false),
             batch,

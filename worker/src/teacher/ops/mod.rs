@@ -5,6 +5,7 @@
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod difference;
 mod place;
 #[cfg(test)]
 mod tests;
@@ -17,9 +18,9 @@ use deltaconv_proto::teacher::{Activation, TimeEmbedding};
 
 pub(crate) use self::cpu::AttentionMap;
 pub(super) use self::cpu::{FeedForwardActivation, Heads, Padding, Projected, attention_maps};
+pub(crate) use self::difference::{mean_square, relative_error};
 pub use self::place::Place;
 pub(crate) use self::tracked::attach;
-use self::tracked::only_on_the_processor;
 use super::Error;
 
 /// y = x Wᵀ + b over the last dimension; a 1×1 convolution of maps that are channels last.
@@ -27,7 +28,7 @@ use super::Error;
 pub(super) enum Linear {
     Cpu(Arc<cpu::Linear>),
     #[cfg(feature = "cuda")]
-    Cuda(cuda::Linear),
+    Cuda(Arc<cuda::Linear>),
 }
 
 impl Linear {
@@ -41,7 +42,7 @@ impl Linear {
         #[cfg(feature = "cuda")]
         if let Some(queue) = place.queue()? {
             let linear = cuda::Linear::new(&queue, place.dtype(), (input, output), weight, bias.as_deref())?;
-            return Ok(Self::Cuda(linear));
+            return Ok(Self::Cuda(Arc::new(linear)));
         }
         let _ = place;
         Ok(Self::Cpu(Arc::new(cpu::Linear::new(input, output, weight, bias))))
@@ -57,7 +58,10 @@ impl Linear {
                     Ok(attach(x, y, move |gradient| linear.input_gradient(gradient))?)
                 }
                 #[cfg(feature = "cuda")]
-                Self::Cuda(_) => Err(only_on_the_processor("a linear").into()),
+                Self::Cuda(linear) => {
+                    let linear = linear.clone();
+                    Ok(attach(x, y, move |gradient| linear.input_gradient(gradient).map_err(wrap))?)
+                }
             };
         }
         match self {
@@ -85,7 +89,7 @@ impl Linear {
 pub(super) enum Conv {
     Cpu(Arc<cpu::Conv>),
     #[cfg(feature = "cuda")]
-    Cuda(cuda::Conv),
+    Cuda(Arc<cuda::Conv>),
 }
 
 /// What a convolution adds to its result.
@@ -114,7 +118,8 @@ impl Conv {
         if let Some(queue) = place.queue()? {
             let Padding { before, after } = padding;
             let shape = cuda::ConvShape { input, output, kernel, stride, before, after };
-            return Ok(Self::Cuda(cuda::Conv::new(&queue, place.dtype(), shape, weight, &bias)?));
+            let conv = cuda::Conv::new(&queue, place.dtype(), shape, weight, &bias)?;
+            return Ok(Self::Cuda(Arc::new(conv)));
         }
         let _ = place;
         Ok(Self::Cpu(Arc::new(cpu::Conv::new((input, output), kernel, stride, padding, weight, bias))))
@@ -147,7 +152,11 @@ impl Conv {
                     attach(x, y, move |gradient| conv.input_gradient(gradient, (height, width), size))?
                 }
                 #[cfg(feature = "cuda")]
-                Self::Cuda(_) => return Err(only_on_the_processor("a convolution").into()),
+                Self::Cuda(conv) => {
+                    let (conv, (_, height, width, _)) = (conv.clone(), x.dims4()?);
+                    let back = move |gradient: &Tensor| conv.input_gradient(gradient, (height, width), size);
+                    attach(x, y, move |gradient| back(gradient).map_err(wrap))?
+                }
             };
             let y = residual.map_or(Ok(y.clone()), |residual| y.add(residual))?;
             return Ok(divisor.map_or(Ok(y.clone()), |divisor| y.affine(1.0 / f64::from(divisor), 0.0))?);
@@ -171,7 +180,7 @@ impl Conv {
 pub(super) enum GroupNorm {
     Cpu(Arc<cpu::GroupNorm>),
     #[cfg(feature = "cuda")]
-    Cuda(cuda::GroupNorm),
+    Cuda(Arc<cuda::GroupNorm>),
 }
 
 impl GroupNorm {
@@ -179,7 +188,8 @@ impl GroupNorm {
     pub(super) fn new(place: &Place, groups: usize, eps: f64, weight: Vec<f32>, bias: Vec<f32>) -> Result<Self, Error> {
         #[cfg(feature = "cuda")]
         if let Some(queue) = place.queue()? {
-            return Ok(Self::Cuda(cuda::GroupNorm::new(&queue, groups, eps, &weight, &bias)?));
+            let norm = cuda::GroupNorm::new(&queue, groups, eps, &weight, &bias)?;
+            return Ok(Self::Cuda(Arc::new(norm)));
         }
         let _ = place;
         Ok(Self::Cpu(Arc::new(cpu::GroupNorm::new(groups, eps, weight, bias))))
@@ -230,7 +240,13 @@ impl GroupNorm {
                 Ok(attach(x, y, back)?)
             }
             #[cfg(feature = "cuda")]
-            Self::Cuda(_) => Err(only_on_the_processor("a group norm").into()),
+            Self::Cuda(norm) => {
+                let (norm, given, activation) = (norm.clone(), x.detach(), cuda::activation(activation));
+                let back = move |gradient: &Tensor| {
+                    norm.input_gradient(&given, scale_shift.as_ref(), activation, gradient).map_err(wrap)
+                };
+                Ok(attach(x, y, back)?)
+            }
         }
     }
 }
@@ -240,7 +256,7 @@ impl GroupNorm {
 pub(super) enum LayerNorm {
     Cpu(Arc<cpu::LayerNorm>),
     #[cfg(feature = "cuda")]
-    Cuda(cuda::LayerNorm),
+    Cuda(Arc<cuda::LayerNorm>),
 }
 
 impl LayerNorm {
@@ -248,7 +264,8 @@ impl LayerNorm {
     pub(super) fn new(place: &Place, eps: f32, weight: Vec<f32>, bias: Vec<f32>) -> Result<Self, Error> {
         #[cfg(feature = "cuda")]
         if let Some(queue) = place.queue()? {
-            return Ok(Self::Cuda(cuda::LayerNorm::new(&queue, eps, &weight, &bias)?));
+            let norm = cuda::LayerNorm::new(&queue, eps, &weight, &bias)?;
+            return Ok(Self::Cuda(Arc::new(norm)));
         }
         let _ = place;
         Ok(Self::Cpu(Arc::new(cpu::LayerNorm::new(eps, weight, bias))))
@@ -264,7 +281,10 @@ impl LayerNorm {
                     Ok(attach(x, y, move |gradient| norm.input_gradient(&given, gradient))?)
                 }
                 #[cfg(feature = "cuda")]
-                Self::Cuda(_) => Err(only_on_the_processor("a layer norm").into()),
+                Self::Cuda(norm) => {
+                    let (norm, given) = (norm.clone(), x.detach());
+                    Ok(attach(x, y, move |gradient| norm.input_gradient(&given, gradient).map_err(wrap))?)
+                }
             };
         }
         match self {
@@ -308,7 +328,14 @@ impl FeedForward {
                     attach(x, y, back)?
                 }
                 #[cfg(feature = "cuda")]
-                _ => return Err(only_on_the_processor("a feed-forward").into()),
+                (Linear::Cuda(up), Linear::Cuda(down)) => {
+                    let (activation, up, down, given) = (self.activation, up.clone(), down.clone(), x.detach());
+                    let back =
+                        move |gradient: &Tensor| cuda::feed_forward_gradient(activation, &up, &down, &given, gradient);
+                    attach(x, y, back)?
+                }
+                #[cfg(feature = "cuda")]
+                _ => return Err(elsewhere()),
             };
             return Ok(onto.map_or(Ok(y.clone()), |residual| residual.add(&y))?);
         }
@@ -331,6 +358,12 @@ impl FeedForward {
     }
 }
 
+/// An error of the kernels' crate as one of candle's.
+#[cfg(feature = "cuda")]
+fn wrap(error: deltaconv_kernels::Error) -> candle_core::Error {
+    candle_core::Error::wrap(error)
+}
+
 /// Two operands that are not in one place.
 #[cfg(feature = "cuda")]
 fn elsewhere() -> Error {
@@ -351,10 +384,7 @@ pub(super) fn attention(
         let given = projected.map(|of| of.tensor.detach());
         let [query, key, value] = [0, 1, 2].map(|i| Projected { tensor: &given[i], offset: projected[i].offset });
         let y = attention(query, key, value, heads, bias)?;
-        return match y.device().is_cpu() {
-            true => Ok(tracked::attention(y, projected, heads, bias)?),
-            false => Err(only_on_the_processor("attention").into()),
-        };
+        return Ok(tracked::attention(y, projected, heads, bias)?);
     }
     #[cfg(feature = "cuda")]
     if query.tensor.device().is_cuda() {
@@ -432,8 +462,15 @@ impl Row<'_> {
 pub(super) fn modulated_norm(x: &Tensor, eps: f32, scale: Row<'_>, shift: Row<'_>) -> Result<Tensor, Error> {
     if x.track_op() {
         let y = modulated_norm(&x.detach(), eps, scale, shift)?;
-        if !y.device().is_cpu() {
-            return Err(only_on_the_processor("a modulated norm").into());
+        #[cfg(feature = "cuda")]
+        if y.device().is_cuda() {
+            let (given, table, index) = (x.detach(), scale.table.clone(), scale.index);
+            let back = move |gradient: &Tensor| {
+                let scale = cuda::Row { table: &table, index };
+                let queue = cuda::Queue::of(given.device()).map_err(wrap)?;
+                cuda::modulated_norm_gradient(&queue, &given, eps, scale, gradient).map_err(wrap)
+            };
+            return Ok(attach(x, y, back)?);
         }
         let (given, scale) = (x.detach(), scale.elements()?);
         let back = move |gradient: &Tensor| cpu::modulated_norm_gradient(&given, eps, &scale, gradient);
@@ -450,9 +487,7 @@ pub(super) fn modulated_norm(x: &Tensor, eps: f32, scale: Row<'_>, shift: Row<'_
 /// residual + gate · x: both [B, .., C].
 pub(super) fn add_gated(residual: &Tensor, gate: Row<'_>, x: &Tensor) -> Result<Tensor, Error> {
     if residual.track_op() || x.track_op() {
-        let gate = gate.tensor()?;
-        let gate = (2..x.rank()).try_fold(gate, |gate, _| gate.unsqueeze(1))?;
-        return Ok(residual.add(&x.broadcast_mul(&gate)?)?);
+        return Ok(residual.add(&gated(gate, x)?)?);
     }
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
@@ -460,6 +495,23 @@ pub(super) fn add_gated(residual: &Tensor, gate: Row<'_>, x: &Tensor) -> Result<
         return Ok(cuda::add_gated(&*cuda::queue(x)?, residual, cuda::Row { table, index }, x)?);
     }
     Ok(cpu::add_gated(residual, &gate.elements()?, x)?)
+}
+
+/// gate · x: [B, .., C].
+pub(super) fn gated(gate: Row<'_>, x: &Tensor) -> Result<Tensor, Error> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        let (table, index) = (gate.table.clone(), gate.index);
+        let gated = move |x: &Tensor| {
+            let queue = cuda::Queue::of(x.device()).map_err(wrap)?;
+            cuda::gated(&queue, cuda::Row { table: &table, index }, x).map_err(wrap)
+        };
+        let y = gated(&x.detach())?;
+        return Ok(if x.track_op() { attach(x, y, gated)? } else { y });
+    }
+    let gate = gate.tensor()?;
+    let gate = (2..x.rank()).try_fold(gate, |gate, _| gate.unsqueeze(1))?;
+    Ok(x.broadcast_mul(&gate)?)
 }
 
 /// diffusers' `get_timestep_embedding`: timesteps [B] → [B, channels], where the model is.

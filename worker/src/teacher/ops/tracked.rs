@@ -41,14 +41,21 @@ impl CustomOp1 for Attached {
         }
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, _: &candle_core::CudaStorage, _: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
+        use candle_core::backend::BackendStorage;
+        let y = self.y.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(y) = y else { bail!("a result was asked for twice") };
+        let (storage, layout) = y.storage_and_layout();
+        match &*storage {
+            Storage::Cuda(storage) => Ok((storage.try_clone(layout)?, y.shape().clone())),
+            _ => bail!("a result on the GPU was expected"),
+        }
+    }
+
     fn bwd(&self, _: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         Ok(Some((self.back)(&gradient.contiguous()?)?))
     }
-}
-
-/// What tensors on a GPU get.
-pub(super) fn only_on_the_processor(operation: &'static str) -> candle_core::Error {
-    candle_core::Error::Msg(format!("the gradient of {operation} is computed on the processor alone"))
 }
 
 /// Where the queries, keys and values of one attention come from.
@@ -79,6 +86,15 @@ pub(super) fn attention(
         heads,
         bias: bias.cloned(),
     });
+    #[cfg(feature = "cuda")]
+    if !is_own && tracked.device().is_cuda() && tracked.dim(tracked.rank() - 1)? == heads.count * heads.dim {
+        return attach(tracked, y, move |gradient| {
+            let Attended { tensors: [query, key, value], offsets, heads, bias } = &*of;
+            let projected = |tensor, offset| Projected { tensor, offset };
+            let (key, value) = (projected(key, offsets[1]), projected(value, offsets[2]));
+            super::cuda::query_gradient(query, key, value, *heads, bias.as_ref(), gradient)
+        });
+    }
     attach(tracked, y, move |gradient| of.gradient(gradient, is_own))
 }
 
