@@ -69,7 +69,7 @@ impl Preset {
                 ..short
             },
             Self::Faithful => Recipe {
-                samples: 4096,
+                samples: 8192,
                 held_out_samples: 256,
                 shard_samples: 256,
                 steps: 4000,

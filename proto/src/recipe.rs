@@ -16,9 +16,17 @@ impl Recipe {
     /// The start by regression.
     pub const RIDGE: &str = "ridge";
 
+    /// The start by regression for which gates that see what the layer's attention sees are tried, too.
+    pub const ATTENTION: &str = "attention";
+
     /// Whether the first round's trainings start from a regression.
     pub fn starts_by_ridge(&self) -> bool {
-        self.start.as_deref() == Some(Self::RIDGE)
+        self.start.as_deref() == Some(Self::RIDGE) || self.looks_at_attention()
+    }
+
+    /// Whether the layers' own attention is tried for that.
+    pub fn looks_at_attention(&self) -> bool {
+        self.start.as_deref() == Some(Self::ATTENTION)
     }
 
     /// Whether trainings end with one.

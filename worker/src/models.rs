@@ -9,7 +9,7 @@ use candle_core::Tensor;
 use deltaconv_proto::images::Index;
 use deltaconv_proto::objects::{self, Objects, PART, read_parts};
 use deltaconv_proto::pipeline::{self, Text};
-use deltaconv_proto::teacher::{Scheduler, Teacher as Configuration};
+use deltaconv_proto::teacher::{Layer, Scheduler, Teacher as Configuration};
 use deltaconv_proto::weights::{self, Files};
 use deltaconv_proto::{block, safetensors, v1};
 use futures::{StreamExt, TryStreamExt};
@@ -182,13 +182,68 @@ pub(crate) async fn load_attention(
     let folder = &plan.denoiser_folder;
     let files = planned_files(objects, plan).await?;
     let config = read_config(objects, folder).await?;
-    let layers = config.layers(plan.latent_height as usize, plan.latent_width as usize);
-    let layers = layers.map_err(crate::teacher::Error::from)?;
-    let layer = layers.iter().find(|known| known.name == layer.name).ok_or(Error::Incomplete("layer"))?;
+    let layer = known(&config, plan, layer)?;
     let mut weights = open_tensors(objects, &files, &block::replaced_prefix(&layer.name)).await?.at(place);
     let heads = (layer.heads, layer.channels / layer.heads);
     let path = format!("{}.attn1", layer.name);
     Ok(OwnAttention::of_heads(&mut weights, &path, heads, config.attention_bias())?)
+}
+
+/// The planned layer as the teacher's configuration has it.
+fn known(config: &Configuration, plan: &v1::JobPlan, layer: &v1::LayerPlan) -> Result<Layer, Error> {
+    let layers = config.layers(plan.latent_height as usize, plan.latent_width as usize);
+    let mut layers = layers.map_err(crate::teacher::Error::from)?.into_iter();
+    layers.find(|known| known.name == layer.name).ok_or(Error::Incomplete("layer"))
+}
+
+/// What an attention makes of values.
+pub(crate) struct Values {
+    pub(crate) heads: usize,
+    /// W_V [values, C], head by head.
+    pub(crate) to_values: Vec<f32>,
+    /// [values]; empty without.
+    pub(crate) bias: Vec<f32>,
+    /// W_O [C, values].
+    pub(crate) to_outputs: Vec<f32>,
+}
+
+impl Values {
+    /// Of all heads, as many as channels.
+    pub(crate) fn width(&self) -> usize {
+        self.to_values.len().isqrt()
+    }
+
+    /// The value channels, those first that count most in the output: by the energy of each one's part of W_O · W_V, which is
+    /// that of its column of W_O times that of its row of W_V.
+    pub(crate) fn by_energy(&self) -> Vec<usize> {
+        let width = self.width();
+        let squares = |of: &mut dyn Iterator<Item = f32>| of.map(|value| f64::from(value).powi(2)).sum::<f64>();
+        let energy = |value: usize| {
+            let row = &self.to_values[value * width..][..width];
+            let mut column = self.to_outputs.iter().copied().skip(value).step_by(width);
+            squares(&mut row.iter().copied()) * squares(&mut column)
+        };
+        let mut values: Vec<(usize, f64)> = (0..width).map(|value| (value, energy(value))).collect();
+        values.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+        values.into_iter().map(|(value, _)| value).collect()
+    }
+}
+
+/// What one layer of the planned teacher makes of values; no other weights are read.
+pub(crate) async fn load_values(objects: &Objects, plan: &v1::JobPlan, layer: &v1::LayerPlan) -> Result<Values, Error> {
+    let files = planned_files(objects, plan).await?;
+    let config = read_config(objects, &plan.denoiser_folder).await?;
+    let (heads, bias) = (known(&config, plan, layer)?.heads, config.attention_bias());
+    let path = block::replaced_prefix(&layer.name);
+    let mut weights = open_tensors(objects, &files, &path).await?;
+    let channels = layer.channels as usize;
+    let mut read = |name: &str, dims: &[usize]| weights.read(&format!("{path}{name}"), dims);
+    Ok(Values {
+        heads,
+        to_values: read("to_v.weight", &[channels, channels])?,
+        bias: if bias { read("to_v.bias", &[channels])? } else { Vec::new() },
+        to_outputs: read("to_out.0.weight", &[channels, channels])?,
+    })
 }
 
 /// The denoiser's files, if they are those that were planned.

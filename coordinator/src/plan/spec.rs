@@ -20,7 +20,7 @@ const RETENTIONS: [&str; 2] = ["all", RESULTS];
 /// Of the learning rate, after its warm-up.
 const SCHEDULES: [&str; 2] = ["cosine", Recipe::CONSTANT];
 /// What a training starts from.
-const STARTS: [&str; 2] = ["random", Recipe::RIDGE];
+const STARTS: [&str; 3] = ["random", Recipe::RIDGE, Recipe::ATTENTION];
 /// Of the steps of rounds after the first one.
 const BUDGETS: [&str; 2] = ["even", Recipe::GAIN];
 const MAX_SAMPLES: u32 = 1 << 24;

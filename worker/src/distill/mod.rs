@@ -1,5 +1,6 @@
 //! Trains the block of one layer on its recorded activations.
 
+mod attended;
 mod checkpoint;
 pub(crate) mod health;
 mod initial;
@@ -67,7 +68,7 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
     let (count, order) = (regressed.len(), training.order(&data));
     let mut feed = data.stream(regressed.into_iter().chain(order), room);
     if is_to_start {
-        ridge::start(context, &mut training, (&mut feed, count), &data)?;
+        ridge::start(context, layer, &mut training, (&mut feed, count), &data)?;
         context.check_stop()?;
         training.measure_start(&data)?;
     }

@@ -2,7 +2,9 @@
 
 use deltaconv_kernels::cpu::{Aim, Ridge, Workspace};
 use deltaconv_kernels::{BlockShape, Error as KernelError, Gate, Parameters};
+use deltaconv_proto::v1::{LayerPlan, Recipe};
 
+use super::attended::Attended;
 use super::initial;
 use super::training::Training;
 use crate::shards::{Feed, LayerData, Rows};
@@ -36,7 +38,7 @@ pub(super) fn batches(data: &LayerData, shape: &BlockShape) -> Vec<Vec<usize>> {
     by_bucket.flat_map(cut).collect()
 }
 
-/// Initial gates that a regression is tried for, by name: as they are drawn, open, and wide.
+/// Initial gates that a regression is tried for whatever the teacher, by name: as they are drawn, open, and wide.
 fn candidates(drawn: &Parameters) -> Result<Vec<(&'static str, Parameters)>, Error> {
     let (mut open, mut wide) = (drawn.clone(), drawn.clone());
     initial::widen(&mut wide)?;
@@ -53,13 +55,21 @@ fn candidates(drawn: &Parameters) -> Result<Vec<(&'static str, Parameters)>, Err
 /// next `batches` of the feed are those of the regression.
 pub(super) fn start(
     context: &Context,
+    layer: &LayerPlan,
     training: &mut Training,
     (feed, batches): (&mut Feed, usize),
     data: &LayerData,
 ) -> Result<(), Error> {
     let drawn = training.start().weights.clone();
-    let (names, gates): (Vec<_>, Vec<_>) = candidates(&drawn)?.into_iter().unzip();
-    let Some(equations) = equations(context, &gates, feed, batches)? else { return Ok(()) };
+    let mut candidates = candidates(&drawn)?;
+    let Some(first) = Taken::next(context, feed)? else { return Ok(()) };
+    if context.job.recipe.as_ref().is_some_and(Recipe::looks_at_attention) {
+        let attended = Attended::load(context, layer)?.gates(&drawn, &first.rows, first.size)?;
+        candidates.push(("attended", attended));
+    }
+    let (names, gates): (Vec<_>, Vec<_>) = candidates.into_iter().unzip();
+    let rest = batches.saturating_sub(1);
+    let Some(equations) = equations(context, &gates, Some(first), feed, rest)? else { return Ok(()) };
     let mut best: Option<(Parameters, f64)> = None;
     for ((ridge, gates), name) in equations.iter().zip(&gates).zip(names) {
         let found = solve(ridge, gates, |block| training.measure_on_host(block, data))?;
@@ -77,7 +87,9 @@ pub(super) fn end(context: &Context, training: &mut Training, data: &mut LayerDa
     let order = batches(data, gates.shape());
     let count = order.len();
     let mut feed = data.stream(order.into_iter(), 0);
-    let Some(equations) = equations(context, std::slice::from_ref(&gates), &mut feed, count)? else { return Ok(()) };
+    let Some(equations) = equations(context, std::slice::from_ref(&gates), None, &mut feed, count)? else {
+        return Ok(());
+    };
     if let Some((block, error)) = solve(&equations[0], &gates, |block| training.measure_on_host(block, data))? {
         let solved = training.end_with(block, error, data)?;
         tracing::debug!(task = %context.task, ?solved, "solved for the linears of the best block");
@@ -85,25 +97,43 @@ pub(super) fn end(context: &Context, training: &mut Training, data: &mut LayerDa
     Ok(())
 }
 
-/// The equations of the next batches of the feed, for each of these gates; `None` where the attempt is to stop.
+/// A batch on the host.
+struct Taken {
+    rows: Rows,
+    size: [usize; 3],
+}
+
+impl Taken {
+    /// The feed's next one; `None` where the attempt is to stop.
+    fn next(context: &Context, feed: &mut Feed) -> Result<Option<Self>, Error> {
+        let Some(batch) = feed.next(&context.supervision)? else { return Ok(None) };
+        let (size, mut rows) = (batch.size, Rows::default());
+        batch.on_host(&context.accelerator)?.to_f32(&mut rows);
+        Ok(Some(Self { rows, size }))
+    }
+}
+
+/// The equations of `first` and the next batches of the feed, for each of these gates; `None` where the attempt is to stop.
 ///
 /// All of a sample's differences count alike, by the root mean square of its weights: with other ones for each channel every
 /// channel would have equations of its own. Where weights are a sample's, as in UNets, it is the same.
 fn equations(
     context: &Context,
     gates: &[Parameters],
+    first: Option<Taken>,
     feed: &mut Feed,
     batches: usize,
 ) -> Result<Option<Vec<Ridge>>, Error> {
     let mut equations: Vec<Ridge> = gates.iter().map(|gates| Ridge::new(gates.shape())).collect();
-    let (mut rows, mut workspace) = (Rows::default(), Workspace::default());
+    let mut workspace = Workspace::default();
+    let mut add_all = |Taken { rows, size }: Taken| {
+        let mut each = equations.iter_mut().zip(gates);
+        each.try_for_each(|(ridge, gates)| add(ridge, gates, &rows, size, &mut workspace))
+    };
+    first.map(&mut add_all).transpose()?;
     for _ in 0..batches {
-        let Some(batch) = feed.next(&context.supervision)? else { return Ok(None) };
-        let size = batch.size;
-        batch.on_host(&context.accelerator)?.to_f32(&mut rows);
-        for (ridge, gates) in equations.iter_mut().zip(gates) {
-            add(ridge, gates, &rows, size, &mut workspace)?;
-        }
+        let Some(batch) = Taken::next(context, feed)? else { return Ok(None) };
+        add_all(batch)?;
     }
     Ok(Some(equations))
 }

@@ -51,7 +51,7 @@ impl OwnAttention {
     }
 
     /// What `each` makes of the attention maps over x, by sample, then by head.
-    pub(super) fn maps<T: Send>(
+    pub(crate) fn maps<T: Send>(
         &self,
         x: &Tensor,
         each: impl Fn(&AttentionMap<'_>) -> T + Sync,
