@@ -402,9 +402,15 @@ mod tests {
             Ok::<_, Error>(spec.recipe.expect("a recipe"))
         };
         assert_eq!(read("").expect("a job"), read("preset = 'balanced'").expect("a job"));
-        let recipe = read("preset = 'faithful'\nbatch = 32\nstore = 'inputs'").expect("a job");
+        let recipe = read("preset = 'faithful'\nbatch = 32\nrounds = 1\nstore = 'inputs'").expect("a job");
         let faithful = Preset::Faithful.recipe();
-        assert_eq!(recipe, v1::Recipe { batch: 32, store: Some("inputs".to_owned()), ..faithful });
+        assert_eq!(recipe, v1::Recipe { batch: 32, rounds: 1, store: Some("inputs".to_owned()), ..faithful.clone() });
+        // So is its training of all blocks together.
+        let finetune = |of: &str| read(of).expect("a job").finetune;
+        let longer = finetune("preset = 'faithful'\n[recipe.finetune]\nsteps = 6000");
+        assert_eq!(longer, faithful.finetune.map(|of| v1::Finetune { steps: 6000, ..of }));
+        assert_eq!(finetune("preset = 'faithful'\n[recipe.finetune]\nsteps = 0"), None);
+        assert_eq!(finetune("[recipe.finetune]\nsteps = 10"), Some(v1::Finetune { steps: 10, ..FINETUNE }));
         // What rounds would be says nothing where there are none.
         assert_eq!(read("round_steps = 7").expect("a job"), read("teacher_share = 0.5").expect("a job"));
         assert_eq!(read("round_steps = 7").expect("a job"), read("budget = 'gain'\nwiden = 0.01").expect("a job"));
