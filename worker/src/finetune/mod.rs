@@ -14,6 +14,7 @@ mod tests;
 mod training;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
@@ -107,25 +108,17 @@ pub(crate) fn run(context: &Context, task: &v1::FinetuneTask) -> Result<v1::Done
     let held_out = HeldOut::new(context, &teacher, &data, &draw, HELD_OUT)?;
 
     let together = samples_of_part(context, teacher.denoiser.place());
-    let (sender, batches) = sync_channel(BATCHES_AHEAD);
-    let lost = std::thread::scope(|scope| {
-        let (teacher, data, draw) = (&teacher, &data, &draw);
-        scope.spawn(move || {
-            for step in first..u64::from(settings.steps) {
-                let samples = draw.finetune(step, settings.batch as usize, |latent| data.bucket(latent));
-                let part = |part: &[Sample]| {
-                    let weights = part.iter().map(|sample| draw.weight_of_finetune(sample.timestep)).collect();
-                    let share = part.len() as f64 / samples.len() as f64;
-                    Ok(Part { inputs: Inputs::new(teacher, data, part)?, weights, share })
-                };
-                let batch: Result<Vec<Part>, Error> = samples.chunks(together).map(part).collect();
-                if sender.send(batch).is_err() {
-                    // Training has ended.
-                    return;
-                }
-            }
-        });
-        train(context, &mut training, teacher, &held_out, &batches)
+    let batch = |step| -> Result<Vec<Part>, Error> {
+        let samples = draw.finetune(step, settings.batch as usize, |latent| data.bucket(latent));
+        let part = |part: &[Sample]| {
+            let weights = part.iter().map(|sample| draw.weight_of_finetune(sample.timestep)).collect();
+            let share = part.len() as f64 / samples.len() as f64;
+            Ok(Part { inputs: Inputs::new(&teacher, &data, part)?, weights, share })
+        };
+        samples.chunks(together).map(part).collect()
+    };
+    let lost = ahead(first..u64::from(settings.steps), batch, |batches| {
+        train(context, &mut training, &teacher, &held_out, batches)
     })?;
     if let Some(stop) = context.stopped() {
         if stop == Stop::Release && lost.is_none() && !training.is_over() {
@@ -200,13 +193,24 @@ pub(crate) fn compare_gradients(
     expected.into_iter().map(error).collect()
 }
 
+/// Has `make` run for each step on a thread of its own, some steps ahead of `take`, which is given what it makes. Ends with
+/// `take`, however much is still to be made.
+fn ahead<T: Send, R>(steps: Range<u64>, make: impl Fn(u64) -> T + Send, take: impl FnOnce(Receiver<T>) -> R) -> R {
+    let (sender, made) = sync_channel(BATCHES_AHEAD);
+    std::thread::scope(|scope| {
+        // Sending fails as soon as the receiver is gone.
+        scope.spawn(move || steps.map(make).try_for_each(|made| sender.send(made).ok()));
+        take(made)
+    })
+}
+
 /// Takes steps on the batches until training is over, is told to stop, or is lost: then the error is returned.
 fn train(
     context: &Context,
     training: &mut Training,
     teacher: &Teacher,
     held_out: &HeldOut,
-    batches: &Receiver<Result<Vec<Part>, Error>>,
+    batches: Receiver<Result<Vec<Part>, Error>>,
 ) -> Result<Option<Error>, Error> {
     let measure = |training: &mut Training| -> Result<(), Error> {
         let averaged = training.averaged()?;

@@ -3,16 +3,17 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{Device, Tensor};
 use deltaconv_kernels::{BlockShape, Gate, Parameters};
 use deltaconv_proto::teacher::{Scheduler, Teacher as Configuration};
 use deltaconv_proto::v1::{Finetune, Recipe};
 
-use super::Part;
 use super::checkpoint::{decode, encode};
 use super::student::{Blocks, in_place};
 use super::training::{Looked, State, Training};
+use super::{BATCHES_AHEAD, Part, ahead};
 use crate::accelerator::Accelerator;
 use crate::blocks::InPlace;
 use crate::capture::Inputs;
@@ -155,4 +156,17 @@ fn a_training_that_diverges_goes_back_and_ends_with_its_story() {
     assert!(training.record.step <= 50 && story.contains("all blocks together"), "{story}");
     assert_eq!(training.record.best, blocks);
     assert!(training.record.health.rate() < 0.02);
+}
+
+#[test]
+fn a_training_that_ends_early_waits_for_no_batch_that_is_to_come() {
+    let made = AtomicU64::new(0);
+    let make = |step: u64| {
+        made.fetch_add(1, Ordering::Relaxed);
+        2 * step
+    };
+    assert_eq!(ahead(5..1_000_000, make, |batches| batches.iter().take(3).collect::<Vec<_>>()), [10, 12, 14]);
+    // Those that were taken, those that waited, and the one that nobody took.
+    assert!(made.load(Ordering::Relaxed) <= 3 + BATCHES_AHEAD as u64 + 1);
+    assert_eq!(ahead(0..3, make, |batches| batches.iter().collect::<Vec<_>>()), [0, 2, 4]);
 }
