@@ -6,8 +6,13 @@ impl Recipe {
     /// The schedule that keeps the learning rate.
     pub const CONSTANT: &str = "constant";
 
-    /// What a block's training can lessen: squares, absolute values, or both.
-    pub const LOSSES: [&str; 3] = ["l2", "l1", "huber"];
+    /// The loss of absolute values.
+    pub const L1: &str = "l1";
+    /// The loss of squares up to a limit, and of absolute values beyond it.
+    pub const HUBER: &str = "huber";
+
+    /// What a block's training can lessen.
+    pub const LOSSES: [&str; 3] = ["l2", Self::L1, Self::HUBER];
 
     /// Where "huber" goes over from squares to absolute values, over the output's root mean square, if a recipe doesn't say:
     /// docs/recipe.md has others.

@@ -179,21 +179,56 @@ pub(crate) async fn load_attention(
     layer: &v1::LayerPlan,
     place: &Place,
 ) -> Result<OwnAttention, Error> {
-    let folder = &plan.denoiser_folder;
-    let files = planned_files(objects, plan).await?;
-    let config = read_config(objects, folder).await?;
-    let layer = known(&config, plan, layer)?;
-    let mut weights = open_tensors(objects, &files, &block::replaced_prefix(&layer.name)).await?.at(place);
-    let heads = (layer.heads, layer.channels / layer.heads);
-    let path = format!("{}.attn1", layer.name);
-    Ok(OwnAttention::of_heads(&mut weights, &path, heads, config.attention_bias())?)
+    AttentionWeights::read(objects, plan, layer).await?.attention(place)
 }
 
-/// The planned layer as the teacher's configuration has it.
-fn known(config: &Configuration, plan: &v1::JobPlan, layer: &v1::LayerPlan) -> Result<Layer, Error> {
-    let layers = config.layers(plan.latent_height as usize, plan.latent_width as usize);
-    let mut layers = layers.map_err(crate::teacher::Error::from)?.into_iter();
-    layers.find(|known| known.name == layer.name).ok_or(Error::Incomplete("layer"))
+/// The same on the processor, and what it makes of values.
+pub(crate) async fn load_attention_and_values(
+    objects: &Objects,
+    plan: &v1::JobPlan,
+    layer: &v1::LayerPlan,
+) -> Result<(OwnAttention, Values), Error> {
+    let mut weights = AttentionWeights::read(objects, plan, layer).await?;
+    let values = weights.values()?;
+    Ok((weights.attention(&Place::default())?, values))
+}
+
+/// The weights of one layer's attention.
+struct AttentionWeights {
+    weights: Weights,
+    layer: Layer,
+    /// Whether its projections have one.
+    bias: bool,
+}
+
+impl AttentionWeights {
+    async fn read(objects: &Objects, plan: &v1::JobPlan, layer: &v1::LayerPlan) -> Result<Self, Error> {
+        let files = planned_files(objects, plan).await?;
+        let config = read_config(objects, &plan.denoiser_folder).await?;
+        let layers = config.layers(plan.latent_height as usize, plan.latent_width as usize);
+        let mut layers = layers.map_err(crate::teacher::Error::from)?.into_iter();
+        let layer = layers.find(|known| known.name == layer.name).ok_or(Error::Incomplete("layer"))?;
+        let weights = open_tensors(objects, &files, &block::replaced_prefix(&layer.name)).await?;
+        Ok(Self { weights, layer, bias: config.attention_bias() })
+    }
+
+    fn attention(self, place: &Place) -> Result<OwnAttention, Error> {
+        let Self { weights, layer, bias } = self;
+        let heads = (layer.heads, layer.channels / layer.heads);
+        Ok(OwnAttention::of_heads(&mut weights.at(place), &format!("{}.attn1", layer.name), heads, bias)?)
+    }
+
+    fn values(&mut self) -> Result<Values, Error> {
+        let Self { weights, layer, bias } = self;
+        let (prefix, channels) = (block::replaced_prefix(&layer.name), layer.channels);
+        let mut read = |name: &str, dims: &[usize]| weights.read(&format!("{prefix}{name}"), dims);
+        Ok(Values {
+            heads: layer.heads,
+            to_values: read("to_v.weight", &[channels, channels])?,
+            bias: if *bias { read("to_v.bias", &[channels])? } else { Vec::new() },
+            to_outputs: read("to_out.0.weight", &[channels, channels])?,
+        })
+    }
 }
 
 /// What an attention makes of values.
@@ -227,23 +262,6 @@ impl Values {
         values.sort_by(|(_, a), (_, b)| b.total_cmp(a));
         values.into_iter().map(|(value, _)| value).collect()
     }
-}
-
-/// What one layer of the planned teacher makes of values; no other weights are read.
-pub(crate) async fn load_values(objects: &Objects, plan: &v1::JobPlan, layer: &v1::LayerPlan) -> Result<Values, Error> {
-    let files = planned_files(objects, plan).await?;
-    let config = read_config(objects, &plan.denoiser_folder).await?;
-    let (heads, bias) = (known(&config, plan, layer)?.heads, config.attention_bias());
-    let path = block::replaced_prefix(&layer.name);
-    let mut weights = open_tensors(objects, &files, &path).await?;
-    let channels = layer.channels as usize;
-    let mut read = |name: &str, dims: &[usize]| weights.read(&format!("{path}{name}"), dims);
-    Ok(Values {
-        heads,
-        to_values: read("to_v.weight", &[channels, channels])?,
-        bias: if bias { read("to_v.bias", &[channels])? } else { Vec::new() },
-        to_outputs: read("to_out.0.weight", &[channels, channels])?,
-    })
 }
 
 /// The denoiser's files, if they are those that were planned.

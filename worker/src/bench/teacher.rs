@@ -10,7 +10,7 @@ use deltaconv_kernels::{BlockShape, Gate, Parameters, bench};
 use deltaconv_proto::draw::{self, Purpose};
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::shard::Contents;
-use deltaconv_proto::teacher::Teacher as Configuration;
+use deltaconv_proto::teacher::{Layer, Teacher as Configuration};
 use deltaconv_proto::weights::{self, Files};
 use half::f16;
 
@@ -100,13 +100,14 @@ pub fn time(options: &Options, timed: Timed) -> Result<Measured, Error> {
     let inputs = model.inputs(options)?.at(place)?;
     if timed == Timed::Training {
         let weights = Tensor::new(vec![1.0_f32; options.batch], place.device()).map_err(task::Error::from)?;
-        let seconds = finetune::time(&accelerator(place)?, place, model.blocks(options)?, [WARM_UP, PASSES], |step| {
+        let (accelerator, blocks) = (accelerator(place)?, model.blocks(options)?);
+        let seconds = finetune::seconds_per_step(&accelerator, place, blocks, [WARM_UP, PASSES], |step| {
             step(Pass { predict: &mut |attention| model.noise(&inputs, attention), weights: &weights, share: 1.0 })
         })?;
         return Ok(Measured { latent: model.latent, seconds, captured: None });
     }
     if timed == Timed::Capture {
-        let layers = model.layers()?.into_iter().map(|layer| (layer, Copied::default())).collect();
+        let layers = model.layers()?.into_iter().map(|layer| (layer.name, Copied::default())).collect();
         let mut recorder = Recorder::new(layers, Contents::Activations);
         let mut passes = |count| -> Result<(), task::Error> {
             for _ in 0..count {
@@ -288,11 +289,9 @@ impl Model {
         Ok(Self { config, denoiser, latent })
     }
 
-    /// The layers' names.
-    fn layers(&self) -> Result<Vec<String>, Error> {
+    fn layers(&self) -> Result<Vec<Layer>, Error> {
         let layers = self.config.layers(self.latent.0, self.latent.1);
-        let layers = layers.map_err(|e| task::Error::from(teacher::Error::from(e)))?;
-        Ok(layers.into_iter().map(|layer| layer.name).collect())
+        Ok(layers.map_err(|e| task::Error::from(teacher::Error::from(e)))?)
     }
 
     fn inputs(&self, options: &Options) -> Result<Inputs, Error> {
@@ -331,12 +330,9 @@ impl Model {
 
     /// Random blocks in place of all layers.
     fn blocks(&self, options: &Options) -> Result<BTreeMap<String, Parameters>, Error> {
-        let (height, width) = self.latent;
-        let layers = self.config.layers(height, width);
-        let layers = layers.map_err(|e| task::Error::from(teacher::Error::from(e)))?;
         let gate = if matches!(self.config, Configuration::PixArt(_)) { Gate::Sigmoid } else { Gate::Scaled };
         let mut blocks = BTreeMap::new();
-        for (index, layer) in (0_u64..).zip(layers) {
+        for (index, layer) in (0_u64..).zip(self.layers()?) {
             let shape = BlockShape::new(layer.channels, 0.5, KERNEL_SIZE, vec![1.0, 0.5], gate)?;
             blocks.insert(layer.name, bench::weights(&shape, options.seed ^ index, GAIN));
         }

@@ -9,7 +9,7 @@ use super::initial;
 use crate::models::{self, Values};
 use crate::shards::Rows;
 use crate::task::{Context, Error};
-use crate::teacher::{OwnAttention, Place};
+use crate::teacher::OwnAttention;
 
 /// Samples whose attention is looked at.
 const SAMPLES: usize = 8;
@@ -24,9 +24,9 @@ impl Attended {
     /// Reads the layer's weights from the job's teacher, and nothing else.
     pub(super) fn load(context: &Context, layer: &LayerPlan) -> Result<Self, Error> {
         let objects = Objects::open(&context.job.teacher_url)?;
-        let place = Place::default();
-        let attention = context.wait(models::load_attention(&objects, &context.plan, layer, &place))?;
-        Ok(Self { attention, values: context.wait(models::load_values(&objects, &context.plan, layer))? })
+        let read = models::load_attention_and_values(&objects, &context.plan, layer);
+        let (attention, values) = context.wait(read)?;
+        Ok(Self { attention, values })
     }
 
     /// The drawn weights with open gates, through which values pass as the heads see them on average: conv_up's rows are those of

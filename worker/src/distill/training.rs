@@ -233,8 +233,8 @@ impl Training {
     fn loss(&self) -> Loss {
         let unit = self.energy.sqrt();
         match self.recipe.loss.as_deref() {
-            Some("l1") => Loss::Absolute { unit: unit as f32 },
-            Some("huber") => {
+            Some(Recipe::L1) => Loss::Absolute { unit: unit as f32 },
+            Some(Recipe::HUBER) => {
                 let delta = self.recipe.huber_delta.unwrap_or(Recipe::HUBER_DELTA);
                 Loss::Huber { delta: (delta * unit) as f32 }
             }

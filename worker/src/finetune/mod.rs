@@ -5,6 +5,7 @@
 //! whole model needs. It is computed where the teacher is: on the processor in f32, or on a GPU in the teacher's precision.
 
 mod checkpoint;
+mod measure;
 #[cfg(feature = "cuda")]
 mod on_gpu;
 mod on_processor;
@@ -17,20 +18,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-#[cfg(feature = "cuda")]
-use candle_core::DType;
 use candle_core::Tensor;
-#[cfg(feature = "cuda")]
-use deltaconv_kernels::AdamW;
 use deltaconv_kernels::Parameters;
 use deltaconv_proto::draw::{Draw, Sample};
 use deltaconv_proto::{keys, v1};
 
-use crate::accelerator::Accelerator;
-#[cfg(feature = "cuda")]
-use crate::accelerator::Cuda;
 use crate::blocks::{self, InPlace};
 use crate::capture::{Inputs, sample_len};
 use crate::checkpoints::Schedule;
@@ -39,16 +33,14 @@ use crate::models::Teacher;
 use crate::task::{Context, Error, Stop};
 use crate::teacher::Place;
 #[cfg(feature = "cuda")]
-use on_gpu::OnGpu;
+pub(crate) use measure::compare_gradients;
+pub(crate) use measure::seconds_per_step;
 pub(crate) use student::Pass;
 use student::{Blocks, in_place};
 use training::{Looked, State, Training};
 
 /// Held-out samples of the capture that errors are measured on, at most.
 const HELD_OUT: usize = 64;
-/// What the residual stream counts where gradients are compared.
-#[cfg(feature = "cuda")]
-const FEATURES: f64 = 0.1;
 /// Bytes that the samples of a part of a batch may take, and how many times the values of its layers' maps a sample's gradients
 /// need on the way to them, about: 11 million values for SD1.5 at 64×64.
 const PART_BYTES: usize = 12 << 30;
@@ -139,58 +131,6 @@ pub(crate) fn run(context: &Context, task: &v1::FinetuneTask) -> Result<v1::Done
         story: lost.map(|error| error.to_string()).unwrap_or_default(),
     };
     Ok(v1::Done { busy_seconds: 0.0, samples, output: Some(v1::done::Output::Finetune(output)) })
-}
-
-/// Seconds of a step in the training of these blocks within a model, over as many steps; `take` gives a step its pass.
-pub(crate) fn time(
-    accelerator: &Accelerator,
-    place: &Place,
-    blocks: BTreeMap<String, Parameters>,
-    steps: [usize; 2],
-    mut take: impl FnMut(&mut dyn FnMut(Pass<'_>) -> Result<(), Error>) -> Result<(), Error>,
-) -> Result<f64, Error> {
-    let recipe = v1::Recipe { ema_decay: 0.99, clip_norm: 1.0, ..v1::Recipe::default() };
-    let settings = v1::Finetune { steps: 1_000_000, batch: 1, learning_rate: 1e-6, features: 0.0 };
-    let state = State::new(blocks.into_iter().map(|(layer, block)| (layer, Arc::new(block))).collect(), &recipe);
-    let mut training = Training::new(state, &recipe, settings, accelerator, place)?;
-    let [warm_up, timed] = steps;
-    let mut run = |count: usize| -> Result<Duration, Error> {
-        let began = Instant::now();
-        for _ in 0..count {
-            take(&mut |pass| training.add(pass))?;
-            training.step()?;
-        }
-        training.errors()?;
-        Ok(began.elapsed())
-    };
-    run(warm_up)?;
-    Ok(run(timed)?.as_secs_f64() / timed as f64)
-}
-
-/// Compares the gradients that blocks of random weights, in place of all of a teacher's layers, get on a GPU with those on the
-/// processor: ‖GPU − processor‖ / ‖processor‖ by layer. Both passes are over the same batch.
-#[cfg(feature = "cuda")]
-pub(crate) fn compare_gradients(
-    cuda: &Arc<Cuda>,
-    dtype: DType,
-    blocks: BTreeMap<String, Parameters>,
-    on_gpu: Pass<'_>,
-    on_processor: Pass<'_>,
-) -> Result<BTreeMap<String, f64>, Error> {
-    let State { blocks, optimisers, .. } =
-        State::new(blocks.into_iter().map(|(layer, block)| (layer, Arc::new(block))).collect(), &v1::Recipe::default());
-    let mut training = OnGpu::new(cuda, dtype, &blocks, &optimisers, AdamW::default(), FEATURES)?;
-    training.add(on_gpu)?;
-    let mut found = training.gradients()?;
-    let (_, expected) = on_processor::gradients(&blocks, FEATURES, on_processor)?;
-    let error = |(layer, expected): (String, Parameters)| {
-        let found = found.remove(&layer).ok_or(Error::Incomplete("gradient"))?;
-        let squares = |of: &mut dyn Iterator<Item = f64>| of.map(|value| value * value).sum::<f64>();
-        let pairs = found.values().iter().zip(expected.values());
-        let difference = squares(&mut pairs.map(|(a, b)| f64::from(*a) - f64::from(*b)));
-        Ok((layer, (difference / squares(&mut expected.values().iter().copied().map(f64::from))).sqrt()))
-    };
-    expected.into_iter().map(error).collect()
 }
 
 /// Has `make` run for each step on a thread of its own, some steps ahead of `take`, which is given what it makes. Ends with
