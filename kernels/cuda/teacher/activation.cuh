@@ -44,6 +44,28 @@ template <class T, int N> struct alignas(sizeof(T) * N) Lanes {
   T lanes[N];
 };
 
+// Adds two sums of N channels over the block's rows, in their order: parts [B, parts, 2, C], of which blockIdx is (channels,
+// part, sample). blockDim.x threads lie along the channels; shared: blockDim.y · 2 · blockDim.x · N numbers.
+template <int N>
+__device__ __forceinline__ void finish_part(const float (&first)[N], const float (&second)[N], float* parts, int channels) {
+  extern __shared__ float scratch[];  // [y][2][x·N]
+  const int width = blockDim.x * N;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    scratch[(threadIdx.y * 2) * width + threadIdx.x * N + i] = first[i];
+    scratch[(threadIdx.y * 2 + 1) * width + threadIdx.x * N + i] = second[i];
+  }
+  __syncthreads();
+  const int threads = blockDim.x * blockDim.y, thread = threadIdx.y * blockDim.x + threadIdx.x;
+  float* own = parts + (int64_t(blockIdx.z) * gridDim.y + blockIdx.y) * 2 * channels;
+  for (int i = thread; i < 2 * width; i += threads) {
+    float sum = 0.0f;
+    for (int y = 0; y < int(blockDim.y); ++y) sum += scratch[y * 2 * width + i];
+    const int kind = i / width, channel = blockIdx.x * width + i % width;
+    if (channel < channels) own[kind * channels + channel] = sum;
+  }
+}
+
 __device__ __forceinline__ float warp_sum(float value) {
   for (int offset = 16; offset > 0; offset >>= 1) value += __shfl_xor_sync(~0u, value, offset);
   return value;

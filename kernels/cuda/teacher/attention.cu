@@ -1,20 +1,7 @@
 // softmax(Q Kᵀ · scale + bias) V for each head, without the matrix of scores: FlashAttention-2's order (arXiv 2307.08691)
 // on the tensor cores with mma.sync, bf16 or f16 in, f32 sums. A block takes 4 warps' rows of queries of one head and goes
 // over the keys, whose next tile is on its way while one is multiplied.
-#include "../common.cuh"
-
-struct Attention {
-  const void *q, *k, *v;
-  // [B, keys] or null.
-  const float* bias;
-  void* out;
-  int64_t q_sample, k_sample, v_sample, out_sample;  // values from sample to sample
-  int q_row, k_row, v_row, out_row;                  // values from position to position
-  int heads, dim, queries, keys;
-  float scale;
-  int padding;
-};
-static_assert(sizeof(Attention) == 112, "src/cuda/teacher/attention.rs mirrors it");
+#include "attention.cuh"
 
 constexpr float kLog2E = 1.4426950408889634f;
 

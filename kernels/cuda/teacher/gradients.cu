@@ -1,6 +1,8 @@
 // The way back through a teacher's operations, for training through it: gradients of what went in from those of what came
 // out. Nobody needs those of a teacher's weights. Sums are f32, in a fixed order.
 #include "activation.cuh"
+#include "attention.cuh"
+#include "convolution.cuh"
 
 // The gradient of a layer norm's rows, with factors as `layer_norm` takes them: with x̂ the normalised row and h = g · factor,
 // (h − mean(h) − x̂ · mean(h · x̂)) / √(variance + ε). A warp takes a row.
@@ -61,7 +63,6 @@ template <class T, int N>
 __device__ __forceinline__ void group_back_sums(const T* x, const T* g, const float* affine, const float* statistics,
                                                 float* parts, int channels, int64_t pixels, int per_part, int groups,
                                                 int activation) {
-  extern __shared__ float scratch[];
   const int column = blockIdx.x * blockDim.x + threadIdx.x, columns = channels / N;
   const int part = blockIdx.y, sample = blockIdx.z, of_group = channels / groups;
   const auto* from = reinterpret_cast<const Lanes<T, N>*>(x) + int64_t(sample) * pixels * columns;
@@ -90,21 +91,7 @@ __device__ __forceinline__ void group_back_sums(const T* x, const T* g, const fl
       }
     }
   }
-  // [y][2][x·N]
-  const int width = blockDim.x * N;
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    scratch[(threadIdx.y * 2) * width + threadIdx.x * N + i] = sums[i];
-    scratch[(threadIdx.y * 2 + 1) * width + threadIdx.x * N + i] = along[i];
-  }
-  __syncthreads();
-  const int threads = blockDim.x * blockDim.y, thread = threadIdx.y * blockDim.x + threadIdx.x;
-  for (int i = thread; i < 2 * width; i += threads) {
-    float sum = 0.0f;
-    for (int y = 0; y < int(blockDim.y); ++y) sum += scratch[y * 2 * width + i];
-    const int kind = i / width, channel = blockIdx.x * width + i % width;
-    if (channel < channels) parts[((int64_t(sample) * gridDim.y + part) * 2 + kind) * channels + channel] = sum;
-  }
+  finish_part<N>(sums, along, parts, channels);
 }
 
 // Their means over each group, weighted by the channels' factors: means [B, groups, 2]. A block of 128 threads for each
@@ -198,48 +185,44 @@ struct Scatter {
   const void* rows;  // gradients of gathered rows, [samples · out pixels, pitch]
   void* x;           // gradients of the map, [samples, height, width, channels]
   int64_t samples;
-  int height, width, channels;
-  int full_height, full_width;  // after resizing
-  int out_height, out_width;
-  int kernel, stride, before;
-  int pitch, padding;
+  Convolution of;
 };
 static_assert(sizeof(Scatter) == 72, "src/cuda/teacher/conv.rs mirrors it");
 
-// The resized pixels that are copies of source pixel i: from this one to the one before that of i + 1. As `nearest` of
-// gather.cu rounds.
+// The resized pixels that are copies of source pixel i: from this one to the one before that of i + 1.
 __device__ __forceinline__ int first_copy(int i, int source, int side) {
   if (source == side) return i;
   const float scale = float(source) / float(side);
   int at = int(float(i) / scale);
-  while (at > 0 && min(int(float(at - 1) * scale), source - 1) >= i) --at;
-  while (at < side && min(int(float(at) * scale), source - 1) < i) ++at;
+  while (at > 0 && nearest(at - 1, source, side) >= i) --at;
+  while (at < side && nearest(at, source, side) < i) ++at;
   return at;
 }
 
 // Adds up, for every pixel and channel of the map, the gradients of the rows that it was gathered into.
 template <class T, int N> __device__ __forceinline__ void scatter(const Scatter& s) {
-  const int columns = s.channels / N, of_row = s.pitch / N;
-  const int64_t total = s.samples * s.height * s.width * columns;
+  const Convolution& of = s.of;
+  const int columns = of.channels / N, of_row = of.pitch / N;
+  const int64_t total = s.samples * of.height * of.width * columns;
   const auto* rows = static_cast<const Lanes<T, N>*>(s.rows);
   auto* x = static_cast<Lanes<T, N>*>(s.x);
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < total; i += int64_t(gridDim.x) * blockDim.x) {
     const int column = int(i % columns);
     const int64_t pixel = i / columns;
-    const int z = int(pixel % s.width), y = int(pixel / s.width % s.height);
-    const int64_t sample = pixel / s.width / s.height;
-    const int last_y = first_copy(y + 1, s.height, s.full_height), last_z = first_copy(z + 1, s.width, s.full_width);
+    const int z = int(pixel % of.width), y = int(pixel / of.width % of.height);
+    const int64_t sample = pixel / of.width / of.height;
+    const int last_y = first_copy(y + 1, of.height, of.full_height), last_z = first_copy(z + 1, of.width, of.full_width);
     float sums[N] = {};
-    for (int full_y = first_copy(y, s.height, s.full_height); full_y < last_y; ++full_y)
-      for (int tap_row = 0; tap_row < s.kernel; ++tap_row) {
-        const int below = full_y + s.before - tap_row, line = below / s.stride;
-        if (below < 0 || line * s.stride != below || line >= s.out_height) continue;
-        for (int full_z = first_copy(z, s.width, s.full_width); full_z < last_z; ++full_z)
-          for (int tap_column = 0; tap_column < s.kernel; ++tap_column) {
-            const int beside = full_z + s.before - tap_column, place = beside / s.stride;
-            if (beside < 0 || place * s.stride != beside || place >= s.out_width) continue;
-            const int64_t row = (sample * s.out_height + line) * s.out_width + place;
-            const Lanes<T, N> values = rows[row * of_row + (tap_row * s.kernel + tap_column) * columns + column];
+    for (int full_y = first_copy(y, of.height, of.full_height); full_y < last_y; ++full_y)
+      for (int tap_row = 0; tap_row < of.kernel; ++tap_row) {
+        const int below = full_y + of.before - tap_row, line = below / of.stride;
+        if (below < 0 || line * of.stride != below || line >= of.out_height) continue;
+        for (int full_z = first_copy(z, of.width, of.full_width); full_z < last_z; ++full_z)
+          for (int tap_column = 0; tap_column < of.kernel; ++tap_column) {
+            const int beside = full_z + of.before - tap_column, place = beside / of.stride;
+            if (beside < 0 || place * of.stride != beside || place >= of.out_width) continue;
+            const int64_t row = (sample * of.out_height + line) * of.out_width + place;
+            const Lanes<T, N> values = rows[row * of_row + (tap_row * of.kernel + tap_column) * columns + column];
 #pragma unroll
             for (int lane = 0; lane < N; ++lane) sums[lane] += to_float(values.lanes[lane]);
           }
@@ -251,26 +234,14 @@ template <class T, int N> __device__ __forceinline__ void scatter(const Scatter&
   }
 }
 
-// Of attention to keys and values that stay as they are: `src/cuda/teacher/attention.rs` mirrors it.
-struct QueryGradient {
-  const void *q, *k, *v, *gradient;
-  const float* bias;
-  void* out;
-  int64_t q_sample, k_sample, v_sample, out_sample;
-  int q_row, k_row, v_row, out_row;
-  int heads, dim, queries, keys;
-  float scale;
-  int padding;
-};
-static_assert(sizeof(QueryGradient) == 120, "src/cuda/teacher/attention.rs mirrors it");
-
 constexpr int kKeys = 32, kQueriesOfWarp = 4, kWarps = 8, kWidestHead = 512;
 
-// The queries' gradient: with s = q Kᵀ · scale + bias, p = softmax(s) and d = g Vᵀ, it is Σ p · (d − Σ p · d) · scale · k. A warp
+// The queries' gradient from that of attention to keys and values that stay as they are; `out` is where it goes and
+// `gradient` lies as that does. With s = q Kᵀ · scale + bias, p = softmax(s) and d = g Vᵀ, it is Σ p · (d − Σ p · d) · scale · k. A warp
 // takes four queries of a head, a lane a key of the tile in shared memory and then every 32nd channel. Grid
 // (queries / 32, heads, B), 256 threads; shared: 32 queries and their gradients, then 32 keys and their values, dim + 1
 // numbers each.
-template <class T> __device__ __forceinline__ void query_gradient(const QueryGradient& a) {
+template <class T> __device__ __forceinline__ void query_gradient(const Attention& a, const T* gradient) {
   extern __shared__ float own[];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, head = blockIdx.y, sample = blockIdx.z;
   const int pitch = a.dim + 1, first_query = blockIdx.x * kWarps * kQueriesOfWarp;
@@ -283,7 +254,7 @@ template <class T> __device__ __forceinline__ void query_gradient(const QueryGra
         to[row * pitch + c] = first + row < count ? to_float(values[int64_t(first + row) * row_values + c]) : 0.0f;
   };
   load(q, a.q, a.q_sample, a.q_row, first_query, kWarps * kQueriesOfWarp, a.queries);
-  load(g, a.gradient, a.out_sample, a.out_row, first_query, kWarps * kQueriesOfWarp, a.queries);
+  load(g, gradient, a.out_sample, a.out_row, first_query, kWarps * kQueriesOfWarp, a.queries);
   const float *own_q = q + warp * kQueriesOfWarp * pitch, *own_g = g + warp * kQueriesOfWarp * pitch;
   // Of this lane's key: scores and d, by query.
   float scores[kQueriesOfWarp], drifts[kQueriesOfWarp];
@@ -453,8 +424,8 @@ OF(__half, f16_single, 1)
 
 #define ONCE(T, NAME)                                                                                          \
   extern "C" __global__ void __launch_bounds__(256)                                                            \
-      query_gradient_##NAME(const __grid_constant__ QueryGradient a) {                                         \
-    query_gradient<T>(a);                                                                                      \
+      query_gradient_##NAME(const __grid_constant__ Attention a, const T* gradient) {                          \
+    query_gradient<T>(a, gradient);                                                                            \
   }
 ONCE(float, f32)
 ONCE(bf16, bf16)

@@ -6,7 +6,6 @@
 // sample).
 template <class T, int N>
 __device__ __forceinline__ void group_sums(const T* x, float* parts, int channels, int64_t pixels, int per_part) {
-  extern __shared__ float scratch[];
   const int column = blockIdx.x * blockDim.x + threadIdx.x, columns = channels / N;
   const int part = blockIdx.y, sample = blockIdx.z;
   const auto* from = reinterpret_cast<const Lanes<T, N>*>(x) + int64_t(sample) * pixels * columns;
@@ -25,22 +24,7 @@ __device__ __forceinline__ void group_sums(const T* x, float* parts, int channel
       }
     }
   }
-  // [y][2][x·N]
-  const int width = blockDim.x * N;
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    scratch[(threadIdx.y * 2) * width + threadIdx.x * N + i] = sums[i];
-    scratch[(threadIdx.y * 2 + 1) * width + threadIdx.x * N + i] = squares[i];
-  }
-  __syncthreads();
-  const int threads = blockDim.x * blockDim.y, thread = threadIdx.y * blockDim.x + threadIdx.x;
-  for (int i = thread; i < 2 * width; i += threads) {
-    float sum = 0.0f;
-    for (int y = 0; y < int(blockDim.y); ++y) sum += scratch[y * 2 * width + i];
-    const int kind = i / width, channel = blockIdx.x * width + i % width;
-    if (channel < channels)
-      parts[((int64_t(sample) * gridDim.y + part) * 2 + kind) * channels + channel] = sum;
-  }
+  finish_part<N>(sums, squares, parts, channels);
 }
 
 // A block of 128 threads for each (group, sample): its mean and variance, and from them each channel's factor and offset,

@@ -53,14 +53,10 @@ pub struct Added<'a> {
     pub residual: Option<&'a Tensor>,
 }
 
-/// Mirrors `Gather` of `cuda/teacher/gather.cu`.
+/// Mirrors that of `cuda/teacher/convolution.cuh`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-struct Gather {
-    x: Address,
-    rows: Address,
-    first: i64,
-    count: i64,
+struct Convolution {
     height: i32,
     width: i32,
     channels: i32,
@@ -75,6 +71,19 @@ struct Gather {
     padding: i32,
 }
 
+const _: () = assert!(size_of::<Convolution>() == 48, "cuda/teacher/convolution.cuh says the same");
+
+/// Mirrors `Gather` of `cuda/teacher/gather.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Gather {
+    x: Address,
+    rows: Address,
+    first: i64,
+    count: i64,
+    of: Convolution,
+}
+
 const _: () = assert!(size_of::<Gather>() == 80, "cuda/teacher/gather.cu says the same");
 
 /// Mirrors `Scatter` of `cuda/teacher/gradients.cu`.
@@ -84,18 +93,7 @@ struct Scatter {
     rows: Address,
     x: Address,
     samples: i64,
-    height: i32,
-    width: i32,
-    channels: i32,
-    full_height: i32,
-    full_width: i32,
-    out_height: i32,
-    out_width: i32,
-    kernel: i32,
-    stride: i32,
-    before: i32,
-    pitch: i32,
-    padding: i32,
+    of: Convolution,
 }
 
 const _: () = assert!(size_of::<Scatter>() == 72, "cuda/teacher/gradients.cu says the same");
@@ -159,18 +157,7 @@ impl Conv {
             rows: rows_at,
             first: 0,
             count: 0,
-            height: height as i32,
-            width: width as i32,
-            channels: input as i32,
-            full_height: size.0 as i32,
-            full_width: size.1 as i32,
-            out_height: out_height as i32,
-            out_width: out_width as i32,
-            kernel: self.shape.kernel as i32,
-            stride: self.shape.stride as i32,
-            before: self.shape.before as i32,
-            pitch: self.pitch as i32,
-            padding: 0,
+            of: self.convolution((height, width), size, (out_height, out_width)),
         };
         let weight = operand(&self.weight, "weight")?.0.address(kind)?;
         for sample in (0..batch).step_by(whole) {
@@ -214,7 +201,7 @@ impl Conv {
         (height, width): (usize, usize),
         size: (usize, usize),
     ) -> Result<Tensor> {
-        let ConvShape { input, output, kernel, stride, before, .. } = self.shape;
+        let ConvShape { input, output, .. } = self.shape;
         let (view, kind) = operand(gradient, "gradient")?;
         let [batch, out_height, out_width] = view.size(output)?;
         if self.side(size.0) != Some(out_height) || self.side(size.1) != Some(out_width) {
@@ -234,6 +221,7 @@ impl Conv {
             false => ("_single", 1),
         };
         let name = format!("scatter_{}{ending}", suffix(kind));
+        let of = self.convolution((height, width), size, (out_height, out_width));
         for first in (0..batch).step_by(samples) {
             let samples = samples.min(batch - first);
             let offset = |values: usize| (first * values * kind.bytes()) as u64;
@@ -251,23 +239,8 @@ impl Conv {
                 residual: None,
                 y: rows_at,
             };
-            let scatter = Scatter {
-                rows: rows_at,
-                x: x_at + offset(height * width * input),
-                samples: samples as i64,
-                height: height as i32,
-                width: width as i32,
-                channels: input as i32,
-                full_height: size.0 as i32,
-                full_width: size.1 as i32,
-                out_height: out_height as i32,
-                out_width: out_width as i32,
-                kernel: kernel as i32,
-                stride: stride as i32,
-                before: before as i32,
-                pitch: self.pitch as i32,
-                padding: 0,
-            };
+            let scatter =
+                Scatter { rows: rows_at, x: x_at + offset(height * width * input), samples: samples as i64, of };
             let blocks = blocks_over(samples * height * width * input / lanes);
             // SAFETY: there is room for as many rows as are multiplied, and x has the map's pixels.
             unsafe {
@@ -276,6 +249,24 @@ impl Conv {
             }
         }
         Ok(x)
+    }
+
+    /// Of maps of these heights and widths: what goes in, that resized, and what comes out.
+    fn convolution(&self, map: (usize, usize), full: (usize, usize), out: (usize, usize)) -> Convolution {
+        Convolution {
+            height: map.0 as i32,
+            width: map.1 as i32,
+            channels: self.shape.input as i32,
+            full_height: full.0 as i32,
+            full_width: full.1 as i32,
+            out_height: out.0 as i32,
+            out_width: out.1 as i32,
+            kernel: self.shape.kernel as i32,
+            stride: self.shape.stride as i32,
+            before: self.shape.before as i32,
+            pitch: self.pitch as i32,
+            padding: 0,
+        }
     }
 
     /// The side of the result, `None` where nothing is left.
