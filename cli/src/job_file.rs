@@ -24,6 +24,16 @@ struct JobFile {
     max_storage: Option<StorageValue>,
     #[serde(default)]
     retention: Retention,
+    /// Whose it is; default: the user who submits it.
+    owner: Option<String>,
+    /// Jobs of a higher one are given workers first.
+    #[serde(default)]
+    priority: i32,
+    /// Workers at a time; default: no limit.
+    #[serde(default)]
+    max_workers: u32,
+    #[serde(default)]
+    requires: RequiresTable,
     #[serde(default)]
     data: DataTable,
     #[serde(default)]
@@ -32,7 +42,7 @@ struct JobFile {
     evaluation: EvaluationTable,
 }
 
-/// `max_storage`: bytes, or a text with their unit.
+/// Bytes, or a text with their unit.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged, expecting = "expected a positive number of bytes, or one with its unit such as \"200 GiB\"")]
 enum StorageValue {
@@ -41,15 +51,59 @@ enum StorageValue {
 }
 
 impl StorageValue {
-    /// `path`: the job file.
-    fn bytes(self, path: &Path) -> Result<u64, Error> {
+    /// `path`: the job file, `key`: where in it.
+    fn bytes(self, key: &str, path: &Path) -> Result<u64, Error> {
         let text = match self {
             Self::Bytes(bytes) => bytes.to_string(),
             Self::Text(text) => text,
         };
-        let not_a_size =
-            |reason| Error::JobFile { path: path.into(), reason: format!("max_storage = {text:?}: {reason}") };
+        let not_a_size = |reason| Error::JobFile { path: path.into(), reason: format!("{key} = {text:?}: {reason}") };
         byte_size::parse(&text).map_err(not_a_size)
+    }
+}
+
+/// `[requires]`: what a worker must have to be given the job's tasks.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RequiresTable {
+    /// Of the device; default: any.
+    memory: Option<StorageValue>,
+    /// Default: any.
+    precision: Option<Precision>,
+    /// Default: any.
+    device: Option<RequiredDevice>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Precision {
+    F32,
+    Bf16,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RequiredDevice {
+    Cpu,
+    Cuda,
+}
+
+impl RequiresTable {
+    /// `path`: the job file. None where nothing is required, so that a job that says so is the same as one that doesn't.
+    fn message(self, path: &Path) -> Result<Option<v1::Requirements>, Error> {
+        let memory_bytes = self.memory.map(|value| value.bytes("requires.memory", path)).transpose()?.unwrap_or(0);
+        let precision = match self.precision {
+            None => "",
+            Some(Precision::F32) => "f32",
+            Some(Precision::Bf16) => "bf16",
+        };
+        let device = match self.device {
+            None => "",
+            Some(RequiredDevice::Cpu) => "cpu",
+            Some(RequiredDevice::Cuda) => v1::Device::CUDA,
+        };
+        let requires = v1::Requirements { memory_bytes, precision: precision.into(), device: device.into() };
+        Ok(Some(requires).filter(|requires| *requires != v1::Requirements::default()))
     }
 }
 
@@ -334,10 +388,14 @@ pub(crate) fn read(path: &Path) -> Result<v1::JobSpec, Error> {
         (None, _, _) => String::new(),
     };
     let data = v1::Data { url, seed: file.data.seed, held_out_latents: file.data.held_out_latents, synthesis, images };
-    let max_storage = file.max_storage.map(|value| value.bytes(path)).transpose()?;
+    let max_storage = file.max_storage.map(|value| value.bytes("max_storage", path)).transpose()?;
     let retention = file.retention.message();
     let spec = spec(name, teacher_url, output_url, data, file.recipe.message(), file.evaluation);
-    Ok(v1::JobSpec { max_storage, retention, ..spec })
+    // Who is whose is a matter of fairness, not of rights.
+    let owner = file.owner.or_else(|| std::env::var("USER").ok()).unwrap_or_default();
+    let priority = Some(file.priority).filter(|priority| *priority != 0);
+    let (max_workers, requires) = (file.max_workers, file.requires.message(path)?);
+    Ok(v1::JobSpec { max_storage, retention, owner, priority, max_workers, requires, ..spec })
 }
 
 /// A job as it is submitted, without limit and keeping everything.
@@ -366,8 +424,7 @@ pub(crate) fn spec(
             ddim_steps: evaluation.ddim_steps,
             guidance: evaluation.guidance,
         }),
-        max_storage: None,
-        retention: None,
+        ..v1::JobSpec::default()
     }
 }
 
@@ -464,6 +521,25 @@ mod tests {
             ("max_storage = true", "200 GiB"),
             ("retention = 'some'", "`results`"),
         ] {
+            let error = read(text).expect_err("refused").to_string();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn how_workers_are_divided_is_said_beside_the_recipe() {
+        let read = |settings: &str| read_text(&format!("teacher = 't'\noutput = 'o'\n{settings}\n"));
+        let spec =
+            read("owner = 'ann'\npriority = -2\nmax_workers = 4\n[requires]\nmemory = '24 GiB'\nprecision = 'bf16'");
+        let spec = spec.expect("a job");
+        assert_eq!((spec.owner.as_str(), spec.priority, spec.max_workers), ("ann", Some(-2), 4));
+        let expected = v1::Requirements { memory_bytes: 24 << 30, precision: "bf16".into(), device: String::new() };
+        assert_eq!(spec.requires, Some(expected));
+        let spec = read("priority = 0\n[requires]").expect("a job");
+        assert_eq!((spec.priority, spec.requires), (None, None));
+        for (text, named) in
+            [("[requires]\nmemory = '1 cow'", "requires.memory"), ("[requires]\ndevice = 'tpu'", "tpu")]
+        {
             let error = read(text).expect_err("refused").to_string();
             assert!(error.contains(named), "{error}");
         }

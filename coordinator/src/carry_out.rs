@@ -57,8 +57,8 @@ async fn carry_out(core: CoreHandle, command: Command) {
 }
 
 async fn verify(core: CoreHandle, task: TaskId, lease: v1::Lease, done: v1::Done) {
-    let id = task.clone();
-    let Ok(Some((spec, attempt))) = core.call(move |state, _, _| state.expectation(&id)).await else { return };
+    let of = lease.clone();
+    let Ok(Some((spec, attempt))) = core.call(move |state, _, _| state.expectation(&of)).await else { return };
     let result = check(&task, &spec, &attempt, &done).await;
     if let Err(reason) = &result {
         tracing::warn!(%task, attempt = lease.attempt_id, reason = reason.as_deref(), "output not accepted");

@@ -83,6 +83,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     let settings = Settings {
         lease_ttl: options.lease_ttl,
         max_failures: 3,
+        max_lost: 5,
         max_recaptures: 3,
         forget_workers: Duration::from_secs(600),
         identity: store.identity().into(),

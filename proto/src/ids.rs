@@ -1,6 +1,8 @@
-//! Newtypes for every id, so that a task can't be passed where a worker is meant.
+//! Newtypes for every id, so that a task can't be passed where a worker is meant. Cheap to clone: a coordinator holds each many
+//! times.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// An id that can't be used in keys, logs and terminals as it is.
 #[derive(Debug, thiserror::Error)]
@@ -29,14 +31,14 @@ macro_rules! id {
     ($name:ident, $kind:literal, $doc:literal) => {
         #[doc = $doc]
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// Takes an id from outside. Fails on characters that keys, logs or terminals can't carry.
             pub fn new(value: impl Into<String>) -> Result<Self, InvalidId> {
                 let value = value.into();
                 validate($kind, &value)?;
-                Ok(Self(value))
+                Ok(Self(value.into()))
             }
 
             /// The id as text.
@@ -66,7 +68,7 @@ impl TaskId {
 
     /// The task's name within its job: what stands in keys under the job's prefix.
     pub fn local(&self) -> &str {
-        self.0.split_once('/').map_or(self.0.as_str(), |(_, local)| local)
+        self.0.split_once('/').map_or(self.as_str(), |(_, local)| local)
     }
 }
 

@@ -27,7 +27,7 @@ impl From<schedule::Error> for Status {
     fn from(error: schedule::Error) -> Self {
         let message = error.to_string();
         match error {
-            schedule::Error::UnknownJob(_) => Self::not_found(message),
+            schedule::Error::UnknownJob(_) | schedule::Error::UnknownWorker(_) => Self::not_found(message),
             schedule::Error::OutputInUse { .. } => Self::already_exists(message),
             schedule::Error::Ended { .. } => Self::failed_precondition(message),
             schedule::Error::InvalidId(_) => Self::invalid_argument(message),

@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status};
 use super::job_id;
 use crate::core::Handle;
 use crate::observe::report;
+use crate::schedule::{self, Effects, Explanation, Now, State};
 use crate::{plan, reclaim};
 
 /// How often a watched job is looked at.
@@ -35,6 +36,38 @@ impl OperatorApi {
 
     async fn status(&self, id: JobId) -> Result<v1::JobStatus, Status> {
         status(&self.core, id).await
+    }
+
+    /// Makes a change of a job that is asked for, unless it was made by an earlier call.
+    async fn change_job(
+        &self,
+        id: String,
+        request: String,
+        what: &str,
+        change: impl FnOnce(&mut State, &JobId, Now, &mut Effects) -> Result<(), schedule::Error> + Send + 'static,
+    ) -> Result<Response<v1::JobStatus>, Status> {
+        let id = job_id(id)?;
+        let changed = id.clone();
+        let made = self.core.call(move |state, now, effects| {
+            state.once(&request, effects, |state, effects| change(state, &changed, now, effects))
+        });
+        made.await??;
+        tracing::info!(job = %id, "job {what}");
+        Ok(Response::new(self.status(id).await?))
+    }
+
+    /// The same of workers.
+    async fn change_workers(
+        &self,
+        name: String,
+        request: String,
+        change: impl FnOnce(&mut State, &str, Now, &mut Effects) -> Result<(), schedule::Error> + Send + 'static,
+    ) -> Result<Response<v1::ListWorkersResponse>, Status> {
+        let workers = self.core.call(move |state, now, effects| {
+            state.once(&request, effects, |state, effects| change(state, &name, now, effects))?;
+            Ok::<_, schedule::Error>(state.worker_statuses(now))
+        });
+        Ok(Response::new(v1::ListWorkersResponse { workers: workers.await?? }))
     }
 }
 
@@ -141,11 +174,53 @@ impl OperatorService for OperatorApi {
     }
 
     async fn cancel_job(&self, request: Request<v1::CancelJobRequest>) -> Result<Response<v1::JobStatus>, Status> {
-        let id = job_id(request.into_inner().job_id)?;
-        let cancelled = id.clone();
-        self.core.call(move |state, now, effects| state.cancel(&cancelled, now, effects)).await??;
-        tracing::info!(job = %id, "job cancelled");
-        Ok(Response::new(self.status(id).await?))
+        let v1::CancelJobRequest { job_id: id, request_id } = request.into_inner();
+        self.change_job(id, request_id, "cancelled", |state, id, now, effects| state.cancel(id, now, effects)).await
+    }
+
+    async fn pause_job(&self, request: Request<v1::PauseJobRequest>) -> Result<Response<v1::JobStatus>, Status> {
+        let v1::PauseJobRequest { job_id: id, request_id } = request.into_inner();
+        self.change_job(id, request_id, "paused", |state, id, _, effects| state.pause(id, effects)).await
+    }
+
+    async fn resume_job(&self, request: Request<v1::ResumeJobRequest>) -> Result<Response<v1::JobStatus>, Status> {
+        let v1::ResumeJobRequest { job_id: id, request_id } = request.into_inner();
+        self.change_job(id, request_id, "resumed", |state, id, now, effects| state.resume(id, now, effects)).await
+    }
+
+    async fn retry(&self, request: Request<v1::RetryRequest>) -> Result<Response<v1::JobStatus>, Status> {
+        let v1::RetryRequest { id: name, request_id } = request.into_inner();
+        let named = name.clone();
+        let job = self.core.call(move |state, now, effects| {
+            state.once(&request_id, effects, |state, effects| state.retry(&name, now, effects))?;
+            state.job_of(&name)
+        });
+        let job = job.await??;
+        tracing::info!(%job, named, "tried again");
+        Ok(Response::new(self.status(job).await?))
+    }
+
+    async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
+        let name = request.into_inner().id;
+        let explained = self.core.call(move |state, now, _| state.explain(&name, now)).await??;
+        let Explanation { state, reason, remedy } = explained;
+        Ok(Response::new(v1::ExplainResponse { state: state.into(), reason, remedy }))
+    }
+
+    async fn drain_worker(
+        &self,
+        request: Request<v1::DrainWorkerRequest>,
+    ) -> Result<Response<v1::ListWorkersResponse>, Status> {
+        let v1::DrainWorkerRequest { worker, request_id } = request.into_inner();
+        self.change_workers(worker, request_id, |state, name, _, effects| state.drain(name, effects)).await
+    }
+
+    async fn return_worker(
+        &self,
+        request: Request<v1::ReturnWorkerRequest>,
+    ) -> Result<Response<v1::ListWorkersResponse>, Status> {
+        let v1::ReturnWorkerRequest { worker, request_id } = request.into_inner();
+        self.change_workers(worker, request_id, |state, name, now, effects| state.give_again(name, now, effects)).await
     }
 
     async fn collect_garbage(

@@ -53,8 +53,7 @@ impl Job {
                 huber_delta: None,
             }),
             evaluation: Some(Evaluation { samples: 64, prompts: 8, ddim_steps: 20, guidance: 2.0 }),
-            max_storage: None,
-            retention: None,
+            ..JobSpec::default()
         };
         Self { folder, spec }
     }

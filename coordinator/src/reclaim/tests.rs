@@ -29,6 +29,7 @@ impl Running {
         let settings = Settings {
             lease_ttl: Duration::from_secs(600),
             max_failures: 3,
+            max_lost: 5,
             max_recaptures: 3,
             forget_workers: Duration::from_secs(600),
             identity: "test".into(),

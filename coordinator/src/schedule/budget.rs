@@ -2,7 +2,7 @@
 
 use deltaconv_proto::v1;
 
-use super::{Job, Kind, State};
+use super::{Job, Stage, State, Step};
 use crate::plan;
 
 /// No layer gets less than its even share over this, nor more than its even share times this: the model of what steps gain is
@@ -53,8 +53,8 @@ impl State {
         let first = layers.len() - plan::trained_in(round, layers).len();
         let trained = (first..layers.len()).filter(|layer| is_trained(&layers[*layer]));
         let found = |layer: usize| {
-            let first_round = Kind::Distill { round: 0, layer };
-            let task = self.tasks_of(job).find(|task| task.kind == first_round)?;
+            let first_round = Step { stage: Stage::Distill, round: 0 };
+            let task = self.tasks_in(job, first_round).find(|task| task.is_of_layer(layer))?;
             Some((layer, task.distilled.as_ref()?.alone_error?))
         };
         trained.map(found).collect()

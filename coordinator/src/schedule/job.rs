@@ -1,11 +1,14 @@
 //! Jobs: how they come, go from stage to stage, and end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use deltaconv_proto::ids::{JobId, TaskId};
 use deltaconv_proto::{keys, v1};
 
+use super::queue::Place;
 use super::step::Course;
+use super::tasks::{Slot, Slots};
+use super::work::Work;
 use super::{Command, Effects, Error, Kind, Now, Phase, Stage, State, Step, Task};
 use crate::plan;
 use crate::store::Write;
@@ -78,10 +81,22 @@ pub struct Job {
     pub figures: Option<v1::Figures>,
     /// What its retention doesn't keep is removed.
     pub reclaimed: bool,
+    /// Its work is held up by an operator.
+    pub paused: bool,
     /// Its tasks, in order of stage.
-    pub tasks: Vec<TaskId>,
+    pub(super) slots: Slots,
+    /// By the position of the [`Step`]: what is left of it.
+    pub(super) work: Vec<Work>,
+    /// The tasks that somebody works on.
+    pub(super) in_work: BTreeSet<Slot>,
+    /// Attempts at work on them.
+    pub(super) attempts: usize,
+    /// The tasks that are given to nobody.
+    pub(super) quarantined: BTreeSet<Slot>,
+    /// Where it stands among others.
+    pub(super) place: Place,
     /// By round: how many shards of a layer its distill task reads.
-    pub shards: Vec<usize>,
+    pub(super) shards: Vec<usize>,
 }
 
 impl Job {
@@ -91,7 +106,7 @@ impl Job {
         plan: v1::JobPlan,
         sequence: u64,
         created_unix_ms: u64,
-    ) -> Result<Self, Error> {
+    ) -> Result<(Self, Vec<Task>), Error> {
         let mut job = Self {
             id,
             spec,
@@ -105,22 +120,29 @@ impl Job {
             teacher_digest: String::new(),
             figures: None,
             reclaimed: false,
-            tasks: Vec::new(),
+            paused: false,
+            slots: Slots::default(),
+            work: Vec::new(),
+            in_work: BTreeSet::new(),
+            attempts: 0,
+            quarantined: BTreeSet::new(),
+            place: Place::default(),
             shards: Vec::new(),
         };
         job.stages = vec![v1::StageTimes::default(); Step::all(job.course()).count()];
         let tasks = job.new_tasks()?;
         let of_round = |round| tasks.iter().filter(|task| job.reads(round, &task.kind)).count();
         job.shards = (0..=job.rounds()).map(of_round).collect();
-        job.tasks = tasks.into_iter().map(|task| task.id).collect();
-        Ok(job)
+        Ok((job, tasks))
     }
 
     /// The job's tasks as they stand before anybody worked on them.
-    pub(super) fn new_tasks(&self) -> Result<Vec<Task>, Error> {
+    fn new_tasks(&self) -> Result<Vec<Task>, Error> {
         let mut tasks = Vec::new();
         let mut add = |local: String, kind: Kind| -> Result<(), Error> {
-            tasks.push(Task::new(TaskId::of(&self.id, &local)?, self.id.clone(), kind));
+            // Pictures take longer than noise.
+            let rank = matches!(kind, Kind::Evaluate(v1::evaluate_task::Part::Pictures(_))).into();
+            tasks.push(Task { rank, ..Task::new(TaskId::of(&self.id, &local)?, self.id.clone(), kind) });
             Ok(())
         };
         for range in plan::synthesis_ranges(&self.spec, &self.plan) {
@@ -148,6 +170,11 @@ impl Job {
             add(local, Kind::Evaluate(part))?;
         }
         Ok(tasks)
+    }
+
+    /// Whether as many workers are at it as may be.
+    pub(super) fn is_full(&self) -> bool {
+        self.spec.max_workers > 0 && self.attempts >= self.spec.max_workers as usize
     }
 
     /// Whether work is left.
@@ -248,11 +275,9 @@ impl State {
         }
         self.meta.jobs += 1;
         let id = JobId::new(format!("{}-{}", spec.name, self.meta.jobs))?;
-        let job = Job::new(id.clone(), spec, plan, self.meta.jobs, now.unix_ms)?;
-        for task in job.new_tasks()? {
-            self.tasks.insert(task.id.clone(), task);
-        }
-        self.jobs.insert(id.clone(), job);
+        let (job, tasks) = Job::new(id.clone(), spec, plan, self.meta.jobs, now.unix_ms)?;
+        self.add_job(job, tasks);
+        self.index_job(&id);
         effects.writes.push(Write::Meta(self.meta));
         self.advance(&id, now, effects);
         Ok((id, false))
@@ -284,15 +309,15 @@ impl State {
         let Some(job) = self.jobs.get_mut(id).filter(|job| job.is_running()) else { return };
         job.state = state;
         job.finished_unix_ms = now.unix_ms.max(1);
-        for task in job.tasks.clone() {
-            let Some(task) = self.tasks.get_mut(&task) else { continue };
-            if let Phase::Leased(leased) = &task.phase {
-                effects.commands.push(Command::Wake(leased.worker.clone()));
-                task.phase = Phase::Pending;
-                effects.writes.push(Write::Task(Box::new(task.record())));
-            }
+        for slot in job.in_work.clone() {
+            let workers = self.tasks[slot].leases().iter().map(|leased| Command::Wake(leased.worker.clone()));
+            effects.commands.extend(workers);
+            self.change(slot, |task| task.phase = Phase::Pending);
+            self.write_task(slot, effects);
         }
-        self.placement.end(&self.jobs[id].tasks);
+        self.queue(id);
+        let tasks: Vec<TaskId> = self.tasks_of(&self.jobs[id]).map(|task| task.id.clone()).collect();
+        self.placement.end(&tasks);
         self.write_job(id, effects);
         self.reclaim(&self.jobs[id], effects);
     }
@@ -303,7 +328,7 @@ impl State {
         // Everything before the first step that isn't over, and that one begins.
         let is_over = |step: &Step| match step.stage {
             Stage::Assemble => !job.output.is_empty(),
-            _ => self.tasks_of(job).filter(|task| Step::of(&task.kind) == *step).all(Task::is_committed),
+            _ => job.is_over(*step),
         };
         let over: Vec<Step> = job.steps().take_while(is_over).collect();
         let next = job.steps().nth(over.len());
@@ -320,14 +345,21 @@ impl State {
         match next {
             None => effects.commands.push(Command::Report(id.clone())),
             Some(step) => {
-                if job.start(step, now) && step.stage == Stage::Assemble {
+                let begins = job.start(step, now);
+                if begins && step.stage == Stage::Assemble {
                     effects.commands.push(Command::Assemble(id.clone()));
+                }
+                if begins {
+                    // What the rounds before found decides about this one.
+                    self.rank(id, step);
                 }
             }
         }
+        let Some(job) = self.jobs.get(id) else { return };
         if job.stages != before {
             self.write_job(id, effects);
         }
+        self.fail_if_stuck(id, now, effects);
         self.wake_idle(now, effects);
     }
 
@@ -339,6 +371,21 @@ impl State {
         if job.step().stage == Stage::Assemble && job.output.is_empty() && !given {
             effects.commands.push(command);
         }
+    }
+
+    /// Has a job go on that failed, or of which tasks are to be tried again.
+    pub(super) fn go_on(&mut self, id: &JobId, now: Now, effects: &mut Effects) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        if !job.is_running() {
+            job.state = JobState::Running;
+            job.finished_unix_ms = 0;
+            let slots = job.slots.clone();
+            self.place_job(id);
+            slots.iter().for_each(|slot| self.change(slot, |_| ()));
+            self.write_job(id, effects);
+        }
+        self.advance(id, now, effects);
+        self.resume_stage(id, effects);
     }
 
     /// The converted model is written, or can't be.
@@ -355,6 +402,7 @@ impl State {
                 let Some(job) = self.jobs.get_mut(id) else { return };
                 job.teacher_digest = teacher_digest;
                 job.output = output;
+                self.queue(id);
                 self.write_job(id, effects);
                 self.advance(id, now, effects);
             }
@@ -382,14 +430,14 @@ impl State {
         let stays = |layer: usize| staying.iter().any(|one| job.plan.layers[layer].name == one.layer);
         let plans = [0, 1].map(|round| self.plan_of_round(job, round).layers);
         let mut latest: BTreeMap<usize, (&v1::LayerPlan, &v1::DistillOutput)> = BTreeMap::new();
-        // Tasks are in the order of rounds.
-        for task in self.tasks_of(job) {
-            if let (Kind::Distill { round: of, layer }, Some(output)) = (&task.kind, &task.distilled)
-                && *of <= round
-                && output.block.is_some()
-                && !stays(*layer)
-            {
-                latest.insert(*layer, (&plans[usize::from(*of > 0)][*layer], output));
+        for round in 0..=round {
+            for task in self.tasks_in(job, Step { stage: Stage::Distill, round }) {
+                if let (Kind::Distill { layer, .. }, Some(output)) = (&task.kind, &task.distilled)
+                    && output.block.is_some()
+                    && !stays(*layer)
+                {
+                    latest.insert(*layer, (&plans[usize::from(round > 0)][*layer], output));
+                }
             }
         }
         latest.into_values().map(|(layer, output)| (layer.clone(), output.clone())).collect()
@@ -397,7 +445,9 @@ impl State {
 
     /// What came of training the blocks together, if the job has that and it is over.
     pub fn finetuned(&self, id: &JobId) -> Option<&v1::FinetuneOutput> {
-        self.tasks_of(self.jobs.get(id)?).find_map(|task| task.finetuned.as_ref())
+        let step = Step { stage: Stage::Finetune, round: 0 };
+        let task = self.tasks_in(self.jobs.get(id)?, step).next()?;
+        task.finetuned.as_deref()
     }
 
     /// What assembly needs: the blocks of the converted model with the layers' plans, in forward order.
@@ -415,8 +465,8 @@ impl State {
     /// they are the costliest, which is known once the first round has trained all.
     pub fn staying(&self, job: &Job) -> Vec<v1::StaysAttention> {
         let mut trained: Vec<(&v1::LayerPlan, &v1::DistillOutput)> = Vec::new();
-        for task in self.tasks_of(job) {
-            if let (Kind::Distill { round: 0, layer }, Some(output)) = (&task.kind, &task.distilled) {
+        for task in self.tasks_in(job, Step { stage: Stage::Distill, round: 0 }) {
+            if let (Kind::Distill { layer, .. }, Some(output)) = (&task.kind, task.distilled.as_deref()) {
                 trained.extend(job.plan.layers.get(*layer).map(|layer| (layer, output)));
             }
         }
@@ -454,7 +504,8 @@ impl State {
     /// The accepted parts of the evaluation, in the order of [`plan::evaluation_parts`].
     pub fn evaluation_parts(&self, id: &JobId) -> Vec<v1::ObjectRef> {
         let Some(job) = self.jobs.get(id) else { return Vec::new() };
-        self.tasks_of(job).filter_map(|task| task.evaluated.as_ref()?.part.clone()).collect()
+        let evaluated = self.tasks_in(job, Step { stage: Stage::Evaluate, round: 0 });
+        evaluated.filter_map(|task| task.evaluated.as_ref()?.part.clone()).collect()
     }
 
     /// The job, if there is one of this id.

@@ -1,19 +1,26 @@
 //! Leases: what reports do to them, how they end.
 
+use std::time::Duration;
+
 use deltaconv_proto::digest;
 use deltaconv_proto::ids::{TaskId, WorkerId};
 use deltaconv_proto::keys::{self, Written};
 use deltaconv_proto::v1::{self, Device, attempt_report};
 
-use super::{Command, Effects, Kind, Now, Phase, State, Task};
+use super::tasks::Slot;
+use super::{Command, Effects, Kind, Now, Phase, State};
 
 impl State {
     /// A worker states what it is doing; the answer says what it should be doing. `None` if the worker isn't known.
     pub fn sync(&mut self, request: &v1::SyncRequest, now: Now, effects: &mut Effects) -> Option<v1::SyncResponse> {
-        let id = WorkerId::new(request.worker_id.clone()).ok()?;
+        let id = WorkerId::new(request.worker_id.as_str()).ok()?;
         let worker = self.workers.get_mut(&id)?;
         worker.last_seen = now.monotonic;
         worker.draining = request.draining;
+        let node = worker.node.clone();
+        if !request.device_error.is_empty() {
+            self.device_failed(&node, &request.device_error, now, effects);
+        }
         let nothing = v1::NodeCache::default();
         let cache = request.cache.as_ref().unwrap_or(&nothing);
         self.placement.state(&id, cache);
@@ -28,6 +35,12 @@ impl State {
         if stated.is_empty() && !has_more_to_say {
             self.offer(&id, now, effects, &mut response);
         }
+        self.ask_back(&id, &mut response);
+        let is_idle = stated.is_empty() && response.start.is_empty() && !request.draining;
+        match is_idle {
+            true => self.idle.insert(id),
+            false => self.idle.remove(&id),
+        };
         Some(response)
     }
 
@@ -40,68 +53,77 @@ impl State {
         response: &mut v1::SyncResponse,
     ) {
         let (Some(lease), Some(state)) = (&report.lease, &report.state) else { return };
-        let task = TaskId::new(lease.task_id.clone()).ok().filter(|id| self.tasks.contains_key(id));
-        let current = task.filter(|id| self.tasks[id].holds(lease) && self.leased_to(id, worker));
-        let Some(id) = current else {
+        let slot = TaskId::new(lease.task_id.as_str()).ok().and_then(|id| self.tasks.slot(&id));
+        let is_current = |slot: &Slot| self.tasks[*slot].held_by(lease).is_some_and(|leased| leased.worker == *worker);
+        let Some(slot) = slot.filter(is_current) else {
             // A stale report changes nothing. Telling the worker is all there is to do.
-            let reason = self.why_stale(lease);
+            let reason = self.why_stale(slot, lease);
             response.cancel.push(v1::Cancel { lease: Some(lease.clone()), reason });
             return;
         };
         match state {
-            attempt_report::State::Running(progress) => self.renew(&id, progress, now, effects),
-            attempt_report::State::Done(done) => self.done(&id, lease, done, now, effects),
+            attempt_report::State::Running(progress) => self.renew(slot, lease, progress, now, effects),
+            attempt_report::State::Done(done) => self.done(slot, lease, done, now, effects),
             attempt_report::State::Failed(failure) => {
                 response.acknowledged.push(lease.clone());
-                self.failed(&id, failure, now, effects);
+                self.failed(slot, lease, failure, now, effects);
             }
             attempt_report::State::Released(progress) => {
                 response.acknowledged.push(lease.clone());
-                self.renew(&id, progress, now, effects);
-                self.release(&id, now, effects);
+                self.renew(slot, lease, progress, now, effects);
+                self.release(slot, lease.epoch, now, effects);
             }
         }
     }
 
-    fn leased_to(&self, task: &TaskId, worker: &WorkerId) -> bool {
-        self.tasks[task].leased().is_some_and(|leased| &leased.worker == worker)
-    }
-
-    fn why_stale(&self, lease: &v1::Lease) -> String {
-        let Some(task) = TaskId::new(lease.task_id.clone()).ok().and_then(|id| self.tasks.get(&id)) else {
-            return "there is no such task".into();
-        };
+    fn why_stale(&self, slot: Option<Slot>, lease: &v1::Lease) -> String {
+        let Some(slot) = slot else { return "there is no such task".into() };
+        let task = &self.tasks[slot];
         match (&task.phase, &self.jobs[&task.job]) {
             (_, job) if !job.is_running() => format!("job {} is {}", job.id, job.state.name()),
             (Phase::Committed, _) => "the task's output is accepted".into(),
+            (Phase::Quarantined, _) => "the task is in quarantine".into(),
             (Phase::Pending, _) => "the lease ended".into(),
-            (Phase::Leased(leased), _) => format!("epoch {} was leased to another since", leased.epoch),
+            (Phase::Leased(_), _) => format!("epoch {} was leased to another since", lease.epoch),
         }
     }
 
-    fn renew(&mut self, id: &TaskId, progress: &v1::Progress, now: Now, effects: &mut Effects) {
-        let ttl = self.settings.lease_ttl;
-        let Some(task) = self.tasks.get_mut(id) else { return };
-        let Phase::Leased(leased) = &mut task.phase else { return };
-        leased.deadline = now.monotonic + ttl;
-        leased.progress = Some(progress.clone());
+    /// The lease's time begins anew.
+    fn extend(&mut self, slot: Slot, lease: &v1::Lease, now: Now) {
+        let deadline = now.monotonic + self.settings.lease_ttl;
+        if let Some(leased) = self.tasks[slot].held_by_mut(lease) {
+            self.deadlines.remove(&(leased.deadline, leased.epoch, slot));
+            leased.deadline = deadline;
+            self.deadlines.insert((deadline, leased.epoch, slot));
+        }
+    }
+
+    fn renew(&mut self, slot: Slot, lease: &v1::Lease, progress: &v1::Progress, now: Now, effects: &mut Effects) {
+        self.extend(slot, lease, now);
+        let task = &mut self.tasks[slot];
         let known = task.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
         let newer = progress.checkpoint.as_ref().filter(|checkpoint| is_sane(checkpoint) && checkpoint.step > known);
+        if let Some(leased) = task.held_by_mut(lease) {
+            leased.report(progress);
+        }
         if let Some(checkpoint) = newer {
-            let former = task.checkpoint.replace(checkpoint.clone());
-            self.write_task(id, effects);
-            self.discard(id, former, effects);
+            let former = task.checkpoint.replace(Box::new(checkpoint.clone()));
+            // Whoever comes to it next does not begin where those were lost.
+            task.lost = 0;
+            let has_spare = task.leases().len() > 1;
+            self.write_task(slot, effects);
+            if !has_spare {
+                self.discard(slot, former, effects);
+            }
         }
     }
 
-    fn done(&mut self, id: &TaskId, lease: &v1::Lease, done: &v1::Done, now: Now, effects: &mut Effects) {
-        let ttl = self.settings.lease_ttl;
-        let Some(task) = self.tasks.get_mut(id) else { return };
-        let Phase::Leased(leased) = &mut task.phase else { return };
-        leased.deadline = now.monotonic + ttl;
+    fn done(&mut self, slot: Slot, lease: &v1::Lease, done: &v1::Done, now: Now, effects: &mut Effects) {
+        self.extend(slot, lease, now);
+        let Some(leased) = self.tasks[slot].held_by_mut(lease) else { return };
         if !leased.verifying {
             leased.verifying = true;
-            let (task, lease, done) = (id.clone(), lease.clone(), Box::new(done.clone()));
+            let (task, lease, done) = (self.tasks[slot].id.clone(), lease.clone(), Box::new(done.clone()));
             effects.commands.push(Command::Verify { task, lease, done });
         }
     }
@@ -117,137 +139,164 @@ impl State {
         now: Now,
         effects: &mut Effects,
     ) {
-        let Some(task) = self.tasks.get_mut(id).filter(|task| task.holds(lease)) else { return };
+        let Some(slot) = self.tasks.slot(id).filter(|slot| self.tasks[*slot].held_by(lease).is_some()) else { return };
         match result {
-            Ok(()) => self.commit(id, done, now, effects),
+            Ok(()) => self.commit(slot, lease, done, now, effects),
             Err(Some(message)) => {
-                let failure = v1::Failure { message, broken_shard: None };
-                self.failed(id, &failure, now, effects);
+                let failure = v1::Failure { message, ..v1::Failure::default() };
+                self.failed(slot, lease, &failure, now, effects);
             }
             Err(None) => {
-                if let Phase::Leased(leased) = &mut task.phase {
+                if let Some(leased) = self.tasks[slot].held_by_mut(lease) {
                     leased.verifying = false;
                 }
             }
         }
     }
 
-    fn commit(&mut self, id: &TaskId, done: v1::Done, now: Now, effects: &mut Effects) {
-        self.displace(id);
-        let Some(task) = self.tasks.get_mut(id) else { return };
+    fn commit(&mut self, slot: Slot, lease: &v1::Lease, done: v1::Done, now: Now, effects: &mut Effects) {
+        self.displace(slot);
+        let task = &self.tasks[slot];
         debug_assert!(!task.is_committed(), "an output is accepted once");
-        let worker = task.leased().and_then(|leased| self.workers.get(&leased.worker));
+        let worker = task.held_by(lease).and_then(|leased| self.workers.get(&leased.worker));
         let has_gpu = worker.is_some_and(|worker| worker.device.kind == Device::CUDA);
-        if let Some(leased) = task.leased() {
-            effects.commands.push(Command::Wake(leased.worker.clone()));
-        }
-        task.phase = Phase::Committed;
-        task.checkpoint = None;
+        let node = worker.map(|worker| worker.node.clone());
+        // Whoever else is at it is told to stop.
+        effects.commands.extend(task.leases().iter().map(|leased| Command::Wake(leased.worker.clone())));
         let busy_seconds = if done.busy_seconds.is_finite() { done.busy_seconds.max(0.0) } else { 0.0 };
-        task.busy_seconds += busy_seconds;
-        if has_gpu {
-            task.gpu_seconds += busy_seconds;
+        self.change(slot, |task| {
+            task.phase = Phase::Committed;
+            task.checkpoint = None;
+            task.busy_seconds += busy_seconds;
+            if has_gpu {
+                task.gpu_seconds += busy_seconds;
+            }
+            task.samples += done.samples;
+            match done.output {
+                Some(v1::done::Output::Synthesise(output)) => task.synthesised = Some(Box::new(output)),
+                Some(v1::done::Output::Capture(output)) => {
+                    task.shards
+                        .extend(output.shards.into_iter().filter_map(|shard| Some((shard.layer, shard.object?))));
+                }
+                Some(v1::done::Output::Distill(mut output)) => {
+                    output.unlearned = output.unlearned.chars().take(2000).collect();
+                    task.distilled = Some(Box::new(output));
+                }
+                Some(v1::done::Output::Finetune(mut output)) => {
+                    output.story = output.story.chars().take(2000).collect();
+                    task.finetuned = Some(Box::new(output));
+                }
+                Some(v1::done::Output::Evaluate(output)) => task.evaluated = Some(Box::new(output)),
+                None => debug_assert!(false, "verification refuses a report without output"),
+            }
+        });
+        let job = self.tasks[slot].job.clone();
+        self.place(slot);
+        self.write_task(slot, effects);
+        if let Some(node) = node {
+            self.did_well(&node, effects);
         }
-        task.samples += done.samples;
-        match done.output {
-            Some(v1::done::Output::Synthesise(output)) => task.synthesised = Some(output),
-            Some(v1::done::Output::Capture(output)) => {
-                task.shards.extend(output.shards.into_iter().filter_map(|shard| Some((shard.layer, shard.object?))));
-            }
-            Some(v1::done::Output::Distill(mut output)) => {
-                output.unlearned = output.unlearned.chars().take(2000).collect();
-                task.distilled = Some(output);
-            }
-            Some(v1::done::Output::Finetune(mut output)) => {
-                output.story = output.story.chars().take(2000).collect();
-                task.finetuned = Some(output);
-            }
-            Some(v1::done::Output::Evaluate(output)) => task.evaluated = Some(output),
-            None => debug_assert!(false, "verification refuses a report without output"),
-        }
-        let job = task.job.clone();
-        self.place(id);
-        self.write_task(id, effects);
         self.advance(&job, now, effects);
     }
 
-    fn failed(&mut self, id: &TaskId, failure: &v1::Failure, now: Now, effects: &mut Effects) {
-        if let Some(broken) = &failure.broken_shard
-            && self.rewrite(id, broken, now, effects)
-        {
-            self.release(id, now, effects);
+    fn failed(&mut self, slot: Slot, lease: &v1::Lease, failure: &v1::Failure, now: Now, effects: &mut Effects) {
+        let broken = failure.broken_shard.as_ref();
+        if broken.is_some_and(|broken| self.rewrite(slot, broken, now, effects)) {
+            self.release(slot, lease.epoch, now, effects);
             return;
         }
-        let Some(task) = self.tasks.get_mut(id) else { return };
-        task.failures += 1;
-        task.last_failure = failure.message.chars().take(2000).collect();
-        let (job, failures) = (task.job.clone(), task.failures);
-        let reason = format!("task {id} failed {failures} times, the last time with: {}", task.last_failure);
-        self.release(id, now, effects);
-        if failures >= self.settings.max_failures {
-            self.fail(&job, reason, now, effects);
+        let worker = self.tasks[slot].held_by(lease).map(|leased| leased.worker.clone());
+        self.end_lease(slot, lease.epoch);
+        if let Some(worker) = worker {
+            self.blame(slot, &worker, failure, now, effects);
         }
+        self.write_task(slot, effects);
+        let job = self.tasks[slot].job.clone();
+        self.fail_if_stuck(&job, now, effects);
+        self.wake_idle(now, effects);
     }
 
     /// Has the shard written again that an attempt found broken. False if the task at hand doesn't read it.
-    fn rewrite(&mut self, reader: &TaskId, broken: &v1::BrokenShard, now: Now, effects: &mut Effects) -> bool {
-        let job = self.tasks[reader].job.clone();
+    fn rewrite(&mut self, reader: Slot, broken: &v1::BrokenShard, now: Now, effects: &mut Effects) -> bool {
+        let id = self.tasks[reader].job.clone();
+        let job = &self.jobs[&id];
         let layer = match self.tasks[reader].kind {
-            Kind::Distill { layer, .. } => Some(self.jobs[&job].plan.layers[layer].name.clone()),
+            Kind::Distill { layer, .. } => Some(job.plan.layers[layer].name.clone()),
             Kind::Capture { .. } | Kind::Finetune | Kind::Evaluate(_) => None,
             Kind::Synthesise { .. } => return false,
         };
-        let stands = |task: &&Task| match &layer {
-            Some(layer) => task.shards.get(layer).is_some_and(|shard| shard.key == broken.key),
-            None => task.latents().is_some_and(|latents| latents.key == broken.key),
+        let stands = |slot: &Slot| {
+            let task = &self.tasks[*slot];
+            match &layer {
+                Some(layer) => task.shards.get(layer).is_some_and(|shard| shard.key == broken.key),
+                None => task.latents().is_some_and(|latents| latents.key == broken.key),
+            }
         };
-        let Some(id) = self.tasks_of(&self.jobs[&job]).find(stands).map(|task| task.id.clone()) else {
+        let Some(slot) = job.slots.iter().find(stands) else {
             // Somebody else found it first, and it is being written already.
             return match &layer {
                 Some(layer) => is_shard(&broken.key) && broken.key.contains(layer),
-                None => self.tasks_of(&self.jobs[&job]).any(|task| match &task.kind {
+                None => self.tasks_of(job).any(|task| match &task.kind {
                     Kind::Synthesise { range } => broken.key.starts_with(&keys::latents_of(range)),
                     _ => false,
                 }),
             };
         };
-        self.displace(&id);
-        let Some(task) = self.tasks.get_mut(&id) else { return false };
-        match &layer {
-            Some(layer) => drop(task.shards.remove(layer)),
-            None => task.synthesised = None,
-        }
-        task.phase = Phase::Pending;
-        task.recaptures += 1;
-        task.last_failure =
+        self.displace(slot);
+        let story =
             format!("{} was broken: expected digest {}, found {}", broken.key, broken.expected_digest, broken.found);
-        let (recaptures, story) = (task.recaptures, task.last_failure.clone());
-        self.place(&id);
-        self.write_task(&id, effects);
+        let recaptures = self.change(slot, |task| {
+            match &layer {
+                Some(layer) => drop(task.shards.remove(layer)),
+                None => task.synthesised = None,
+            }
+            task.phase = Phase::Pending;
+            task.recaptures += 1;
+            task.last_failure.clone_from(&story);
+            task.recaptures
+        });
+        self.place(slot);
+        self.write_task(slot, effects);
         if recaptures >= self.settings.max_recaptures {
-            let reason = format!("shards of {id} were found broken {recaptures} times, the last time: {story}");
-            self.fail(&job, reason, now, effects);
+            let task = &self.tasks[slot].id;
+            let reason = format!("shards of {task} were found broken {recaptures} times, the last time: {story}");
+            self.fail(&id, reason, now, effects);
         }
         true
     }
 
-    fn release(&mut self, id: &TaskId, now: Now, effects: &mut Effects) {
-        let Some(task) = self.tasks.get_mut(id) else { return };
-        task.phase = Phase::Pending;
-        self.write_task(id, effects);
+    /// Nobody works under this lease any more; what it is a spare of, or what is a spare of it, goes on.
+    pub(super) fn end_lease(&mut self, slot: Slot, epoch: u64) {
+        self.change(slot, |task| {
+            if let Phase::Leased(leases) = &mut task.phase {
+                leases.retain(|leased| leased.epoch != epoch);
+                if leases.is_empty() {
+                    task.phase = Phase::Pending;
+                }
+            }
+        });
+    }
+
+    fn release(&mut self, slot: Slot, epoch: u64, now: Now, effects: &mut Effects) {
+        self.end_lease(slot, epoch);
+        self.write_task(slot, effects);
         self.wake_idle(now, effects);
     }
 
-    /// Ends the leases whose time has come.
+    /// Ends the leases whose time has come, and looks for attempts that take too long.
     pub fn tick(&mut self, now: Now, effects: &mut Effects) {
-        let ended = |task: &&Task| task.leased().is_some_and(|leased| leased.deadline <= now.monotonic);
-        let ended: Vec<TaskId> = self.tasks.values().filter(ended).map(|task| task.id.clone()).collect();
-        for id in ended {
-            self.release(&id, now, effects);
+        while let Some(&(deadline, epoch, slot)) = self.deadlines.first()
+            && deadline <= now.monotonic
+        {
+            self.lost(slot, epoch, now, effects);
         }
         self.forget_lost_workers(now, effects);
+        self.look_for_stragglers(now, effects);
     }
 }
+
+/// When leases end, with their epochs.
+pub(super) type Deadline = (Duration, u64, Slot);
 
 /// Whether the key is that of a recorded shard: what else a task reads isn't written again.
 fn is_shard(key: &str) -> bool {

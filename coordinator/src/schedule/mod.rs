@@ -4,38 +4,51 @@
 //! Whoever drives it must make the [`Effects::writes`] of a transition durable before its answer leaves the process,
 //! and before its [`Effects::commands`] are carried out.
 
+mod blame;
 mod budget;
 mod event;
+mod explain;
 mod job;
 mod lease;
 mod offer;
+mod operate;
 mod placement;
+mod queue;
 mod record;
 mod retention;
+mod spare;
 mod status;
 mod step;
 mod task;
+mod tasks;
 mod width;
+mod work;
 mod worker;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use deltaconv_proto::ids::{JobId, TaskId, WorkerId};
 use deltaconv_proto::v1;
 
 pub use event::{Command, Effects, Now};
+pub use explain::Explanation;
 pub use job::{Job, JobState};
 pub use retention::Fate;
 pub use step::{Stage, Step};
-pub use task::{Kind, Leased, Phase, Task};
+pub use task::{Failed, Kind, Leased, Phase, Task};
 pub use worker::Worker;
 
 use crate::store::{Records, Write};
+use blame::Node;
+use lease::Deadline;
+use operate::Requests;
 use placement::Placement;
+use queue::Queue;
+use tasks::{Slot, Tasks};
 
 /// What an operator's or a worker's request is refused for.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +56,9 @@ pub enum Error {
     /// No job of this id.
     #[error("there is no job {0}; `deltaconv jobs` lists them")]
     UnknownJob(JobId),
+    /// No worker of this id, name or machine.
+    #[error("there is no worker {0:?}; `deltaconv workers` lists them with their names and machines")]
+    UnknownWorker(String),
     /// Another job writes there.
     #[error("job {job} already writes to {url}; give this one another output, or wait for that one")]
     OutputInUse {
@@ -72,8 +88,11 @@ pub enum Error {
 pub struct Settings {
     /// A lease that no report renews ends after this time.
     pub lease_ttl: Duration,
-    /// A task that failed this often by its own fault fails its job.
+    /// A task that failed on this many machines, or so often where there is no other, is given to nobody any more; and so is a
+    /// machine on which this many different tasks failed one after the other.
     pub max_failures: u32,
+    /// A task that lost this many workers before its next checkpoint is given to nobody any more.
+    pub max_lost: u32,
     /// A range that had to be captured again this often fails its job.
     pub max_recaptures: u32,
     /// A lost worker is forgotten after this time.
@@ -88,9 +107,19 @@ pub struct State {
     settings: Settings,
     meta: v1::MetaRecord,
     jobs: BTreeMap<JobId, Job>,
-    tasks: BTreeMap<TaskId, Task>,
+    tasks: Tasks,
     workers: BTreeMap<WorkerId, Worker>,
+    /// By name; those of which nothing is to be said are not among them.
+    nodes: BTreeMap<String, Node>,
     placement: Placement,
+    queue: Queue,
+    deadlines: BTreeSet<Deadline>,
+    /// Workers that asked last and were given nothing.
+    idle: BTreeSet<WorkerId>,
+    /// Tasks whose attempts take too long, as last looked.
+    stragglers: BTreeSet<Slot>,
+    looked_for_stragglers: Duration,
+    requests: Requests,
 }
 
 impl State {
@@ -101,31 +130,42 @@ impl State {
             settings,
             meta: records.meta,
             jobs: BTreeMap::new(),
-            tasks: BTreeMap::new(),
+            tasks: Tasks::default(),
             workers: BTreeMap::new(),
+            nodes: BTreeMap::new(),
             placement: Placement::default(),
+            queue: Queue::default(),
+            deadlines: BTreeSet::new(),
+            idle: BTreeSet::new(),
+            stragglers: BTreeSet::new(),
+            looked_for_stragglers: now.monotonic,
+            requests: Requests::new(records.requests),
         };
         for record in records.workers {
             let worker = Worker::from_record(record, now)?;
             state.workers.insert(worker.id.clone(), worker);
         }
         for record in records.jobs {
-            let job = Job::from_record(record)?;
-            for task in job.new_tasks()? {
-                state.tasks.insert(task.id.clone(), task);
-            }
-            state.jobs.insert(job.id.clone(), job);
+            let (job, tasks) = Job::from_record(record)?;
+            state.add_job(job, tasks);
+        }
+        for record in records.nodes {
+            let (name, node) = Node::from_record(record)?;
+            state.nodes.insert(name, node);
         }
         for record in records.tasks {
             let id = TaskId::new(record.task_id.clone())?;
             let deadline = now.monotonic + state.settings.lease_ttl;
-            let task = state.tasks.get_mut(&id).ok_or_else(|| Error::Record(format!("task {id} of no job")))?;
-            task.restore(record, deadline)?;
+            let slot = state.tasks.slot(&id).ok_or_else(|| Error::Record(format!("task {id} of no job")))?;
+            state.tasks[slot].restore(record, now, deadline)?;
         }
         let mut effects = Effects::default();
         let running: Vec<JobId> = state.jobs.values().filter(|j| j.is_running()).map(|j| j.id.clone()).collect();
+        running.iter().for_each(|job| state.place_job(job));
+        for job in state.jobs.keys().cloned().collect::<Vec<_>>() {
+            state.index_job(&job);
+        }
         for job in running {
-            state.place_job(&job);
             state.advance(&job, now, &mut effects);
             state.resume_stage(&job, &mut effects);
         }
@@ -135,8 +175,8 @@ impl State {
         Ok((state, effects))
     }
 
-    fn write_task(&self, id: &TaskId, effects: &mut Effects) {
-        effects.writes.push(Write::Task(Box::new(self.tasks[id].record())));
+    fn write_task(&self, slot: Slot, effects: &mut Effects) {
+        effects.writes.push(Write::Task(Box::new(self.tasks[slot].record())));
     }
 
     fn write_job(&self, id: &JobId, effects: &mut Effects) {
@@ -144,6 +184,6 @@ impl State {
     }
 
     fn tasks_of<'a>(&'a self, job: &'a Job) -> impl Iterator<Item = &'a Task> {
-        job.tasks.iter().map(|id| &self.tasks[id])
+        job.slots.iter().map(|slot| &self.tasks[slot])
     }
 }

@@ -1,13 +1,14 @@
 //! What a worker should be doing: which task it is leased next, and what it is told about it.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
 
 use deltaconv_proto::ids::{AttemptId, TaskId, WorkerId};
 use deltaconv_proto::v1;
 
+use super::placement::Fit;
 use super::status::fraction;
 use super::step::Course;
+use super::tasks::Slot;
 use super::{Command, Effects, Job, Kind, Leased, Now, Phase, Stage, State, Step, Task, Worker};
 use crate::plan;
 use crate::store::Write;
@@ -19,105 +20,109 @@ impl State {
     /// Says again what the worker is leased and doesn't know of.
     pub(super) fn remind(&self, worker: &WorkerId, stated: &[&v1::Lease], response: &mut v1::SyncResponse) {
         // The answer that told the worker of such a lease was lost on the way.
-        let unknown = |task: &&Task| !stated.iter().any(|lease| task.holds(lease));
-        response.start.extend(self.leases_of(worker).filter(unknown).filter_map(|task| self.start(task)));
+        for task in self.leases_of(worker) {
+            let own = task.leases().iter().filter(|leased| leased.worker == *worker);
+            let unknown =
+                own.filter(|leased| !stated.iter().any(|lease| lease.task_id == task.id.as_str() && leased.is(lease)));
+            response.start.extend(unknown.filter_map(|leased| self.start(task, leased)));
+        }
     }
 
     /// Leases the worker, which has nothing to do, its next task, if there is one.
-    pub(super) fn offer(
-        &mut self,
-        worker: &WorkerId,
-        now: Now,
-        effects: &mut Effects,
-        response: &mut v1::SyncResponse,
-    ) {
-        let draining = self.workers.get(worker).is_none_or(|worker| worker.draining);
-        let busy = self.leases_of(worker).next().is_some();
-        if busy || draining {
+    pub(super) fn offer(&mut self, id: &WorkerId, now: Now, effects: &mut Effects, response: &mut v1::SyncResponse) {
+        let Some(worker) = self.workers.get(id) else { return };
+        if !worker.leases.is_empty() || !self.is_usable(worker, now) {
             return;
         }
-        let Some(id) = self.next_task(worker, now) else { return };
-        let held = self.placement.share(&id, worker);
-        self.meta.epoch += 1;
-        let epoch = self.meta.epoch;
-        let identity = &self.settings.identity;
-        let Some(task) = self.tasks.get_mut(&id) else { return };
-        task.attempts += 1;
+        let Some(slot) = self.next_task(worker, now).or_else(|| self.next_spare(worker, now)) else { return };
+        let held = self.placement.share(&self.tasks[slot].id, id);
+        let epoch = self.meta.epoch + 1;
+        let attempts = self.tasks[slot].attempts + 1;
         // Letters, digits and '-' alone, by construction.
-        let Ok(attempt) = AttemptId::new(format!("a{}-{epoch}-{identity}", task.attempts)) else { return };
-        let deadline = now.monotonic + self.settings.lease_ttl;
-        let leased =
-            Leased { attempt, epoch, worker: worker.clone(), deadline, held, progress: None, verifying: false };
-        task.phase = Phase::Leased(leased);
+        let Ok(attempt) = AttemptId::new(format!("a{attempts}-{epoch}-{}", self.settings.identity)) else { return };
+        self.meta.epoch = epoch;
+        let leased = Leased {
+            attempt,
+            epoch,
+            worker: id.clone(),
+            since: now.monotonic,
+            deadline: now.monotonic + self.settings.lease_ttl,
+            held,
+            began_at: None,
+            progress: None,
+            verifying: false,
+        };
+        self.change(slot, |task| {
+            task.attempts = attempts;
+            match &mut task.phase {
+                Phase::Leased(leases) => leases.push(leased.clone()),
+                phase => *phase = Phase::Leased(vec![leased.clone()]),
+            }
+        });
         effects.writes.push(Write::Meta(self.meta));
-        self.write_task(&id, effects);
-        response.start.extend(self.start(&self.tasks[&id]));
+        self.write_task(slot, effects);
+        response.start.extend(self.start(&self.tasks[slot], &leased));
     }
 
-    pub(super) fn leases_of<'a>(&'a self, worker: &'a WorkerId) -> impl Iterator<Item = &'a Task> {
-        self.tasks.values().filter(move |task| task.leased().is_some_and(|leased| &leased.worker == worker))
+    /// The tasks that a worker is leased.
+    pub(super) fn leases_of<'a>(&'a self, worker: &WorkerId) -> impl Iterator<Item = &'a Task> + use<'a> {
+        let leases = self.workers.get(worker).map(|worker| &worker.leases);
+        leases.into_iter().flatten().map(|slot| &self.tasks[*slot])
     }
 
-    /// The ready task of the earliest job; in it, of the earliest stage; in it, one whose shards the worker's node holds,
+    /// A ready task of the job whose turn it is; in it, of the earliest stage; in it, one whose shards the worker's node holds,
     /// most bytes first; then the longest; and last what another worker that asks soon has nearer. So a worker that asks
     /// gets a task whenever one is ready: where shards lie decides which, never whether.
-    fn next_task(&self, worker: &WorkerId, now: Now) -> Option<TaskId> {
-        let mut jobs: Vec<&Job> = self.jobs.values().filter(|job| job.is_running()).collect();
-        jobs.sort_by_key(|job| job.sequence);
-        let (job, ready) = jobs.into_iter().find_map(|job| {
-            let ready: Vec<&Task> = self.tasks_of(job).filter(|task| self.is_ready(job, task)).collect();
-            (!ready.is_empty()).then_some((job, ready))
-        })?;
-        let busy = self.busy(SOON);
-        let is_asking = |id: &WorkerId| self.workers.get(id).is_some_and(|w| self.is_open(w, &busy, now));
-        // Those of the round that distill tasks are ready of, if any are.
-        let round = job.step().round;
-        let (plan, steps) = (self.plan_of_round(job, round), self.steps(job, round));
-        let rank = |task: &&&Task| {
-            let fit = self.placement.fit(&task.id, worker, is_asking);
-            (Step::of(&task.kind).position(job.course()), fit, Reverse(cost(&plan, task, &steps)))
+    fn next_task(&self, worker: &Worker, now: Now) -> Option<Slot> {
+        self.queue.jobs().find_map(|job| {
+            let job = &self.jobs[job];
+            let takes_more = !job.is_full() && worker.meets(job.spec.requires.as_ref());
+            job.ready().filter(|_| takes_more).find_map(|work| self.nearest(worker, &work.waiting, now))
+        })
+    }
+
+    /// Of tasks of one step, the longest first, the one that suits the worker best.
+    fn nearest<'a>(
+        &self,
+        worker: &Worker,
+        waiting: impl IntoIterator<Item = &'a (Reverse<u64>, Slot)>,
+        now: Now,
+    ) -> Option<Slot> {
+        let is_asking = |id: &WorkerId| self.workers.get(id).is_some_and(|worker| self.asks_soon(worker, now));
+        let mut best: Option<(Fit, Slot)> = None;
+        for (_, slot) in waiting {
+            if !self.may_try(*slot, worker, now) {
+                continue;
+            }
+            let task = &self.tasks[*slot];
+            if !matches!(task.kind, Kind::Distill { .. }) {
+                // It reads no shards, so it is as well done anywhere.
+                return Some(*slot);
+            }
+            let fit = self.placement.fit(&task.id, &worker.id, is_asking);
+            if best.is_none_or(|(of_best, _)| fit < of_best) {
+                best = Some((fit, *slot));
+            }
+        }
+        best.map(|(_, slot)| slot)
+    }
+
+    /// Whether the worker may take a task, now or soon.
+    fn asks_soon(&self, worker: &Worker, now: Now) -> bool {
+        let is_nearly_done = |task: &Task| {
+            let own = task.leases().iter().filter(|leased| leased.worker == worker.id);
+            own.into_iter().all(|leased| leased.verifying || fraction(task) >= SOON)
         };
-        ready.iter().min_by_key(rank).map(|task| task.id.clone())
-    }
-
-    /// The workers at a task that is not done to this part yet, as far as they reported.
-    fn busy(&self, part: f64) -> BTreeSet<&WorkerId> {
-        let at_work = self.tasks.values().filter_map(|task| {
-            let leased = task.leased()?;
-            let done = if leased.verifying { 1.0 } else { fraction(task) };
-            (done < part).then_some(&leased.worker)
-        });
-        at_work.collect()
-    }
-
-    /// Whether the worker may take a task, where these are busy.
-    fn is_open(&self, worker: &Worker, busy: &BTreeSet<&WorkerId>, now: Now) -> bool {
-        self.is_alive(worker, now) && !worker.draining && !busy.contains(&worker.id)
+        self.is_usable(worker, now) && self.leases_of(&worker.id).all(is_nearly_done)
     }
 
     /// Whether all that the task reads is there, and nobody works on it.
     pub(super) fn is_ready(&self, job: &Job, task: &Task) -> bool {
-        if !matches!(task.phase, Phase::Pending) {
-            return false;
-        }
-        match &task.kind {
-            Kind::Synthesise { .. } => true,
-            Kind::Capture { round, .. } => self.latents(job).is_some() && self.are_trained(job, round.checked_sub(1)),
-            Kind::Distill { round, layer } => {
-                let stand = Some(&self.placement.standing(&task.id)) == job.shards.get(*round as usize);
-                debug_assert_eq!(stand, self.shards_of_layer(job, *round, *layer).is_some());
-                stand && self.are_trained(job, round.checked_sub(1))
-            }
-            Kind::Finetune => self.latents(job).is_some() && self.are_trained(job, Some(job.rounds())),
-            Kind::Evaluate(_) => !job.output.is_empty() && self.latents(job).is_some(),
-        }
-    }
-
-    /// Whether all blocks of the round are accepted; true where there is none before.
-    fn are_trained(&self, job: &Job, round: Option<u32>) -> bool {
-        let Some(round) = round else { return true };
-        let step = Step { stage: Stage::Distill, round };
-        self.tasks_of(job).filter(|task| Step::of(&task.kind) == step).all(Task::is_committed)
+        let step = Step::of(&task.kind);
+        let Some(slot) = self.tasks.slot(&task.id) else { return false };
+        task.is_pending()
+            && job.is_open(step)
+            && job.work(step).is_some_and(|work| work.waiting.contains(&(Reverse(task.rank), slot)))
     }
 
     /// The blocks that stand after the round.
@@ -156,28 +161,29 @@ impl State {
         if self.staying(job).iter().any(|one| one.layer == *name) {
             return None;
         }
-        let is_of = |task: &&Task| task.kind == Kind::Distill { round, layer };
-        self.tasks_of(job).find(is_of)?.distilled.as_ref()?.block.clone()
+        let step = Step { stage: Stage::Distill, round };
+        self.tasks_in(job, step).find(|task| task.is_of_layer(layer))?.distilled.as_ref()?.block.clone()
     }
 
     /// The job's synthesised latents in order, if all of them stand; none for a job with ready ones.
     fn latents(&self, job: &Job) -> Option<Vec<v1::ShardOfRange>> {
-        // They are the first of a job's tasks.
-        self.tasks_of(job)
-            .map_while(|task| match &task.kind {
-                Kind::Synthesise { range } => Some((range, task)),
-                Kind::Capture { .. } | Kind::Distill { .. } | Kind::Finetune | Kind::Evaluate(_) => None,
-            })
-            .map(|(range, task)| Some(v1::ShardOfRange { range: Some(*range), object: Some(task.latents()?.clone()) }))
-            .collect()
+        let part = |task: &Task| match &task.kind {
+            Kind::Synthesise { range } => {
+                Some(v1::ShardOfRange { range: Some(*range), object: Some(task.latents()?.clone()) })
+            }
+            Kind::Capture { .. } | Kind::Distill { .. } | Kind::Finetune | Kind::Evaluate(_) => None,
+        };
+        self.tasks_in(job, Step { stage: Stage::Synthesise, round: 0 }).map(part).collect()
     }
 
     /// The layer's shards that a round trains on in sample order, if all of them stand. Those of one range from several
     /// rounds follow each other, the latest first.
     fn shards_of_layer(&self, job: &Job, round: u32, layer: usize) -> Option<Vec<v1::ShardOfRange>> {
         let name = &job.plan.layers.get(layer)?.name;
-        let mut captures: Vec<(&v1::SampleRange, Reverse<u32>, &Task)> = self
-            .tasks_of(job)
+        let rounds = if round == 0 { vec![0] } else { vec![0, round] };
+        let mut captures: Vec<(&v1::SampleRange, Reverse<u32>, &Task)> = rounds
+            .into_iter()
+            .flat_map(|round| self.tasks_in(job, Step { stage: Stage::Capture, round }))
             .filter_map(|task| match &task.kind {
                 Kind::Capture { round: of, range } if job.reads(round, &task.kind) => Some((range, Reverse(*of), task)),
                 _ => None,
@@ -190,14 +196,15 @@ impl State {
         captures.into_iter().map(shard).collect()
     }
 
-    /// What the attempt at work on a task was told to do: what its output is checked against.
-    pub fn expectation(&self, id: &TaskId) -> Option<(v1::TaskSpec, AttemptId)> {
-        let task = self.tasks.get(id)?;
-        Some((self.start(task)?.task?, task.leased()?.attempt.clone()))
+    /// What the attempt under this lease was told to do: what its output is checked against.
+    pub fn expectation(&self, lease: &v1::Lease) -> Option<(v1::TaskSpec, AttemptId)> {
+        let task = self.tasks.get(&TaskId::new(lease.task_id.as_str()).ok()?)?;
+        let leased = task.held_by(lease)?;
+        Some((self.start(task, leased)?.task?, leased.attempt.clone()))
     }
 
-    /// The message that has a worker begin the attempt that `task` is leased for.
-    fn start(&self, task: &Task) -> Option<v1::Start> {
+    /// The message that has a worker begin an attempt.
+    fn start(&self, task: &Task, leased: &Leased) -> Option<v1::Start> {
         let job = self.jobs.get(&task.job)?;
         let latents = match &task.kind {
             Kind::Capture { .. } | Kind::Finetune | Kind::Evaluate(_) => self.latents(job)?,
@@ -217,7 +224,7 @@ impl State {
                 round: *round,
                 layer: self.plan_of_round(job, *round).layers.get(*layer).cloned(),
                 shards: self.shards_of_layer(job, *round, *layer)?,
-                resume: task.checkpoint.clone(),
+                resume: task.checkpoint.as_deref().cloned(),
                 start: round.checked_sub(1).and_then(|before| self.block_of(job, before, *layer)),
                 alone: job.finds_costs(*round),
                 start_by_ridge: job.starts_by_ridge(*round),
@@ -234,7 +241,7 @@ impl State {
             }),
             Kind::Finetune => v1::task_spec::Kind::Finetune(v1::FinetuneTask {
                 blocks: self.blocks_of(job, job.rounds()),
-                resume: task.checkpoint.clone(),
+                resume: task.checkpoint.as_deref().cloned(),
             }),
         };
         let plan = match &task.kind {
@@ -242,37 +249,34 @@ impl State {
             Kind::Synthesise { .. } | Kind::Capture { .. } | Kind::Distill { .. } => job.plan.clone(),
         };
         let spec = v1::TaskSpec { job: Some(job.spec.clone()), plan: Some(plan), kind: Some(kind), latents };
-        Some(v1::Start { lease: task.lease(), task: Some(spec) })
+        Some(v1::Start { lease: Some(task.message(leased)), task: Some(spec) })
     }
 
     /// Has idle workers ask again, as many as there are ready tasks: first those whose nodes hold most of one.
-    pub(super) fn wake_idle(&self, now: Now, effects: &mut Effects) {
-        let jobs = self.jobs.values().filter(|job| job.is_running());
-        let ready = jobs.flat_map(|job| self.tasks_of(job).filter(|task| self.is_ready(job, task)));
-        let ready: Vec<TaskId> = ready.map(|task| task.id.clone()).collect();
+    pub(super) fn wake_idle(&mut self, now: Now, effects: &mut Effects) {
+        if self.idle.is_empty() {
+            return;
+        }
+        let waiting = self.queue.jobs().flat_map(|job| self.jobs[job].ready()).flat_map(|work| &work.waiting);
+        let ready: Vec<TaskId> = waiting.take(self.idle.len()).map(|(_, slot)| self.tasks[*slot].id.clone()).collect();
+        self.wake(&ready, now, effects);
+    }
+
+    /// Wakes as many of the idle workers as there are tasks for them.
+    pub(super) fn wake(&mut self, ready: &[TaskId], now: Now, effects: &mut Effects) {
         if ready.is_empty() {
             return;
         }
-        let busy = self.busy(f64::INFINITY);
-        let idle = self.workers.values().filter(|worker| self.is_open(worker, &busy, now));
-        let mut idle: Vec<&WorkerId> = idle.map(|worker| &worker.id).collect();
+        let is_open = |id: &&WorkerId| self.workers.get(id).is_some_and(|worker| self.is_usable(worker, now));
+        let mut idle: Vec<WorkerId> = self.idle.iter().filter(is_open).cloned().collect();
         if ready.len() < idle.len() {
-            idle.sort_by_cached_key(|worker| Reverse(self.placement.most(&ready, worker)));
+            idle.sort_by_cached_key(|worker| Reverse(self.placement.most(ready, worker)));
+            idle.truncate(ready.len());
         }
-        effects.commands.extend(idle.into_iter().take(ready.len()).map(|worker| Command::Wake(worker.clone())));
-    }
-}
-
-/// What a task costs beside its peers, in no unit, where the plan's layers are trained for so many steps: the longest begin
-/// first, so that none is left alone at the end.
-fn cost(plan: &v1::JobPlan, task: &Task, steps: &[u32]) -> u128 {
-    match &task.kind {
-        Kind::Synthesise { .. } | Kind::Capture { .. } | Kind::Finetune => 0,
-        Kind::Distill { layer, .. } => {
-            let step = plan::cost::Block::planned(&plan.layers[*layer]).total();
-            step.saturating_mul(steps[*layer].into())
+        for worker in idle {
+            // It says so itself if it has nothing to do then.
+            self.idle.remove(&worker);
+            effects.commands.push(Command::Wake(worker));
         }
-        Kind::Evaluate(v1::evaluate_task::Part::Noise(_)) => 0,
-        Kind::Evaluate(v1::evaluate_task::Part::Pictures(_)) => 1,
     }
 }

@@ -8,7 +8,8 @@ use deltaconv_proto::digest;
 use deltaconv_proto::ids::{JobId, TaskId, WorkerId};
 use deltaconv_proto::v1::{self, NodeCache, ObjectRef};
 
-use super::{Kind, State};
+use super::tasks::Slot;
+use super::{Kind, Stage, State, Step};
 
 /// A node's cache counts from this part of a task's bytes on. Below it the longest task first saves more time.
 const WORTH: u64 = 4;
@@ -215,44 +216,44 @@ impl State {
     /// The share of its shards' bytes that the worker's node held when this lease was given, as far as that is known.
     pub fn held(&self, lease: &v1::Lease) -> Option<f64> {
         let task = self.tasks.get(&TaskId::new(lease.task_id.clone()).ok()?)?;
-        task.leased().filter(|_| task.holds(lease))?.held
+        task.held_by(lease)?.held
     }
 
     /// Counts all shards that stand of a job.
     pub(super) fn place_job(&mut self, id: &JobId) {
         let Some(job) = self.jobs.get(id) else { return };
-        for task in job.tasks.clone() {
-            self.place(&task);
+        for slot in job.slots.iter() {
+            for (reader, shard) in self.readers(slot) {
+                self.placement.add(&self.tasks[reader].id, &shard);
+            }
         }
     }
 
     /// Counts the shards that a capture task wrote.
-    pub(super) fn place(&mut self, capture: &TaskId) {
+    pub(super) fn place(&mut self, capture: Slot) {
         for (reader, shard) in self.readers(capture) {
-            self.placement.add(&reader, &shard);
+            self.placement.add(&self.tasks[reader].id, &shard);
+            // It may be ready by that.
+            self.change(reader, |_| ());
         }
     }
 
     /// Counts the shards that a capture task wrote no more, before they change.
-    pub(super) fn displace(&mut self, capture: &TaskId) {
+    pub(super) fn displace(&mut self, capture: Slot) {
         for (reader, shard) in self.readers(capture) {
-            self.placement.remove(&reader, &shard);
+            self.placement.remove(&self.tasks[reader].id, &shard);
+            self.change(reader, |_| ());
         }
     }
 
     /// The shards of a capture task, each with the distill task that reads it.
-    pub(super) fn readers(&self, capture: &TaskId) -> Vec<(TaskId, ObjectRef)> {
-        let Some((task, job)) = self.tasks.get(capture).and_then(|task| Some((task, self.jobs.get(&task.job)?))) else {
-            return Vec::new();
-        };
-        if task.shards.is_empty() {
-            return Vec::new();
-        }
-        let readers = self.tasks_of(job).filter_map(|reader| match reader.kind {
-            Kind::Distill { round, layer } if job.reads(round, &task.kind) => {
-                let shard = task.shards.get(&job.plan.layers.get(layer)?.name)?;
-                Some((reader.id.clone(), shard.clone()))
-            }
+    pub(super) fn readers(&self, capture: Slot) -> Vec<(Slot, ObjectRef)> {
+        let task = &self.tasks[capture];
+        let Some(job) = self.jobs.get(&task.job).filter(|_| !task.shards.is_empty()) else { return Vec::new() };
+        let rounds = (0..=job.rounds()).filter(|round| job.reads(*round, &task.kind));
+        let steps = rounds.filter_map(|round| job.work(Step { stage: Stage::Distill, round }));
+        let readers = steps.flat_map(|work| work.slots.iter()).filter_map(|slot| match self.tasks[slot].kind {
+            Kind::Distill { layer, .. } => Some((slot, task.shards.get(&job.plan.layers.get(layer)?.name)?.clone())),
             _ => None,
         });
         readers.collect()

@@ -4,6 +4,7 @@ use deltaconv_proto::ids::{AttemptId, JobId, TaskId};
 use deltaconv_proto::keys::{Kind, Written};
 use deltaconv_proto::v1;
 
+use super::tasks::Slot;
 use super::{Command, Effects, Job, JobState, State, Task};
 use crate::plan;
 
@@ -53,13 +54,14 @@ impl State {
 
     /// Has a checkpoint removed that another took the place of: nobody goes on from it any more, and how many there are
     /// would follow from how long training takes. A worker named its key, so it must be one of this task's.
-    pub(super) fn discard(&self, id: &TaskId, former: Option<v1::Checkpoint>, effects: &mut Effects) {
+    pub(super) fn discard(&self, slot: Slot, former: Option<Box<v1::Checkpoint>>, effects: &mut Effects) {
         let Some(object) = former.and_then(|former| former.object) else { return };
+        let task = &self.tasks[slot];
         let is_own = Written::parse(&object.key)
-            .is_some_and(|written| written.kind == Kind::Checkpoint && written.task == id.local());
-        let replaced = self.tasks[id].objects().all(|current| current.key != object.key);
+            .is_some_and(|written| written.kind == Kind::Checkpoint && written.task == task.id.local());
+        let replaced = task.objects().all(|current| current.key != object.key);
         if is_own && replaced {
-            effects.commands.push(Command::Discard { job: self.tasks[id].job.clone(), key: object.key });
+            effects.commands.push(Command::Discard { job: task.job.clone(), key: object.key });
         }
     }
 
@@ -74,7 +76,7 @@ impl State {
 impl Task {
     /// Whether the attempt is at work on the task, or something that it wrote is on record.
     fn knows(&self, attempt: &AttemptId) -> bool {
-        self.leased().is_some_and(|leased| leased.attempt == *attempt)
+        self.leases().iter().any(|leased| leased.attempt == *attempt)
             || self.objects().any(|object| is_of(&object.key, attempt))
     }
 

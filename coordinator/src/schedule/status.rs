@@ -22,7 +22,7 @@ impl State {
             summary: Some(self.summary(job)),
             stages: job.steps().map(|step| self.stage_status(job, step, now)).collect(),
             layers: self.layers(job),
-            waiting_for: self.waiting_for(job, now),
+            waiting_for: self.waiting_for(job, now).map(|waiting| waiting.to_string()).unwrap_or_default(),
             tasks: self.tasks_of(job).map(|task| self.task_status(job, task)).collect(),
             figures: job.figures.clone(),
         })
@@ -32,7 +32,8 @@ impl State {
     pub fn worker_statuses(&self, now: Now) -> Vec<v1::WorkerStatus> {
         let state = |worker: &super::Worker, tasks: &[String]| match () {
             () if !self.is_alive(worker, now) => "lost",
-            () if worker.draining => "draining",
+            () if self.why_out(worker).is_some() => "out",
+            () if worker.takes_nothing() => "draining",
             () if tasks.is_empty() => "idle",
             () => "busy",
         };
@@ -47,13 +48,16 @@ impl State {
                 silent_ms: now.monotonic.saturating_sub(worker.last_seen).as_millis() as u64,
                 version: worker.version.clone(),
                 cached_shards: self.placement.stated(&worker.id) as u32,
+                node: worker.node.clone(),
+                reason: self.why_out(worker).unwrap_or_default().to_owned(),
             }
         });
         workers.collect()
     }
 
     fn summary(&self, job: &Job) -> v1::JobSummary {
-        let tasks: Vec<f64> = self.tasks_of(job).map(fraction).collect();
+        let committed: usize = job.work.iter().map(|work| work.committed).sum();
+        let at_work: f64 = job.in_work.iter().map(|slot| fraction(&self.tasks[*slot])).sum();
         v1::JobSummary {
             job_id: job.id.to_string(),
             state: job.state.name().into(),
@@ -63,7 +67,10 @@ impl State {
             finished_unix_ms: job.finished_unix_ms,
             output_url: job.spec.output_url.clone(),
             reason: job.state.reason().into(),
-            fraction: tasks.iter().sum::<f64>() / tasks.len().max(1) as f64,
+            fraction: (committed as f64 + at_work) / job.slots.len().max(1) as f64,
+            paused: job.paused,
+            owner: job.spec.owner.clone(),
+            priority: job.spec.priority(),
         }
     }
 
@@ -86,7 +93,7 @@ impl State {
         }
         let mut samples_in_work = 0.0;
         let steps = self.steps(job, step.round);
-        for task in self.tasks_of(job).filter(|task| Step::of(&task.kind) == step) {
+        for task in self.tasks_in(job, step) {
             status.tasks += 1;
             status.committed += u32::from(task.is_committed());
             status.running += u32::from(task.leased().is_some());
@@ -112,13 +119,13 @@ impl State {
         let round = (0..=job.rounds()).rev().find(began).unwrap_or(0);
         let mut latest: BTreeMap<usize, (u32, &Task)> = BTreeMap::new();
         let mut alone: BTreeMap<usize, f64> = BTreeMap::new();
-        for task in self.tasks_of(job) {
-            if let Kind::Distill { round: of, layer } = task.kind
-                && of <= round
-            {
-                latest.insert(layer, (of, task));
-                let error = task.distilled.as_ref().and_then(|distilled| distilled.alone_error);
-                alone.extend(error.map(|error| (layer, error)));
+        for of in 0..=round {
+            for task in self.tasks_in(job, Step { stage: Stage::Distill, round: of }) {
+                if let Kind::Distill { layer, .. } = task.kind {
+                    latest.insert(layer, (of, task));
+                    let error = task.distilled.as_ref().and_then(|distilled| distilled.alone_error);
+                    alone.extend(error.map(|error| (layer, error)));
+                }
             }
         }
         let latest = latest.into_iter().map(|(layer, (round, task))| (layer, round, task));
@@ -129,15 +136,18 @@ impl State {
             let alone_error = alone.get(&layer).copied();
             let layer = &job.plan.layers[layer];
             let stays = staying.iter().any(|one| one.layer == layer.name);
-            let progress = task.leased().and_then(|leased| leased.progress.clone()).unwrap_or_default();
+            let progress = task.leases().iter().filter_map(|leased| leased.progress.as_deref());
+            let progress = progress.max_by_key(|progress| progress.step).cloned();
+            let known = progress.is_some();
+            let progress = progress.unwrap_or_default();
             let resumed = task.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
-            let known = task.leased().is_some_and(|leased| leased.progress.is_some());
             let (state, step, error) = match &task.phase {
                 Phase::Committed if stays => ("kept", steps, f64::NAN),
                 Phase::Committed => ("done", steps, task.distilled.as_ref().map_or(f64::NAN, |d| d.relative_error)),
                 Phase::Leased(_) if known => ("running", progress.step, progress.held_out_error),
                 Phase::Leased(_) => ("running", resumed, f64::NAN),
                 Phase::Pending => ("waiting", resumed, f64::NAN),
+                Phase::Quarantined => ("quarantined", resumed, f64::NAN),
             };
             v1::LayerStatus {
                 name: layer.name.clone(),
@@ -160,38 +170,27 @@ impl State {
     fn task_status(&self, job: &Job, task: &Task) -> v1::TaskStatus {
         let state = match &task.phase {
             Phase::Committed => "committed",
-            Phase::Leased(leased) if leased.verifying => "verifying",
+            Phase::Leased(leases) if leases.iter().any(|leased| leased.verifying) => "verifying",
             Phase::Leased(_) => "running",
+            Phase::Quarantined => "quarantined",
             Phase::Pending if !job.is_running() => "ended",
             Phase::Pending if self.is_ready(job, task) => "ready",
             Phase::Pending => "waiting",
         };
+        let [first, spare] = [0, 1].map(|index| task.leases().get(index));
+        let attempt = |leased: Option<&Leased>| leased.map(|leased| leased.attempt.to_string()).unwrap_or_default();
+        let worker = |leased: Option<&Leased>| leased.map(|leased| leased.worker.to_string()).unwrap_or_default();
         v1::TaskStatus {
             task_id: task.id.to_string(),
             state: state.into(),
-            attempt_id: task.leased().map(|l| l.attempt.to_string()).unwrap_or_default(),
-            worker_id: task.leased().map(|l| l.worker.to_string()).unwrap_or_default(),
+            attempt_id: attempt(first),
+            worker_id: worker(first),
+            spare_attempt_id: attempt(spare),
+            spare_worker_id: worker(spare),
             attempts: task.attempts,
-            failures: task.failures,
+            failures: task.failures.len() as u32,
             last_failure: task.last_failure.clone(),
             held: task.leased().and_then(|leased| leased.held),
-        }
-    }
-
-    /// Why nothing moves, with the nearest remedy; empty while something does.
-    fn waiting_for(&self, job: &Job, now: Now) -> String {
-        let in_work = self.tasks_of(job).any(|task| task.leased().is_some());
-        if !job.is_running() || in_work || job.step().stage == Stage::Assemble {
-            return String::new();
-        }
-        let alive = self.workers.values().filter(|worker| self.is_alive(worker, now) && !worker.draining).count();
-        let ready = self.tasks_of(job).filter(|task| self.is_ready(job, task)).count();
-        match (ready, alive) {
-            (0, _) => String::new(),
-            (ready, 0) => format!(
-                "{ready} tasks are ready and no worker is here; start one with `deltaconv worker --coordinator URL --token-file FILE`"
-            ),
-            (ready, alive) => format!("{ready} tasks are ready and {alive} workers are here, all busy with other jobs"),
         }
     }
 }
@@ -200,10 +199,16 @@ impl State {
 pub(super) fn fraction(task: &Task) -> f64 {
     match &task.phase {
         Phase::Committed => 1.0,
-        Phase::Leased(Leased { progress: Some(progress), .. }) if progress.steps > 0 => {
-            (progress.step as f64 / progress.steps as f64).min(1.0)
-        }
-        Phase::Leased(_) | Phase::Pending => 0.0,
+        Phase::Leased(leases) => leases.iter().map(|leased| fraction_of(leased)).fold(0.0, f64::max),
+        Phase::Pending | Phase::Quarantined => 0.0,
+    }
+}
+
+/// How much of the task this attempt has done.
+pub(super) fn fraction_of(leased: &Leased) -> f64 {
+    match &leased.progress {
+        Some(progress) if progress.steps > 0 => (progress.step as f64 / progress.steps as f64).min(1.0),
+        _ => 0.0,
     }
 }
 

@@ -43,13 +43,17 @@ pub struct Leased {
     pub epoch: u64,
     /// Who works on it.
     pub worker: WorkerId,
+    /// When it was given, as [`super::Now::monotonic`]; when the coordinator began, where that was later.
+    pub since: Duration,
     /// When the lease ends unless it is renewed, as [`super::Now::monotonic`].
     pub deadline: Duration,
     /// The share of its shards' bytes that the worker's node held when it was leased. Unknown of other tasks than distill
     /// ones, and after a restart.
     pub held: Option<f64>,
+    /// The part of the task that was done when its first report came.
+    pub began_at: Option<f64>,
     /// The last report.
-    pub progress: Option<v1::Progress>,
+    pub progress: Option<Box<v1::Progress>>,
     /// Whether the reported output is being checked.
     pub verifying: bool,
 }
@@ -59,10 +63,21 @@ pub struct Leased {
 pub enum Phase {
     /// Nobody works on it.
     Pending,
-    /// Somebody does.
-    Leased(Leased),
+    /// Somebody does: one attempt, or a spare one beside it that came later.
+    Leased(Vec<Leased>),
     /// Its output is accepted.
     Committed,
+    /// It failed too often, and is given to nobody until an operator says so.
+    Quarantined,
+}
+
+/// Why an attempt at a task ended without an output, by its own fault.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Failed {
+    /// Where it ran; empty where that isn't known any more.
+    pub node: String,
+    /// What it said.
+    pub message: String,
 }
 
 /// One unit of work that a worker leases.
@@ -78,30 +93,34 @@ pub struct Task {
     pub phase: Phase,
     /// Leases so far.
     pub attempts: u32,
-    /// How many of them failed by the task's own fault.
-    pub failures: u32,
-    /// What the last failure said.
+    /// Those of them that failed by the task's own fault, as it seems, since an operator last had it tried again.
+    pub failures: Vec<Failed>,
+    /// How many of them ended with their worker, since the last checkpoint.
+    pub lost: u32,
+    /// What was last wrong with it.
     pub last_failure: String,
     /// How often a range of it was found broken.
     pub recaptures: u32,
     /// Where the next attempt can go on.
-    pub checkpoint: Option<v1::Checkpoint>,
+    pub checkpoint: Option<Box<v1::Checkpoint>>,
     /// Of a capture task: the shards that stand, by layer.
     pub shards: BTreeMap<String, v1::ObjectRef>,
     /// Of a synthesise task, once committed.
-    pub synthesised: Option<v1::SynthesiseOutput>,
+    pub synthesised: Option<Box<v1::SynthesiseOutput>>,
     /// Of a distill task, once committed.
-    pub distilled: Option<v1::DistillOutput>,
+    pub distilled: Option<Box<v1::DistillOutput>>,
     /// Of a finetune task, once committed.
-    pub finetuned: Option<v1::FinetuneOutput>,
+    pub finetuned: Option<Box<v1::FinetuneOutput>>,
     /// Of an evaluate task, once committed.
-    pub evaluated: Option<v1::EvaluateOutput>,
+    pub evaluated: Option<Box<v1::EvaluateOutput>>,
     /// Time that workers spent on accepted work.
     pub busy_seconds: f64,
     /// Of it, by workers with a GPU.
     pub gpu_seconds: f64,
     /// Samples of accepted work.
     pub samples: u64,
+    /// What it costs beside its peers, in no unit: the longest begin first, so that none is left alone at the end.
+    pub(super) rank: u64,
 }
 
 impl Task {
@@ -112,7 +131,8 @@ impl Task {
             kind,
             phase: Phase::Pending,
             attempts: 0,
-            failures: 0,
+            failures: Vec::new(),
+            lost: 0,
             last_failure: String::new(),
             recaptures: 0,
             checkpoint: None,
@@ -124,6 +144,7 @@ impl Task {
             busy_seconds: 0.0,
             gpu_seconds: 0.0,
             samples: 0,
+            rank: 0,
         }
     }
 
@@ -132,30 +153,68 @@ impl Task {
         self.synthesised.as_ref()?.latents.as_ref()
     }
 
+    /// Whether it trains the block of this layer, by its position in the plan.
+    pub(super) fn is_of_layer(&self, index: usize) -> bool {
+        matches!(self.kind, Kind::Distill { layer, .. } if layer == index)
+    }
+
     /// Whether its output is accepted.
     pub fn is_committed(&self) -> bool {
         matches!(self.phase, Phase::Committed)
     }
 
-    /// The lease, if somebody works on it.
-    pub fn leased(&self) -> Option<&Leased> {
+    /// The leases that stand.
+    pub fn leases(&self) -> &[Leased] {
         match &self.phase {
-            Phase::Leased(leased) => Some(leased),
-            Phase::Pending | Phase::Committed => None,
+            Phase::Leased(leases) => leases,
+            Phase::Pending | Phase::Committed | Phase::Quarantined => &[],
         }
     }
 
-    /// The lease as messages carry it.
-    pub fn lease(&self) -> Option<v1::Lease> {
-        self.leased().map(|leased| v1::Lease {
-            task_id: self.id.to_string(),
-            attempt_id: leased.attempt.to_string(),
-            epoch: leased.epoch,
-        })
+    /// The first lease, if somebody works on it.
+    pub fn leased(&self) -> Option<&Leased> {
+        self.leases().first()
     }
 
-    /// Whether `lease` is the current one.
-    pub fn holds(&self, lease: &v1::Lease) -> bool {
-        self.leased().is_some_and(|l| l.attempt.as_str() == lease.attempt_id && l.epoch == lease.epoch)
+    /// The standing lease that a message names.
+    pub fn held_by(&self, lease: &v1::Lease) -> Option<&Leased> {
+        self.leases().iter().find(|leased| leased.is(lease))
+    }
+
+    pub(super) fn held_by_mut(&mut self, lease: &v1::Lease) -> Option<&mut Leased> {
+        match &mut self.phase {
+            Phase::Leased(leases) => leases.iter_mut().find(|leased| leased.is(lease)),
+            Phase::Pending | Phase::Committed | Phase::Quarantined => None,
+        }
+    }
+
+    /// A lease as messages carry it.
+    pub(super) fn message(&self, leased: &Leased) -> v1::Lease {
+        v1::Lease { task_id: self.id.to_string(), attempt_id: leased.attempt.to_string(), epoch: leased.epoch }
+    }
+
+    /// Whether nobody works on it and somebody may.
+    pub(super) fn is_pending(&self) -> bool {
+        matches!(self.phase, Phase::Pending)
+    }
+
+    /// Whether it is given to nobody.
+    pub fn is_quarantined(&self) -> bool {
+        matches!(self.phase, Phase::Quarantined)
+    }
+}
+
+impl Leased {
+    /// Whether a message names this lease.
+    pub(super) fn is(&self, lease: &v1::Lease) -> bool {
+        self.attempt.as_str() == lease.attempt_id && self.epoch == lease.epoch
+    }
+
+    /// Takes what the worker reported.
+    pub(super) fn report(&mut self, progress: &v1::Progress) {
+        if self.began_at.is_none() && progress.steps > 0 {
+            self.began_at = Some(progress.step as f64 / progress.steps as f64);
+        }
+        self.progress = Some(Box::new(progress.clone()));
     }
 }

@@ -1,10 +1,12 @@
 //! Workers that joined.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use deltaconv_proto::ids::WorkerId;
 use deltaconv_proto::v1;
 
+use super::tasks::Slot;
 use super::{Effects, Error, Now, State};
 use crate::store::Write;
 
@@ -15,6 +17,8 @@ pub struct Worker {
     pub id: WorkerId,
     /// What people call it.
     pub name: String,
+    /// Its machine. A name of its own where it didn't say.
+    pub node: String,
     /// What it computes on.
     pub device: v1::Device,
     /// Its version of deltaconv.
@@ -23,11 +27,39 @@ pub struct Worker {
     pub last_seen: Duration,
     /// It is leaving and takes nothing new.
     pub draining: bool,
+    /// An operator wants it to take nothing new.
+    pub drained: bool,
+    /// The tasks that it is leased.
+    pub(super) leases: BTreeSet<Slot>,
 }
 
 impl Worker {
     fn is_alive(&self, lease_ttl: Duration, now: Now) -> bool {
         now.monotonic < self.last_seen + lease_ttl
+    }
+
+    /// Whether it is to be given nothing more.
+    pub(super) fn takes_nothing(&self) -> bool {
+        self.draining || self.drained
+    }
+
+    /// Whether it has what a job requires.
+    pub(super) fn meets(&self, requires: Option<&v1::Requirements>) -> bool {
+        self.lacks(requires).is_none()
+    }
+
+    /// What it lacks of what a job requires.
+    pub(super) fn lacks(&self, requires: Option<&v1::Requirements>) -> Option<&'static str> {
+        let requires = requires?;
+        let device = &self.device;
+        match () {
+            () if device.memory_bytes < requires.memory_bytes => Some("memory"),
+            () if !requires.precision.is_empty() && !device.precisions.contains(&requires.precision) => {
+                Some("precision")
+            }
+            () if !requires.device.is_empty() && device.kind != requires.device => Some("device"),
+            () => None,
+        }
     }
 }
 
@@ -37,13 +69,17 @@ impl State {
         self.meta.workers += 1;
         let id = WorkerId::new(format!("w{}-{}", self.meta.workers, self.settings.identity))?;
         let printable = |text: String| text.chars().filter(|c| !c.is_control()).take(128).collect::<String>();
+        let node = printable(request.node);
         let worker = Worker {
             id: id.clone(),
             name: printable(request.name),
+            node: if node.is_empty() { id.to_string() } else { node },
             device: request.device.unwrap_or_default(),
             version: printable(request.version),
             last_seen: now.monotonic,
             draining: false,
+            drained: false,
+            leases: BTreeSet::new(),
         };
         effects.writes.push(Write::Meta(self.meta));
         effects.writes.push(Write::Worker(worker.record()));
@@ -61,15 +97,15 @@ impl State {
         let lease_ttl = self.settings.lease_ttl;
         self.placement.retain(|id| self.workers.get(id).is_some_and(|worker| worker.is_alive(lease_ttl, now)));
         let forget_before = now.monotonic.saturating_sub(self.settings.forget_workers);
-        let has_lease = |id: &WorkerId| self.tasks.values().any(|t| t.leased().is_some_and(|l| &l.worker == id));
         let gone: Vec<WorkerId> = self
             .workers
             .values()
-            .filter(|w| w.last_seen < forget_before && !has_lease(&w.id))
+            .filter(|w| w.last_seen < forget_before && w.leases.is_empty())
             .map(|w| w.id.clone())
             .collect();
         for id in gone {
             self.workers.remove(&id);
+            self.idle.remove(&id);
             effects.writes.push(Write::ForgetWorker(id));
         }
     }

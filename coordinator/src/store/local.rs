@@ -9,7 +9,9 @@ use prost::Message;
 use super::{Records, Store, Write};
 
 /// Before every value, so that a later format is told apart from a broken record.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
+/// The oldest format that is still read: every later one only adds fields.
+const OLDEST: u8 = 2;
 /// sled leaks the space of larger values.
 const MAX_VALUE: usize = 64 * 1024;
 
@@ -33,7 +35,9 @@ pub enum Error {
         found: String,
     },
     /// Written by a later version.
-    #[error("the state has a record of format {found}, this version reads {VERSION}; use the version that wrote it")]
+    #[error(
+        "the state has a record of format {found}, this version reads {OLDEST} to {VERSION}; use the version that wrote it"
+    )]
     Version {
         /// The version byte.
         found: u8,
@@ -217,6 +221,10 @@ fn key(write: &Write) -> String {
         Write::Task(task) => format!("task/{}", task.task_id),
         Write::Worker(worker) => format!("worker/{}", worker.worker_id),
         Write::ForgetWorker(id) => format!("worker/{id}"),
+        Write::Node(node) => format!("node/{}", node.node),
+        Write::ForgetNode(name) => format!("node/{name}"),
+        Write::Request(request) => format!("request/{}", request.request_id),
+        Write::ForgetRequest(id) => format!("request/{id}"),
     }
 }
 
@@ -227,14 +235,16 @@ fn value(write: &Write) -> Option<Vec<u8>> {
         Write::Job(record) => bytes.extend(record.encode_to_vec()),
         Write::Task(record) => bytes.extend(record.encode_to_vec()),
         Write::Worker(record) => bytes.extend(record.encode_to_vec()),
-        Write::ForgetWorker(_) => return None,
+        Write::Node(record) => bytes.extend(record.encode_to_vec()),
+        Write::Request(record) => bytes.extend(record.encode_to_vec()),
+        Write::ForgetWorker(_) | Write::ForgetNode(_) | Write::ForgetRequest(_) => return None,
     }
     Some(bytes)
 }
 
 fn decode<T: Message + Default>(key: &str, value: &[u8]) -> Result<T, Error> {
     let (version, bytes) = value.split_first().unwrap_or((&0, &[]));
-    if *version != VERSION {
+    if !(OLDEST..=VERSION).contains(version) {
         return Err(Error::Version { found: *version });
     }
     T::decode(bytes).map_err(|source| Error::Record { key: key.into(), source })
@@ -251,6 +261,8 @@ impl Store for LocalStore {
                 "job" => records.jobs.push(decode(&key, &value)?),
                 "task" => records.tasks.push(decode(&key, &value)?),
                 "worker" => records.workers.push(decode(&key, &value)?),
+                "node" => records.nodes.push(decode(&key, &value)?),
+                "request" => records.requests.push(decode(&key, &value)?),
                 _ => tracing::warn!(key, "a record of an unknown table is left alone"),
             }
         }
@@ -347,8 +359,11 @@ mod tests {
     }
 
     #[test]
-    fn records_of_a_later_format_are_refused() {
-        assert!(matches!(decode::<v1::TaskRecord>("task/a", &[VERSION + 1, 0]), Err(Error::Version { .. })));
+    fn records_of_formats_that_are_not_known_are_refused() {
+        for version in [OLDEST - 1, VERSION + 1] {
+            assert!(matches!(decode::<v1::TaskRecord>("task/a", &[version, 0]), Err(Error::Version { .. })));
+        }
+        assert!(decode::<v1::TaskRecord>("task/a", &[OLDEST]).is_ok());
         assert!(matches!(decode::<v1::TaskRecord>("task/a", &[VERSION, 0xff]), Err(Error::Record { .. })));
     }
 }

@@ -21,6 +21,10 @@ impl Store for MemoryStore {
                 Write::Task(task) => put(&mut self.records.tasks, *task, |t| &t.task_id),
                 Write::Worker(worker) => put(&mut self.records.workers, worker, |w| &w.worker_id),
                 Write::ForgetWorker(id) => self.records.workers.retain(|w| w.worker_id != id.as_str()),
+                Write::Node(node) => put(&mut self.records.nodes, *node, |n| &n.node),
+                Write::ForgetNode(name) => self.records.nodes.retain(|n| n.node != name),
+                Write::Request(request) => put(&mut self.records.requests, request, |r| &r.request_id),
+                Write::ForgetRequest(id) => self.records.requests.retain(|r| r.request_id != id),
             }
         }
         Ok(())

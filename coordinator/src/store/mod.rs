@@ -22,6 +22,14 @@ pub enum Write {
     Worker(v1::WorkerRecord),
     /// A worker that will not come back.
     ForgetWorker(WorkerId),
+    /// A machine, whole.
+    Node(Box<v1::NodeRecord>),
+    /// A machine of which there is nothing to say any more.
+    ForgetNode(String),
+    /// A change that was asked for and made.
+    Request(v1::RequestRecord),
+    /// One so long ago that nobody asks again.
+    ForgetRequest(String),
 }
 
 /// Everything that is stored.
@@ -35,6 +43,10 @@ pub struct Records {
     pub tasks: Vec<v1::TaskRecord>,
     /// By id.
     pub workers: Vec<v1::WorkerRecord>,
+    /// By name.
+    pub nodes: Vec<v1::NodeRecord>,
+    /// By id.
+    pub requests: Vec<v1::RequestRecord>,
 }
 
 /// Durable state with one owner.

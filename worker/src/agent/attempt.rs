@@ -61,7 +61,7 @@ impl Attempt {
         });
         if let Err(error) = thread {
             let message = format!("no thread for the attempt: {error}");
-            let _ = shared.ended.send((lease, Outcome::Failed(v1::Failure { message, broken_shard: None })));
+            let _ = shared.ended.send((lease, Outcome::Failed(v1::Failure { message, ..v1::Failure::default() })));
         }
         attempt
     }
@@ -134,7 +134,7 @@ fn outcome(result: std::thread::Result<Result<v1::Done, task::Error>>, took: Dur
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
             let message = format!("a fault in the worker: {}", text.unwrap_or_default());
-            Outcome::Failed(v1::Failure { message, broken_shard: None })
+            Outcome::Failed(v1::Failure { message, ..v1::Failure::default() })
         }
     }
 }

@@ -30,10 +30,10 @@ pub(super) fn part(version: u64) -> v1::NodeCache {
 pub(super) fn assert_is_current(state: &State) {
     let mut anew: Placement = state.placement.without_tasks();
     let running = state.jobs.values().filter(|job| job.is_running());
-    for (reader, shard) in running.flat_map(|job| &job.tasks).flat_map(|task| state.readers(task)) {
-        anew.add(&reader, &shard);
+    for (reader, shard) in running.flat_map(|job| job.slots.iter()).flat_map(|task| state.readers(task)) {
+        anew.add(&state.tasks[reader].id, &shard);
     }
-    for task in state.tasks.keys() {
+    for task in state.tasks.values().map(|task| &task.id) {
         assert_eq!(anew.standing(task), state.placement.standing(task), "{task}");
         for worker in state.workers.keys() {
             assert_eq!(anew.share(task, worker), state.placement.share(task, worker), "{task} {worker}");

@@ -57,7 +57,7 @@ fn keys_tell_the_tasks_that_they_were_written_for() {
     let mut c = Coordinator::new();
     let (job, worker) = (c.submit_spec(synthesising()), c.join());
     let written = run_to_end(&mut c, &job, &worker);
-    assert!(written.len() >= c.state.job(&job).expect("known").tasks.len());
+    assert!(written.len() >= c.state.job(&job).expect("known").slots.len());
     for (key, task) in written {
         assert_eq!(Written::parse(&key).expect("an attempt's key").task, task.local(), "{key}");
     }

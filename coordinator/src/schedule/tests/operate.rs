@@ -1,0 +1,122 @@
+//! What operators change, and how workers are divided.
+
+use super::*;
+
+fn named(name: &str, change: impl FnOnce(&mut v1::JobSpec)) -> v1::JobSpec {
+    let mut spec = v1::JobSpec { name: name.into(), output_url: format!("file:///{name}"), ..spec() };
+    change(&mut spec);
+    spec
+}
+
+/// The jobs that so many workers are given tasks of, one after the other.
+fn given(c: &mut Coordinator, workers: usize) -> Vec<String> {
+    let given = |_| {
+        let worker = c.join();
+        let start = c.sync(&worker, Vec::new()).start.pop();
+        start.map_or("nothing".into(), |start| c.state.tasks[&task_of(&start)].job.to_string())
+    };
+    (0..workers).map(given).collect()
+}
+
+#[test]
+fn owners_and_their_jobs_get_as_many_workers_and_a_higher_priority_all_it_can_use() {
+    let mut c = Coordinator::new();
+    for (name, owner) in [("a", "ann"), ("b", "ann"), ("c", "bob")] {
+        c.submit_spec(named(name, |spec| spec.owner = owner.into()));
+    }
+    assert_eq!(given(&mut c, 4), ["a-1", "c-3", "b-2", "c-3"]);
+    c.submit_spec(named("urgent", |spec| (spec.priority, spec.max_workers) = (Some(5), 2)));
+    assert_eq!(given(&mut c, 4), ["urgent-4", "urgent-4", "a-1", "c-3"]);
+    c.crash();
+    assert_eq!(given(&mut c, 3), ["b-2", "a-1", "b-2"], "what is at work counts after a restart, too");
+    let waiting = c.state.explain("urgent-4/r0/capture/00000004-00000006", c.now).expect("known");
+    assert_eq!(waiting.state, "limited", "{waiting}");
+}
+
+#[test]
+fn a_worker_without_what_a_job_requires_is_given_another_ones_tasks() {
+    let mut c = Coordinator::new();
+    let requires = Some(v1::Requirements { memory_bytes: 24 << 30, precision: "bf16".into(), ..Default::default() });
+    let job = c.submit_spec(named("large", |spec| spec.requires = requires));
+    assert_eq!(given(&mut c, 1), ["nothing"]);
+    let waiting = c.state.status(&job, c.now).expect("known").waiting_for;
+    assert!(waiting.contains("24.0 GiB of memory"), "{waiting}");
+    c.submit_spec(named("small", |_| ()));
+    assert_eq!(given(&mut c, 1), ["small-2"]);
+    let device = v1::Device { memory_bytes: 80 << 30, precisions: vec!["bf16".into()], ..v1::Device::default() };
+    let join = v1::JoinRequest { device: Some(device), ..v1::JoinRequest::default() };
+    let worker = c.run(|state, now, effects| state.join(join, now, effects)).expect("joins");
+    assert!(task_of(&c.sync(&worker, Vec::new()).start[0]).as_str().starts_with("large-1/"));
+}
+
+#[test]
+fn a_paused_job_is_handed_back_without_blame_and_goes_on_when_it_is_resumed() {
+    let mut c = Coordinator::new();
+    let (job, worker) = (c.submit(), c.join());
+    let start = c.sync(&worker, Vec::new()).start.remove(0);
+    c.run(|state, _, effects| state.pause(&job, effects)).expect("paused");
+    assert_eq!(c.commands, [Command::Wake(worker.clone())]);
+    c.crash();
+    let answer = c.sync(&worker, vec![report(&start.lease, Report::Running(v1::Progress::default()))]);
+    assert_eq!(answer.hand_back, [start.lease.clone().expect("a lease")]);
+    let answer = c.sync(&worker, vec![report(&start.lease, Report::Released(v1::Progress::default()))]);
+    assert_eq!((answer.acknowledged.len(), given(&mut c, 1)), (1, vec!["nothing".to_owned()]));
+    let waiting = c.state.status(&job, c.now).expect("known").waiting_for;
+    assert!(waiting.contains("deltaconv resume tiny-1"), "{waiting}");
+    c.commands.clear();
+    c.sync(&worker, Vec::new());
+    c.run(|state, now, effects| state.resume(&job, now, effects)).expect("resumed");
+    assert!(c.commands.contains(&Command::Wake(worker.clone())));
+    while c.answer(&worker, |start| Report::Done(done(start))).is_some() {}
+    c.carry_out();
+    assert_eq!(c.job_state(&job), &JobState::Done);
+    let refused = c.run(|state, _, effects| state.pause(&job, effects));
+    assert!(matches!(refused, Err(Error::Ended { .. })), "{refused:?}");
+}
+
+#[test]
+fn a_drained_worker_ends_what_it_does_and_takes_nothing_new() {
+    let mut c = Coordinator::new();
+    c.submit();
+    let worker = c.join();
+    let start = c.sync(&worker, Vec::new()).start.remove(0);
+    c.run(|state, _, effects| state.drain(worker.as_str(), effects)).expect("drained");
+    c.crash();
+    let answer = c.sync(&worker, vec![report(&start.lease, Report::Done(done(&start)))]);
+    assert!(answer.cancel.is_empty() && answer.hand_back.is_empty());
+    c.carry_out();
+    assert!(c.state.tasks[&task_of(&start)].is_committed());
+    assert_eq!(c.answer(&worker, |start| Report::Done(done(start))), None);
+    c.run(|state, now, effects| state.give_again(worker.as_str(), now, effects)).expect("returned");
+    assert!(c.answer(&worker, |start| Report::Done(done(start))).is_some());
+    let unknown = c.run(|state, _, effects| state.drain("nobody", effects));
+    assert!(matches!(unknown, Err(Error::UnknownWorker(name)) if name == "nobody"));
+}
+
+#[test]
+fn a_change_is_made_once_for_a_request_also_after_a_restart() {
+    let mut c = Coordinator::new();
+    let job = c.submit();
+    let once = |c: &mut Coordinator, request: &str, paused: bool| {
+        c.run(|state, now, effects| {
+            state.once(request, effects, |state, effects| match paused {
+                true => state.pause(&job, effects),
+                false => state.resume(&job, now, effects),
+            })
+        })
+    };
+    once(&mut c, "r1", true).expect("paused");
+    once(&mut c, "r2", false).expect("resumed");
+    c.crash();
+    once(&mut c, "r1", true).expect("known");
+    assert!(!c.state.job(&job).expect("known").paused, "the answer to the first was lost, and it is asked again");
+    once(&mut c, "r3", true).expect("paused");
+    assert!(c.state.job(&job).expect("known").paused);
+    // One that fails may be asked for again.
+    let unknown = JobId::new("unknown").expect("an id");
+    for _ in 0..2 {
+        let failed =
+            c.run(|state, _, effects| state.once("r4", effects, |state, effects| state.pause(&unknown, effects)));
+        assert!(matches!(failed, Err(Error::UnknownJob(_))));
+    }
+}

@@ -1,0 +1,81 @@
+//! Attempts that take too long.
+
+use super::*;
+
+fn progress(step: u64) -> Report {
+    Report::Running(v1::Progress { step, steps: 100, ..v1::Progress::default() })
+}
+
+/// A job of many captures, three of which took 10 s; a fourth one is at work for 15 s and has come to `step` of 100.
+fn straggling(step: u64) -> (Coordinator, WorkerId, v1::Start) {
+    let mut c = Coordinator::new();
+    let recipe = spec().recipe.map(|recipe| v1::Recipe { samples: 6, ..recipe });
+    c.submit_spec(v1::JobSpec { recipe, ..spec() });
+    let slow = c.join_on("slow");
+    for _ in 0..3 {
+        c.answer(&slow, |start| Report::Done(v1::Done { busy_seconds: 10.0, ..done(start) }));
+    }
+    let start = c.sync(&slow, Vec::new()).start.remove(0);
+    for at in [0, step / 2, step] {
+        c.sync(&slow, vec![report(&start.lease, progress(at))]);
+        c.wait(Duration::from_secs(5));
+    }
+    c.sync(&slow, vec![report(&start.lease, progress(step))]);
+    (c, slow, start)
+}
+
+/// The task that an idle worker is woken for and given.
+fn spare(c: &mut Coordinator, node: &str) -> Option<v1::Start> {
+    let idle = c.join_on(node);
+    assert_eq!(c.sync(&idle, Vec::new()).start, []);
+    c.commands.clear();
+    c.wait(Duration::from_secs(2));
+    if !c.commands.contains(&Command::Wake(idle.clone())) {
+        return None;
+    }
+    c.sync(&idle, Vec::new()).start.pop()
+}
+
+#[test]
+fn only_what_will_take_twice_as_long_as_its_peers_gets_a_second_attempt_and_only_one_elsewhere() {
+    assert_eq!(spare(&mut straggling(90).0, "fast"), None, "it is nearly done");
+    assert_eq!(spare(&mut straggling(50).0, "slow"), None, "the same machine is no better");
+    let (mut c, _, start) = straggling(50);
+    let second = spare(&mut c, "fast").expect("a second attempt");
+    assert_eq!(task_of(&second), task_of(&start));
+    assert_ne!(second.lease, start.lease);
+    assert_eq!(spare(&mut c, "third"), None, "never more than one");
+}
+
+#[test]
+fn the_first_of_two_attempts_that_ends_counts_and_the_other_is_told() {
+    for spare_wins in [true, false] {
+        let (mut c, slow, start) = straggling(50);
+        let second = spare(&mut c, "fast").expect("a second attempt");
+        let fast = c.state.workers.keys().last().expect("workers").clone();
+        c.crash();
+        let task = task_of(&start);
+        assert_eq!(c.state.tasks[&task].leases().len(), 2, "both stand after a restart");
+        let (winner, won, loser, lost) = match spare_wins {
+            true => (&fast, &second, &slow, &start),
+            false => (&slow, &start, &fast, &second),
+        };
+        c.sync(winner, vec![report(&won.lease, Report::Done(done(won)))]);
+        c.carry_out();
+        assert!(c.state.tasks[&task].is_committed());
+        let answer = c.sync(loser, vec![report(&lost.lease, Report::Done(done(lost)))]);
+        assert_eq!(answer.cancel.len(), 1);
+        c.carry_out();
+        assert_eq!(c.commits[&task], 1);
+    }
+}
+
+#[test]
+fn what_is_left_of_two_attempts_goes_on() {
+    let (mut c, slow, start) = straggling(50);
+    let second = spare(&mut c, "fast").expect("a second attempt");
+    c.sync(&slow, vec![report(&start.lease, Report::Released(v1::Progress::default()))]);
+    let task = task_of(&start);
+    let standing: Vec<String> = c.state.tasks[&task].leases().iter().map(|leased| leased.attempt.to_string()).collect();
+    assert_eq!(standing, [second.lease.expect("a lease").attempt_id]);
+}
