@@ -16,7 +16,7 @@ use crate::{data, teacher};
 
 /// Why an attempt has to end early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stop {
+pub enum Stop {
     /// The worker leaves: store what was reached, so that another can go on from there.
     Release,
     /// The lease is gone: touch nothing any more.
