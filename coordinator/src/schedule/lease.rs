@@ -6,6 +6,7 @@ use deltaconv_proto::keys::{self, Written};
 use deltaconv_proto::v1::{self, Device, attempt_report};
 
 use super::{Command, Effects, Kind, Now, Phase, State, Task};
+use crate::planted::Planted;
 
 impl State {
     /// A worker states what it is doing; the answer says what it should be doing. `None` if the worker isn't known.
@@ -58,6 +59,9 @@ impl State {
             attempt_report::State::Released(progress) => {
                 response.acknowledged.push(lease.clone());
                 self.renew(&id, progress, now, effects);
+                if self.is_planted(Planted::PreemptionCountsAsFailure) {
+                    return self.failed(&id, &v1::Failure::default(), now, effects);
+                }
                 self.release(&id, now, effects);
             }
         }
@@ -117,7 +121,8 @@ impl State {
         now: Now,
         effects: &mut Effects,
     ) {
-        let Some(task) = self.tasks.get_mut(id).filter(|task| task.holds(lease)) else { return };
+        let unfenced = self.is_planted(Planted::NoFenceOnComplete);
+        let Some(task) = self.tasks.get_mut(id).filter(|task| unfenced || task.holds(lease)) else { return };
         match result {
             Ok(()) => self.commit(id, done, now, effects),
             Err(Some(message)) => {
@@ -134,6 +139,7 @@ impl State {
 
     fn commit(&mut self, id: &TaskId, done: v1::Done, now: Now, effects: &mut Effects) {
         self.displace(id);
+        let goes_on = self.is_planted(Planted::DoubleCommit);
         let Some(task) = self.tasks.get_mut(id) else { return };
         debug_assert!(!task.is_committed(), "an output is accepted once");
         let worker = task.leased().and_then(|leased| self.workers.get(&leased.worker));
@@ -141,7 +147,7 @@ impl State {
         if let Some(leased) = task.leased() {
             effects.commands.push(Command::Wake(leased.worker.clone()));
         }
-        task.phase = Phase::Committed;
+        task.phase = if goes_on { Phase::Pending } else { Phase::Committed };
         task.checkpoint = None;
         let busy_seconds = if done.busy_seconds.is_finite() { done.busy_seconds.max(0.0) } else { 0.0 };
         task.busy_seconds += busy_seconds;

@@ -34,6 +34,7 @@ pub use step::{Stage, Step};
 pub use task::{Kind, Leased, Phase, Task};
 pub use worker::Worker;
 
+use crate::planted::Planted;
 use crate::store::{Records, Write};
 use placement::Placement;
 
@@ -80,6 +81,9 @@ pub struct Settings {
     pub forget_workers: Duration,
     /// Part of every attempt id; differs between coordinators with different states.
     pub identity: String,
+    /// A bug, to see whether the simulation finds it.
+    #[cfg(feature = "planted-bugs")]
+    pub planted: Option<Planted>,
 }
 
 /// Everything the coordinator knows.
@@ -133,6 +137,16 @@ impl State {
             state.reclaim(job, &mut effects);
         }
         Ok((state, effects))
+    }
+
+    #[cfg(feature = "planted-bugs")]
+    pub(crate) fn is_planted(&self, bug: Planted) -> bool {
+        self.settings.planted == Some(bug)
+    }
+
+    #[cfg(not(feature = "planted-bugs"))]
+    pub(crate) fn is_planted(&self, _: Planted) -> bool {
+        false
     }
 
     fn write_task(&self, id: &TaskId, effects: &mut Effects) {
