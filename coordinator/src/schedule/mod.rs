@@ -128,8 +128,9 @@ impl State {
         }
         let mut effects = Effects::default();
         let running: Vec<JobId> = state.jobs.values().filter(|j| j.is_running()).map(|j| j.id.clone()).collect();
+        // Advancing one job looks for ready tasks of all of them.
+        running.iter().for_each(|job| state.place_job(job));
         for job in running {
-            state.place_job(&job);
             state.advance(&job, now, &mut effects);
             state.resume_stage(&job, &mut effects);
         }
