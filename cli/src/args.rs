@@ -42,12 +42,20 @@ pub(crate) enum Command {
     Watch(commands::watch::Arguments),
     /// Show what a job that is done achieved, layer by layer and stage by stage, and what it cost
     Report(commands::report::Arguments),
-    /// List the workers
+    /// Say why a job or a task waits, and what would help
+    Explain(commands::explain::Arguments),
+    /// List the workers; give one nothing new, or tasks again
     Workers(commands::workers::Arguments),
     /// Measure what this machine does
     Bench(commands::bench::Arguments),
     /// End a job before it is done
     Cancel(commands::cancel::Arguments),
+    /// Hold a job's work up: what is at work is handed back at a checkpoint
+    Pause(commands::pause::Arguments),
+    /// Have a paused job go on
+    Resume(commands::resume::Arguments),
+    /// Have a failed job go on, or a quarantined task tried again
+    Retry(commands::retry::Arguments),
     /// Remove what a job needs no more: its activations, latents and checkpoints, and what attempts left behind
     Gc(commands::gc::Arguments),
 }

@@ -58,7 +58,46 @@ impl Client {
     }
 
     pub(crate) async fn cancel(&mut self, job_id: &str) -> Result<v1::JobStatus, Error> {
-        let answer = self.service.cancel_job(request(v1::CancelJobRequest { job_id: job_id.into() })).await;
+        let message = v1::CancelJobRequest { job_id: job_id.into(), request_id: request_id() };
+        let answer = self.service.cancel_job(request(message)).await;
+        self.answer(answer)
+    }
+
+    pub(crate) async fn pause(&mut self, job_id: &str) -> Result<v1::JobStatus, Error> {
+        let message = v1::PauseJobRequest { job_id: job_id.into(), request_id: request_id() };
+        let answer = self.service.pause_job(request(message)).await;
+        self.answer(answer)
+    }
+
+    pub(crate) async fn resume(&mut self, job_id: &str) -> Result<v1::JobStatus, Error> {
+        let message = v1::ResumeJobRequest { job_id: job_id.into(), request_id: request_id() };
+        let answer = self.service.resume_job(request(message)).await;
+        self.answer(answer)
+    }
+
+    /// Of a job, or of one of its tasks.
+    pub(crate) async fn retry(&mut self, id: &str) -> Result<v1::JobStatus, Error> {
+        let answer = self.service.retry(request(v1::RetryRequest { id: id.into(), request_id: request_id() })).await;
+        self.answer(answer)
+    }
+
+    /// Of a job, or of one of its tasks.
+    pub(crate) async fn explain(&mut self, id: &str) -> Result<v1::ExplainResponse, Error> {
+        let answer = self.service.explain(request(v1::ExplainRequest { id: id.into() })).await;
+        self.answer(answer)
+    }
+
+    /// Of workers by their id, name or machine.
+    pub(crate) async fn drain(&mut self, worker: &str) -> Result<v1::ListWorkersResponse, Error> {
+        let message = v1::DrainWorkerRequest { worker: worker.into(), request_id: request_id() };
+        let answer = self.service.drain_worker(request(message)).await;
+        self.answer(answer)
+    }
+
+    /// Of workers by their id, name or machine.
+    pub(crate) async fn give_again(&mut self, worker: &str) -> Result<v1::ListWorkersResponse, Error> {
+        let message = v1::ReturnWorkerRequest { worker: worker.into(), request_id: request_id() };
+        let answer = self.service.return_worker(request(message)).await;
         self.answer(answer)
     }
 
@@ -117,6 +156,13 @@ fn endpoint(url: &str) -> Result<Endpoint, Error> {
     }
     let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| refused(&explain(&error)))?;
     Ok(endpoint.connect_timeout(CONNECT_TIMEOUT).http2_keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE))
+}
+
+/// Tells one change that is asked for from any other, also from one by another process at the same time.
+fn request_id() -> String {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    let random = || RandomState::new().build_hasher().finish();
+    format!("{:016x}{:016x}", random(), random())
 }
 
 fn request<T>(message: T) -> Request<T> {

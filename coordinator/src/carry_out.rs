@@ -58,8 +58,12 @@ async fn carry_out(core: CoreHandle, command: Command) {
 
 async fn verify(core: CoreHandle, task: TaskId, lease: v1::Lease, done: v1::Done) {
     let of = lease.clone();
-    let Ok(Some((spec, attempt))) = core.call(move |state, _, _| state.expectation(&of)).await else { return };
-    let result = check(&task, &spec, &attempt, &done).await;
+    let Ok(expected) = core.call(move |state, _, _| state.expectation(&of)).await else { return };
+    let result = match expected {
+        Some((spec, attempt)) => check(&task, &spec, &attempt, &done).await,
+        // Something that the task reads is being made again, or it isn't leased any more.
+        None => Err(None),
+    };
     if let Err(reason) = &result {
         tracing::warn!(%task, attempt = lease.attempt_id, reason = reason.as_deref(), "output not accepted");
     }

@@ -1,11 +1,14 @@
-//! The one thread that owns the state and its store. Transitions queue up; a group of them is applied, made durable,
+//! What owns the state and its store, on one thread. Transitions queue up; a group of them is applied, made durable,
 //! and only then answered, so that nothing is acknowledged that a crash could take back.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::io;
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
 
+use crate::planted::Planted;
 use crate::schedule::{Command, Effects, Now, State};
 use crate::store::{self, LocalStore, Store};
 
@@ -30,7 +33,7 @@ enum Message {
 /// Reaches the core from any thread. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Handle {
-    queue: Sender<Message>,
+    queue: mpsc::UnboundedSender<Message>,
 }
 
 impl Handle {
@@ -59,63 +62,86 @@ impl Handle {
 }
 
 /// The clock that transitions see.
-#[derive(Clone, Copy)]
 pub(crate) struct Clock {
     start: Instant,
+    wall: Box<dyn Fn() -> SystemTime + Send>,
+    wall_start: SystemTime,
 }
 
 impl Clock {
-    /// A clock that starts now.
-    pub(crate) fn start() -> Self {
-        Self { start: Instant::now() }
+    /// A clock that starts now; `wall` says what time it is for people.
+    pub(crate) fn start(wall: impl Fn() -> SystemTime + Send + 'static) -> Self {
+        Self { start: Instant::now(), wall_start: wall(), wall: Box::new(wall) }
     }
 
     /// The time.
     pub(crate) fn now(&self) -> Now {
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let unix = (self.wall)().duration_since(UNIX_EPOCH).unwrap_or_default();
         Now { monotonic: self.start.elapsed(), unix_ms: unix.as_millis() as u64 }
     }
 }
 
 /// A core that is about to run.
-pub(crate) struct Core {
+pub(crate) struct Core<S> {
     state: State,
-    store: LocalStore,
+    store: S,
     clock: Clock,
-    queue: Receiver<Message>,
+    queue: mpsc::UnboundedReceiver<Message>,
     commands: mpsc::UnboundedSender<Command>,
 }
 
-impl Core {
+/// A core at work on its thread.
+pub(crate) struct Running {
+    /// The thread.
+    pub(crate) thread: JoinHandle<()>,
+    /// Its result, once it has ended; nothing if it panicked.
+    pub(crate) ended: oneshot::Receiver<Result<(), store::Error>>,
+}
+
+impl Core<LocalStore> {
+    /// Runs on a thread of its own, which the store may block, and closes the store in the end.
+    pub(crate) fn spawn(self, first: Effects) -> io::Result<Running> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let (result, ended) = oneshot::channel();
+        let run = move || {
+            // Who started the core waits for this, or doesn't care any more.
+            let _ = result.send(runtime.block_on(self.run(first)).and_then(LocalStore::close));
+        };
+        let thread = std::thread::Builder::new().name("core".into()).spawn(run)?;
+        Ok(Running { thread, ended })
+    }
+}
+
+impl<S: Store> Core<S> {
     /// The core of `state`, whose commands go to `commands`.
     pub(crate) fn new(
         state: State,
-        store: LocalStore,
+        store: S,
         clock: Clock,
         commands: mpsc::UnboundedSender<Command>,
     ) -> (Self, Handle) {
-        let (sender, queue) = channel();
+        let (sender, queue) = mpsc::unbounded_channel();
         (Self { state, store, clock, queue, commands }, Handle { queue: sender })
     }
 
-    /// Serves transitions until it is stopped. `first` are the effects of restoring the state. An error of the store
-    /// ends it: from then on memory would be ahead of what is durable.
-    pub(crate) fn run(mut self, first: Effects) -> Result<(), store::Error> {
+    /// Serves transitions until it is stopped, and gives the store back. `first` are the effects of restoring the state.
+    /// An error of the store ends it: from then on memory would be ahead of what is durable.
+    pub(crate) async fn run(mut self, first: Effects) -> Result<S, store::Error> {
         self.settle(first, Vec::new())?;
         let mut next_tick = Instant::now();
         loop {
             let mut effects = Effects::default();
             let mut answers = Vec::new();
             let mut stop = false;
-            let mut message = match self.queue.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
-                Ok(message) => Some(message),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => Some(Message::Stop),
+            let mut message = match timeout_at(next_tick, self.queue.recv()).await {
+                Ok(received) => Some(received.unwrap_or(Message::Stop)),
+                Err(_) => None,
             };
             while let Some(received) = message.take() {
                 match received {
                     Message::Transition(transition) => {
-                        answers.push(transition(&mut self.state, self.clock.now(), &mut effects));
+                        let now = self.now();
+                        answers.push(transition(&mut self.state, now, &mut effects));
                     }
                     Message::Stop => stop = true,
                 }
@@ -124,17 +150,29 @@ impl Core {
                 }
             }
             if next_tick <= Instant::now() {
-                self.state.tick(self.clock.now(), &mut effects);
+                let now = self.now();
+                self.state.tick(now, &mut effects);
                 next_tick = Instant::now() + TICK;
             }
             self.settle(effects, answers)?;
             if stop {
-                return self.store.close();
+                return Ok(self.store);
             }
         }
     }
 
-    fn settle(&mut self, effects: Effects, answers: Vec<Answer>) -> Result<(), store::Error> {
+    fn now(&self) -> Now {
+        let mut now = self.clock.now();
+        if self.state.is_planted(Planted::LeaseByWallClock) {
+            now.monotonic = (self.clock.wall)().duration_since(self.clock.wall_start).unwrap_or_default();
+        }
+        now
+    }
+
+    fn settle(&mut self, effects: Effects, mut answers: Vec<Answer>) -> Result<(), store::Error> {
+        if self.state.is_planted(Planted::AckBeforeDurable) {
+            answers.drain(..).for_each(|answer| answer());
+        }
         if !effects.writes.is_empty() {
             self.store.apply(&effects.writes)?;
         }

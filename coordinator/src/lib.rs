@@ -1,7 +1,7 @@
 //! deltaconv's coordinator: plans jobs, leases their tasks to workers, records what they did, and assembles the result.
 //!
 //! `schedule` decides, without IO; `core` is the thread that makes its decisions durable; `api` and `carry_out` are the
-//! ways in and out.
+//! ways in and out. `simulation` runs all but `carry_out` without network and disk.
 
 mod api;
 pub mod assemble;
@@ -9,9 +9,11 @@ mod carry_out;
 mod core;
 pub mod observe;
 pub mod plan;
+mod planted;
 mod reclaim;
 pub mod schedule;
 mod server;
+pub mod simulation;
 pub mod store;
 
 pub use api::TokenError;

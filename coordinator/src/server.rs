@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use deltaconv_proto::v1::operator_service_server::OperatorServiceServer;
 use deltaconv_proto::v1::worker_service_server::WorkerServiceServer;
@@ -14,7 +14,7 @@ use tonic::transport::Server;
 
 use crate::api::{OperatorApi, Token, TokenError, Wakers, WorkerApi};
 use crate::carry_out;
-use crate::core::{Clock, Core};
+use crate::core::{Clock, Core, Running};
 use crate::schedule::{self, Settings, State};
 use crate::store::{self, LocalStore, Store};
 
@@ -77,7 +77,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     let listener = TcpListener::bind(options.listen).await.map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
 
-    let clock = Clock::start();
+    let clock = Clock::start(SystemTime::now);
     let mut store = LocalStore::open(&options.state)?;
     let token = Token::read_or_make(&options.token_file)?;
     let settings = Settings {
@@ -87,16 +87,13 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
         max_recaptures: 3,
         forget_workers: Duration::from_secs(600),
         identity: store.identity().into(),
+        #[cfg(feature = "planted-bugs")]
+        planted: None,
     };
     let (state, first) = State::restore(settings, store.load()?, clock.now())?;
     let (commands, given) = mpsc::unbounded_channel();
     let (core, handle) = Core::new(state, store, clock, commands);
-    let (ended, mut core_ended) = oneshot::channel();
-    let thread = std::thread::Builder::new().name("core".into()).spawn(move || {
-        // The receiver waits for as long as the server runs.
-        let _ = ended.send(core.run(first));
-    });
-    let thread = thread.map_err(listen)?;
+    let Running { thread, ended: mut core_ended } = core.spawn(first).map_err(listen)?;
 
     let wakers = Wakers::default();
     let carrying_out = CancellationToken::new();

@@ -70,6 +70,15 @@ impl Accelerator {
         }
     }
 
+    /// What the device said when it failed for good.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        match self {
+            Self::None => None,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => cuda.failure(),
+        }
+    }
+
     #[cfg(feature = "cuda")]
     fn cuda() -> Result<Self, kernels::Error> {
         Cuda::open().map(|cuda| Self::Cuda(std::sync::Arc::new(cuda)))
@@ -83,8 +92,7 @@ impl Accelerator {
 
 #[cfg(feature = "cuda")]
 mod on_cuda {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, OnceLock};
 
     use candle_core::{DType, Device, IndexOp, Tensor};
     use deltaconv_kernels::cuda::Gpu;
@@ -95,7 +103,7 @@ mod on_cuda {
     pub(crate) struct Cuda {
         pub(crate) gpu: Arc<Gpu>,
         pub(crate) device: Device,
-        failed: AtomicBool,
+        failed: OnceLock<String>,
     }
 
     /// A device for tensors, with a stream of its own: candle's default is another stream in every thread, which nothing
@@ -130,23 +138,28 @@ mod on_cuda {
             let of_thread = device.clone();
             // What it can't do, whoever needs it hears of.
             std::thread::spawn(move || warm_up(&of_thread).inspect_err(|error| tracing::debug!(%error, "no warm-up")));
-            Ok(Self { gpu, device, failed: AtomicBool::new(false) })
+            Ok(Self { gpu, device, failed: OnceLock::new() })
         }
 
         /// The CUDA device of these tensors.
         pub(crate) fn at(device: &Device) -> Result<Self, Error> {
-            Ok(Self { gpu: Gpu::open(0)?, device: device.clone(), failed: AtomicBool::new(false) })
+            Ok(Self { gpu: Gpu::open(0)?, device: device.clone(), failed: OnceLock::new() })
         }
 
         /// Whether the device can still be used. One that failed once fails in everything until the process ends, so
         /// that later tasks are done on the processor.
         pub(crate) fn is_usable(&self) -> bool {
-            !self.failed.load(Ordering::Relaxed)
+            self.failed.get().is_none()
+        }
+
+        /// What it said when it failed for good.
+        pub(super) fn failure(&self) -> Option<&str> {
+            self.failed.get().map(String::as_str)
         }
 
         /// Takes note of an error that the device doesn't recover from.
         pub(crate) fn note(&self, error: &kernels::Error) {
-            if matches!(error, Error::Gpu { .. }) && !self.failed.swap(true, Ordering::Relaxed) {
+            if matches!(error, Error::Gpu { .. }) && self.failed.set(error.to_string()).is_ok() {
                 tracing::error!(%error, "the GPU is not used any more; restart the worker to try it again");
             }
         }

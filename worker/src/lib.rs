@@ -4,7 +4,7 @@
 //! the model that they work on, and `profile` looks at its attention.
 
 mod accelerator;
-mod agent;
+pub mod agent;
 pub mod bench;
 mod blocks;
 mod capture;

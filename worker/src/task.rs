@@ -16,7 +16,7 @@ use crate::{data, teacher};
 
 /// Why an attempt has to end early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stop {
+pub enum Stop {
     /// The worker leaves: store what was reached, so that another can go on from there.
     Release,
     /// The lease is gone: touch nothing any more.
@@ -141,6 +141,7 @@ impl Error {
         };
         v1::Failure {
             message: self.to_string(),
+            of_device: false,
             broken_shard: broken_shard.map(|(key, expected, found)| v1::BrokenShard {
                 key: key.clone(),
                 expected_digest: expected.clone(),

@@ -10,10 +10,14 @@ pub(crate) mod analyze;
 pub(crate) mod bench;
 pub(crate) mod cancel;
 pub(crate) mod coordinator;
+pub(crate) mod explain;
 pub(crate) mod gc;
 pub(crate) mod inspect;
 pub(crate) mod jobs;
+pub(crate) mod pause;
 pub(crate) mod report;
+pub(crate) mod resume;
+pub(crate) mod retry;
 pub(crate) mod sample;
 pub(crate) mod status;
 pub(crate) mod submit;
@@ -38,6 +42,10 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Watch(arguments) => watch::run(arguments).await,
         Command::Workers(arguments) => workers::run(arguments).await,
         Command::Cancel(arguments) => cancel::run(arguments).await,
+        Command::Pause(arguments) => pause::run(arguments).await,
+        Command::Resume(arguments) => resume::run(arguments).await,
+        Command::Retry(arguments) => retry::run(arguments).await,
+        Command::Explain(arguments) => explain::run(arguments).await,
         Command::Gc(arguments) => gc::run(arguments).await,
     }
 }

@@ -24,6 +24,9 @@ pub(crate) struct Arguments {
     /// What people call this worker [default: the host's name and the process id]
     #[arg(long)]
     name: Option<String>,
+    /// The machine that it runs on: failures are counted by it [default: the host's name]
+    #[arg(long)]
+    node: Option<String>,
     /// Threads to compute with [default: one a core]
     #[arg(long, value_name = "N")]
     threads: Option<NonZero<usize>>,
@@ -79,6 +82,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         coordinator: arguments.connection.coordinator,
         token_file: arguments.token_file,
         name: arguments.name.unwrap_or_else(host_and_process),
+        node: arguments.node.unwrap_or_else(host),
         threads: arguments.threads.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZero::get),
         device: arguments.device.into(),
         cache: arguments.cache.options(),
@@ -92,8 +96,11 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     }
 }
 
+fn host() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    Some(host.trim()).filter(|host| !host.is_empty()).unwrap_or("worker").to_owned()
+}
+
 fn host_and_process() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    let host = host.as_deref().map(str::trim).filter(|host| !host.is_empty()).unwrap_or("worker");
-    format!("{host}-{}", process::id())
+    format!("{}-{}", host(), process::id())
 }

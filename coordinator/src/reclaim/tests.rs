@@ -33,12 +33,14 @@ impl Running {
             max_recaptures: 3,
             forget_workers: Duration::from_secs(600),
             identity: "test".into(),
+            #[cfg(feature = "planted-bugs")]
+            planted: None,
         };
         let mut store = LocalStore::open(&fixture.path("state")).expect("opens");
-        let clock = Clock::start();
+        let clock = Clock::start(std::time::SystemTime::now);
         let (state, first) = State::restore(settings, store.load().expect("loads"), clock.now()).expect("empty");
         let (core, handle) = Core::new(state, store, clock, mpsc::unbounded_channel().0);
-        let thread = std::thread::spawn(move || core.run(first).expect("runs"));
+        let thread = core.spawn(first).expect("a thread").thread;
 
         plan::claim_output(&fixture.spec).await.expect("free");
         let layer = v1::LayerPlan { name: "mid".into(), ..v1::LayerPlan::default() };

@@ -143,7 +143,7 @@ impl State {
 
     /// Takes the machine out on which different tasks failed one after the other, while there is another one to go on with.
     fn take_out_if_faulty(&mut self, name: &str, now: Now, effects: &mut Effects) {
-        let others = self.workers.values().any(|worker| worker.node != name && self.is_usable(worker, now));
+        let others = self.has_others(name, now);
         let most = self.settings.max_failures as usize;
         let Some(node) = self.nodes.get_mut(name).filter(|node| node.out().is_none() && others) else { return };
         if node.failures.len() >= most {
@@ -156,12 +156,21 @@ impl State {
 
     /// Whether the worker could be given something.
     pub(super) fn is_usable(&self, worker: &Worker, now: Now) -> bool {
-        self.is_alive(worker, now) && !worker.takes_nothing() && self.why_out(worker).is_none()
+        self.is_alive(worker, now) && !worker.takes_nothing() && self.why_out(worker, now).is_none()
     }
 
-    /// Why nothing is given to the worker's machine, where that is so.
-    pub(super) fn why_out(&self, worker: &Worker) -> Option<&str> {
-        self.nodes.get(&worker.node)?.out()
+    /// Why nothing is given to the worker's machine, where that is so. Where no other machine is left, failures on it are no
+    /// reason any more.
+    pub(super) fn why_out(&self, worker: &Worker, now: Now) -> Option<&str> {
+        let node = self.nodes.get(&worker.node)?;
+        node.device.as_deref().or_else(|| node.faulty.as_deref().filter(|_| self.has_others(&worker.node, now)))
+    }
+
+    /// Whether there is another machine to go on with.
+    fn has_others(&self, node: &str, now: Now) -> bool {
+        let is_out = |worker: &Worker| self.nodes.get(&worker.node).is_some_and(|node| node.out().is_some());
+        let others = self.workers.values().filter(|worker| worker.node != node);
+        others.into_iter().any(|worker| self.is_alive(worker, now) && !worker.takes_nothing() && !is_out(worker))
     }
 
     /// Whether a task that failed may be given to this worker: to one on whose machine it has not failed yet, as long as there

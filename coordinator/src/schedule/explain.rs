@@ -128,10 +128,10 @@ impl State {
             );
         }
         let fit = || alive.iter().filter(|worker| worker.meets(requires));
-        if let Some(worker) = fit().find(|worker| self.why_out(worker).is_some())
-            && fit().all(|worker| worker.takes_nothing() || self.why_out(worker).is_some())
+        if let Some(worker) = fit().find(|worker| self.why_out(worker, now).is_some())
+            && fit().all(|worker| worker.takes_nothing() || self.why_out(worker, now).is_some())
         {
-            let why = self.why_out(worker).unwrap_or_default();
+            let why = self.why_out(worker, now).unwrap_or_default();
             let reason = format!("machine {} was taken out: {why}", worker.node);
             return Explanation::new(
                 "ready",

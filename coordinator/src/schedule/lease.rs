@@ -9,6 +9,7 @@ use deltaconv_proto::v1::{self, Device, attempt_report};
 
 use super::tasks::Slot;
 use super::{Command, Effects, Kind, Now, Phase, State};
+use crate::planted::Planted;
 
 impl State {
     /// A worker states what it is doing; the answer says what it should be doing. `None` if the worker isn't known.
@@ -71,6 +72,9 @@ impl State {
             attempt_report::State::Released(progress) => {
                 response.acknowledged.push(lease.clone());
                 self.renew(slot, lease, progress, now, effects);
+                if self.is_planted(Planted::PreemptionCountsAsFailure) {
+                    return self.failed(slot, lease, &v1::Failure::default(), now, effects);
+                }
                 self.release(slot, lease.epoch, now, effects);
             }
         }
@@ -139,7 +143,9 @@ impl State {
         now: Now,
         effects: &mut Effects,
     ) {
-        let Some(slot) = self.tasks.slot(id).filter(|slot| self.tasks[*slot].held_by(lease).is_some()) else { return };
+        let unfenced = self.is_planted(Planted::NoFenceOnComplete);
+        let is_current = |slot: &Slot| unfenced || self.tasks[*slot].held_by(lease).is_some();
+        let Some(slot) = self.tasks.slot(id).filter(is_current) else { return };
         match result {
             Ok(()) => self.commit(slot, lease, done, now, effects),
             Err(Some(message)) => {
@@ -163,9 +169,10 @@ impl State {
         let node = worker.map(|worker| worker.node.clone());
         // Whoever else is at it is told to stop.
         effects.commands.extend(task.leases().iter().map(|leased| Command::Wake(leased.worker.clone())));
+        let goes_on = self.is_planted(Planted::DoubleCommit);
         let busy_seconds = if done.busy_seconds.is_finite() { done.busy_seconds.max(0.0) } else { 0.0 };
         self.change(slot, |task| {
-            task.phase = Phase::Committed;
+            task.phase = if goes_on { Phase::Pending } else { Phase::Committed };
             task.checkpoint = None;
             task.busy_seconds += busy_seconds;
             if has_gpu {

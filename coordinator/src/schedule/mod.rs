@@ -42,6 +42,7 @@ pub use step::{Stage, Step};
 pub use task::{Failed, Kind, Leased, Phase, Task};
 pub use worker::Worker;
 
+use crate::planted::Planted;
 use crate::store::{Records, Write};
 use blame::Node;
 use lease::Deadline;
@@ -99,6 +100,9 @@ pub struct Settings {
     pub forget_workers: Duration,
     /// Part of every attempt id; differs between coordinators with different states.
     pub identity: String,
+    /// A bug, to see whether the simulation finds it.
+    #[cfg(feature = "planted-bugs")]
+    pub planted: Option<Planted>,
 }
 
 /// Everything the coordinator knows.
@@ -173,6 +177,16 @@ impl State {
             state.reclaim(job, &mut effects);
         }
         Ok((state, effects))
+    }
+
+    #[cfg(feature = "planted-bugs")]
+    pub(crate) fn is_planted(&self, bug: Planted) -> bool {
+        self.settings.planted == Some(bug)
+    }
+
+    #[cfg(not(feature = "planted-bugs"))]
+    pub(crate) fn is_planted(&self, _: Planted) -> bool {
+        false
     }
 
     fn write_task(&self, slot: Slot, effects: &mut Effects) {

@@ -200,7 +200,7 @@ impl State {
     pub fn expectation(&self, lease: &v1::Lease) -> Option<(v1::TaskSpec, AttemptId)> {
         let task = self.tasks.get(&TaskId::new(lease.task_id.as_str()).ok()?)?;
         let leased = task.held_by(lease)?;
-        Some((self.start(task, leased)?.task?, leased.attempt.clone()))
+        Some((self.spec(self.jobs.get(&task.job)?, task)?, leased.attempt.clone()))
     }
 
     /// The message that has a worker begin an attempt.
@@ -211,6 +211,12 @@ impl State {
             Kind::Distill { round, .. } if job.finds_costs(*round) => self.latents(job)?,
             Kind::Synthesise { .. } | Kind::Distill { .. } => Vec::new(),
         };
+        let spec = v1::TaskSpec { latents, ..self.spec(job, task)? };
+        Some(v1::Start { lease: Some(task.message(leased)), task: Some(spec) })
+    }
+
+    /// What the task is, without the latents that it reads: while they are made again its output can be checked nevertheless.
+    fn spec(&self, job: &Job, task: &Task) -> Option<v1::TaskSpec> {
         let kind = match &task.kind {
             Kind::Synthesise { range } => v1::task_spec::Kind::Synthesise(v1::SynthesiseTask { range: Some(*range) }),
             Kind::Capture { round, range } => {
@@ -248,8 +254,8 @@ impl State {
             Kind::Finetune | Kind::Evaluate(_) => self.plan_of_student(job),
             Kind::Synthesise { .. } | Kind::Capture { .. } | Kind::Distill { .. } => job.plan.clone(),
         };
-        let spec = v1::TaskSpec { job: Some(job.spec.clone()), plan: Some(plan), kind: Some(kind), latents };
-        Some(v1::Start { lease: Some(task.message(leased)), task: Some(spec) })
+        let latents = Vec::new();
+        Some(v1::TaskSpec { job: Some(job.spec.clone()), plan: Some(plan), kind: Some(kind), latents })
     }
 
     /// Has idle workers ask again, as many as there are ready tasks: first those whose nodes hold most of one.

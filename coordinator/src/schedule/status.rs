@@ -32,7 +32,7 @@ impl State {
     pub fn worker_statuses(&self, now: Now) -> Vec<v1::WorkerStatus> {
         let state = |worker: &super::Worker, tasks: &[String]| match () {
             () if !self.is_alive(worker, now) => "lost",
-            () if self.why_out(worker).is_some() => "out",
+            () if self.why_out(worker, now).is_some() => "out",
             () if worker.takes_nothing() => "draining",
             () if tasks.is_empty() => "idle",
             () => "busy",
@@ -49,7 +49,7 @@ impl State {
                 version: worker.version.clone(),
                 cached_shards: self.placement.stated(&worker.id) as u32,
                 node: worker.node.clone(),
-                reason: self.why_out(worker).unwrap_or_default().to_owned(),
+                reason: self.why_out(worker, now).unwrap_or_default().to_owned(),
             }
         });
         workers.collect()
@@ -199,7 +199,7 @@ impl State {
 pub(super) fn fraction(task: &Task) -> f64 {
     match &task.phase {
         Phase::Committed => 1.0,
-        Phase::Leased(leases) => leases.iter().map(|leased| fraction_of(leased)).fold(0.0, f64::max),
+        Phase::Leased(leases) => leases.iter().map(fraction_of).fold(0.0, f64::max),
         Phase::Pending | Phase::Quarantined => 0.0,
     }
 }

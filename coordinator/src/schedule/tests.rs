@@ -32,6 +32,8 @@ fn settings() -> Settings {
         max_recaptures: 3,
         forget_workers: Duration::from_secs(600),
         identity: "test".into(),
+        #[cfg(feature = "planted-bugs")]
+        planted: None,
     }
 }
 

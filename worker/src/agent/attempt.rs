@@ -1,4 +1,4 @@
-//! One attempt at a task, on a thread of its own.
+//! Attempts, each on a thread of its own.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -6,89 +6,88 @@ use std::time::{Duration, Instant};
 
 use deltaconv_proto::ids::{AttemptId, TaskId};
 use deltaconv_proto::objects::Objects;
-use deltaconv_proto::v1::{self, attempt_report};
-use tokio::sync::mpsc;
+use deltaconv_proto::v1;
 
+use super::runner::{Attempt, Ended, Outcome, Runner};
 use crate::accelerator::Accelerator;
 use crate::models::Models;
 use crate::shards::Cache;
 use crate::task::{self, Context, Stop, Supervision};
 
-/// How an attempt ended.
-pub(super) enum Outcome {
-    Done(v1::Done),
-    Failed(v1::Failure),
-    /// Stopped on request, with what it had reached safely stored.
-    Released,
-    /// Stopped because its lease was gone; nothing is to be said about it.
-    Dropped,
-}
-
-/// An attempt, running or ended.
-pub(super) struct Attempt {
-    pub(super) lease: v1::Lease,
-    supervision: Arc<Supervision>,
-    pub(super) outcome: Option<Outcome>,
-}
-
-/// What attempts of one process share.
+/// Runs each attempt on a thread of its own.
 #[derive(Clone)]
-pub(super) struct Shared {
-    pub(super) models: Arc<Models>,
-    pub(super) accelerator: Accelerator,
-    pub(super) cache: Cache,
-    pub(super) checkpoint_interval: Duration,
-    pub(super) ended: mpsc::UnboundedSender<(v1::Lease, Outcome)>,
+pub(super) struct Threads {
+    models: Arc<Models>,
+    accelerator: Accelerator,
+    cache: Cache,
 }
 
-impl Attempt {
-    /// Begins the attempt. A start that makes no sense ends at once, as a failure.
-    pub(super) fn start(lease: v1::Lease, spec: v1::TaskSpec, shared: &Shared) -> Self {
+impl Threads {
+    /// Attempts that share the accelerator and the cache.
+    pub(super) fn new(accelerator: Accelerator, cache: Cache) -> Self {
+        Self { models: Arc::new(Models::default()), accelerator, cache }
+    }
+}
+
+impl Runner for Threads {
+    type Attempt = Arc<Supervision>;
+
+    fn start(
+        &self,
+        lease: &v1::Lease,
+        spec: v1::TaskSpec,
+        checkpoint_interval: Duration,
+        ended: Ended,
+    ) -> Self::Attempt {
         let supervision = Arc::new(Supervision::default());
-        let attempt = Self { lease: lease.clone(), supervision: supervision.clone(), outcome: None };
-        let (shared, runtime) = (shared.clone(), tokio::runtime::Handle::current());
+        let outcomes = ended.outcomes.clone();
+        let (shared, runtime) = (self.clone(), tokio::runtime::Handle::current());
         let thread = std::thread::Builder::new().name("attempt".into()).spawn({
-            let (lease, shared) = (lease.clone(), shared.clone());
+            let (lease, supervision) = (lease.clone(), supervision.clone());
             move || {
                 let began = Instant::now();
+                let run = || run(&lease, spec, checkpoint_interval, supervision, &shared, runtime);
                 // A fault in one attempt must not take the others with it.
-                let result =
-                    std::panic::catch_unwind(AssertUnwindSafe(|| run(&lease, spec, supervision, &shared, runtime)));
-                let outcome = outcome(result, began.elapsed());
-                // The agent is gone only when the process ends.
-                let _ = shared.ended.send((lease, outcome));
+                let result = std::panic::catch_unwind(AssertUnwindSafe(run));
+                let of_device = shared.accelerator.failure().is_some();
+                ended.tell(outcome(result, began.elapsed(), of_device));
             }
         });
         if let Err(error) = thread {
             let message = format!("no thread for the attempt: {error}");
-            let _ = shared.ended.send((lease, Outcome::Failed(v1::Failure { message, ..v1::Failure::default() })));
+            let ended = Ended { lease: lease.clone(), outcomes };
+            ended.tell(Outcome::Failed(v1::Failure { message, ..v1::Failure::default() }));
         }
-        attempt
+        supervision
     }
 
-    /// Has the attempt end at its next opportunity.
-    pub(super) fn stop(&self, stop: Stop) {
-        self.supervision.stop(stop);
+    async fn cache(&self) -> v1::NodeCache {
+        let cache = self.cache.clone();
+        // A fault in there says nothing, which costs time alone.
+        tokio::task::spawn_blocking(move || cache.statement()).await.unwrap_or_default()
     }
 
-    /// What there is to say about it.
-    pub(super) fn report(&self) -> v1::AttemptReport {
-        let progress = self.supervision.progress();
-        let state = match &self.outcome {
-            None => attempt_report::State::Running(progress),
-            Some(Outcome::Done(done)) => attempt_report::State::Done(done.clone()),
-            Some(Outcome::Failed(failure)) => attempt_report::State::Failed(failure.clone()),
-            Some(Outcome::Released | Outcome::Dropped) => attempt_report::State::Released(progress),
-        };
-        v1::AttemptReport { lease: Some(self.lease.clone()), state: Some(state) }
+    fn device_error(&self) -> Option<String> {
+        self.accelerator.failure().map(str::to_owned)
+    }
+}
+
+impl Attempt for Arc<Supervision> {
+    fn stop(&self, stop: Stop) {
+        Supervision::stop(self, stop);
+    }
+
+    fn progress(&self) -> v1::Progress {
+        Supervision::progress(self)
     }
 }
 
 fn run(
     lease: &v1::Lease,
     spec: v1::TaskSpec,
+    checkpoint_interval: Duration,
     supervision: Arc<Supervision>,
-    shared: &Shared,
+    shared: &Threads,
     runtime: tokio::runtime::Handle,
 ) -> Result<v1::Done, task::Error> {
     let task = TaskId::new(lease.task_id.clone())?;
@@ -104,7 +103,7 @@ fn run(
         latents: spec.latents,
         task,
         attempt,
-        checkpoint_interval: shared.checkpoint_interval,
+        checkpoint_interval,
         models: shared.models.clone(),
         accelerator: shared.accelerator.clone(),
         cache: shared.cache.clone(),
@@ -124,17 +123,17 @@ fn run(
     result
 }
 
-fn outcome(result: std::thread::Result<Result<v1::Done, task::Error>>, took: Duration) -> Outcome {
+fn outcome(result: std::thread::Result<Result<v1::Done, task::Error>>, took: Duration, of_device: bool) -> Outcome {
     match result {
         Ok(Ok(done)) => Outcome::Done(v1::Done { busy_seconds: took.as_secs_f64(), ..done }),
         Ok(Err(task::Error::Stopped(Stop::Release))) => Outcome::Released,
         Ok(Err(task::Error::Stopped(Stop::Fenced))) => Outcome::Dropped,
-        Ok(Err(error)) => Outcome::Failed(error.failure()),
+        Ok(Err(error)) => Outcome::Failed(v1::Failure { of_device, ..error.failure() }),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
             let message = format!("a fault in the worker: {}", text.unwrap_or_default());
-            Outcome::Failed(v1::Failure { message, ..v1::Failure::default() })
+            Outcome::Failed(v1::Failure { message, of_device, ..v1::Failure::default() })
         }
     }
 }

@@ -1,23 +1,22 @@
-//! From a URL and a token file to a coordinator that knows this worker.
+//! The coordinator behind a URL and a token file.
 
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use deltaconv_proto::v1;
 use deltaconv_proto::v1::worker_service_client::WorkerServiceClient;
-use tokio_util::sync::CancellationToken;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
+use super::coordinator::{Coordinator, Unanswered};
 use super::{Error, Options, device};
 use crate::accelerator::Accelerator;
 
 /// Puts the token on every call.
 #[derive(Clone)]
-pub(super) struct Bearer(MetadataValue<Ascii>);
+struct Bearer(MetadataValue<Ascii>);
 
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
@@ -26,23 +25,10 @@ impl Interceptor for Bearer {
     }
 }
 
-pub(super) type Client = WorkerServiceClient<InterceptedService<Channel, Bearer>>;
-
-/// A coordinator that this worker has joined.
-pub(super) struct Connection {
-    pub(super) client: Client,
-    pub(super) worker_id: String,
-    pub(super) checkpoint_interval: Duration,
-}
-
-/// Waits between tries: short at first, so that a restarted coordinator is met within two seconds.
-pub(super) fn waits() -> impl Iterator<Item = Duration> {
-    let builder = ExponentialBuilder::default().with_min_delay(Duration::from_millis(100));
-    builder.with_max_delay(Duration::from_secs(1)).with_jitter().without_max_times().build()
-}
+type Client = WorkerServiceClient<InterceptedService<Channel, Bearer>>;
 
 /// Whether the same call may succeed later. A coordinator that is away, starting or stopping is worth waiting for.
-pub(super) fn may_pass(status: &Status) -> bool {
+fn may_pass(status: &Status) -> bool {
     match status.code() {
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::ResourceExhausted => true,
         // tonic's word for a connection that broke in the middle.
@@ -51,81 +37,78 @@ pub(super) fn may_pass(status: &Status) -> bool {
     }
 }
 
-/// Joins, however long that takes. `None` when `shutdown` comes first.
-pub(super) async fn join(
-    options: &Options,
-    accelerator: &Accelerator,
-    shutdown: &CancellationToken,
-) -> Result<Option<Connection>, Error> {
-    let address = |reason: String| Error::Address { url: options.coordinator.clone(), reason };
-    let endpoint = Endpoint::from_shared(options.coordinator.clone()).map_err(|e| address(e.to_string()))?;
-    if endpoint.uri().scheme_str() != Some("http") {
-        return Err(address("it doesn't start with http://".into()));
+/// The coordinator, by gRPC.
+pub(super) struct Grpc {
+    options: Options,
+    device: v1::Device,
+    endpoint: Endpoint,
+    /// Of the last join.
+    client: Option<Client>,
+}
+
+impl Grpc {
+    /// The coordinator that `options` name, which sees this worker compute on `accelerator`.
+    pub(super) fn new(options: Options, accelerator: &Accelerator) -> Result<Self, Error> {
+        let address = |reason: String| Error::Address { url: options.coordinator.clone(), reason };
+        let endpoint = Endpoint::from_shared(options.coordinator.clone()).map_err(|e| address(e.to_string()))?;
+        if endpoint.uri().scheme_str() != Some("http") {
+            return Err(address("it doesn't start with http://".into()));
+        }
+        let endpoint = endpoint
+            .connect_timeout(Duration::from_secs(5))
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(10));
+        let device = device::describe(options.threads, accelerator);
+        Ok(Self { options, device, endpoint, client: None })
     }
-    let endpoint = endpoint
-        .connect_timeout(Duration::from_secs(5))
-        .http2_keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(10));
-    let mut said = false;
-    for wait in waits() {
-        match try_join(options, accelerator, &endpoint).await {
-            Ok(connection) => {
-                let worker = &connection.worker_id;
-                tracing::info!(worker, coordinator = options.coordinator, "joined");
-                return Ok(Some(connection));
+
+    async fn bearer(&self) -> Result<Bearer, Unanswered> {
+        let path = &self.options.token_file;
+        let text = match tokio::fs::read_to_string(path).await {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Unanswered::Away(format!("token file {} is not there yet", path.display())));
             }
-            Err(Attempted::Failed(error)) => return Err(error),
-            Err(Attempted::Wait(reason)) if !said => {
-                tracing::info!(coordinator = options.coordinator, reason, "waiting for the coordinator");
-                said = true;
-            }
-            Err(Attempted::Wait(_)) => {}
-        }
-        tokio::select! {
-            () = shutdown.cancelled() => break,
-            () = tokio::time::sleep(wait) => {}
+            Err(source) => return Err(Unanswered::Refused(Error::TokenFile { path: path.clone(), source })),
+        };
+        let value = format!("Bearer {}", text.trim()).parse();
+        value.map(Bearer).map_err(|_| Unanswered::Refused(Error::Token(path.clone())))
+    }
+
+    fn unanswered(&self, status: &Status) -> Unanswered {
+        let reason = status.message().to_owned();
+        match may_pass(status) {
+            true => Unanswered::Away(reason),
+            false => Unanswered::Refused(Error::Refused { url: self.options.coordinator.clone(), reason }),
         }
     }
-    Ok(None)
 }
 
-enum Attempted {
-    Wait(String),
-    Failed(Error),
-}
+impl Coordinator for Grpc {
+    fn address(&self) -> &str {
+        &self.options.coordinator
+    }
 
-async fn try_join(options: &Options, accelerator: &Accelerator, endpoint: &Endpoint) -> Result<Connection, Attempted> {
-    let path = &options.token_file;
-    let text = match tokio::fs::read_to_string(path).await {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Attempted::Wait(format!("token file {} is not there yet", path.display())));
-        }
-        Err(source) => return Err(Attempted::Failed(Error::TokenFile { path: path.clone(), source })),
-    };
-    let bearer: MetadataValue<Ascii> =
-        format!("Bearer {}", text.trim()).parse().map_err(|_| Attempted::Failed(Error::Token(path.clone())))?;
-    let channel = endpoint.connect().await.map_err(|e| Attempted::Wait(root_cause(&e)))?;
-    let mut client = WorkerServiceClient::with_interceptor(channel, Bearer(bearer));
-    let request = v1::JoinRequest {
-        name: options.name.clone(),
-        device: Some(device::describe(options.threads, accelerator)),
-        version: env!("CARGO_PKG_VERSION").into(),
-    };
-    let joined = client.join(request).await.map_err(|status| match may_pass(&status) {
-        true => Attempted::Wait(status.message().into()),
-        false => Attempted::Failed(refused(options, &status)),
-    })?;
-    let joined = joined.into_inner();
-    Ok(Connection {
-        client,
-        worker_id: joined.worker_id,
-        checkpoint_interval: Duration::from_millis(joined.checkpoint_interval_ms),
-    })
-}
+    async fn join(&mut self) -> Result<v1::JoinResponse, Unanswered> {
+        let bearer = self.bearer().await?;
+        let channel = self.endpoint.connect().await.map_err(|e| Unanswered::Away(root_cause(&e)))?;
+        let mut client = WorkerServiceClient::with_interceptor(channel, bearer);
+        let request = v1::JoinRequest {
+            name: self.options.name.clone(),
+            device: Some(self.device.clone()),
+            version: env!("CARGO_PKG_VERSION").into(),
+            node: self.options.node.clone(),
+        };
+        let joined = client.join(request).await.map_err(|status| self.unanswered(&status))?;
+        self.client = Some(client);
+        Ok(joined.into_inner())
+    }
 
-pub(super) fn refused(options: &Options, status: &Status) -> Error {
-    Error::Refused { url: options.coordinator.clone(), reason: status.message().into() }
+    async fn sync(&mut self, request: v1::SyncRequest) -> Result<v1::SyncResponse, Unanswered> {
+        let Some(client) = &mut self.client else { return Err(Unanswered::Away("not joined yet".into())) };
+        let answer = client.sync(request).await;
+        answer.map(tonic::Response::into_inner).map_err(|status| self.unanswered(&status))
+    }
 }
 
 fn root_cause(error: &dyn std::error::Error) -> String {

@@ -1,14 +1,21 @@
 //! The worker process: joins, says what it does, does what it is told.
+//!
+//! What it talks to and what runs its attempts are traits, so that [`work`] runs under a simulated network, too.
 
 mod attempt;
 mod connect;
+mod coordinator;
 mod device;
+mod runner;
 mod sync;
 
 use std::path::PathBuf;
 
 use deltaconv_kernels as kernels;
 use tokio_util::sync::CancellationToken;
+
+pub use coordinator::{Coordinator, Unanswered};
+pub use runner::{Attempt, Ended, Outcome, Runner, Stop};
 
 use crate::accelerator::{Accelerator, Choice};
 use crate::shards::{Cache, cache};
@@ -22,6 +29,8 @@ pub struct Options {
     pub token_file: PathBuf,
     /// What people call this worker.
     pub name: String,
+    /// Its machine, by which failures are counted.
+    pub node: String,
     /// Threads to compute with.
     pub threads: usize,
     /// What blocks are trained on.
@@ -91,6 +100,17 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
         let folder = options.cache.folder.as_ref().map(|(folder, _)| folder.clone()).unwrap_or_default();
         Error::Cache { folder, source }
     })?;
-    let Some(connection) = connect::join(&options, &accelerator, &shutdown).await? else { return Ok(()) };
-    sync::Agent::new(options, accelerator, cache, connection).run(shutdown).await
+    let coordinator = connect::Grpc::new(options, &accelerator)?;
+    work(coordinator, attempt::Threads::new(accelerator, cache), shutdown).await
+}
+
+/// Joins `coordinator` and works until `shutdown`; then it hands back what it holds. An error says that the coordinator
+/// refuses this worker for good.
+pub async fn work(
+    mut coordinator: impl Coordinator,
+    runner: impl Runner,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let Some(joined) = coordinator::join(&mut coordinator, &shutdown).await? else { return Ok(()) };
+    sync::Agent::new(coordinator, runner, joined).run(shutdown).await
 }

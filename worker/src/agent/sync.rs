@@ -1,22 +1,16 @@
 //! The loop in which the worker says what is and is told what should be.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use deltaconv_proto::v1;
+use deltaconv_proto::v1::{self, attempt_report};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 
-use super::attempt::{Attempt, Outcome, Shared};
-use super::connect::{self, Connection};
-use super::{Error, Options};
-use crate::accelerator::Accelerator;
-use crate::models::Models;
-use crate::shards::Cache;
-use crate::task::Stop;
+use super::Error;
+use super::coordinator::{self, Coordinator, Unanswered};
+use super::runner::{Attempt, Ended, Outcome, Runner, Stop};
 
 /// How long the coordinator may hold a call of a worker that has nothing to do.
 const HOLD_IDLE: Duration = Duration::from_secs(10);
@@ -31,41 +25,58 @@ fn key(lease: &v1::Lease) -> AttemptKey {
     (lease.task_id.clone(), lease.attempt_id.clone())
 }
 
+/// An attempt that was leased, running or ended.
+struct Held<A> {
+    lease: v1::Lease,
+    attempt: A,
+    outcome: Option<Outcome>,
+}
+
+impl<A: Attempt> Held<A> {
+    /// What there is to say about it.
+    fn report(&self) -> v1::AttemptReport {
+        let progress = self.attempt.progress();
+        let state = match &self.outcome {
+            None => attempt_report::State::Running(progress),
+            Some(Outcome::Done(done)) => attempt_report::State::Done(done.clone()),
+            Some(Outcome::Failed(failure)) => attempt_report::State::Failed(failure.clone()),
+            Some(Outcome::Released | Outcome::Dropped) => attempt_report::State::Released(progress),
+        };
+        v1::AttemptReport { lease: Some(self.lease.clone()), state: Some(state) }
+    }
+}
+
 /// A worker that has joined.
-pub(super) struct Agent {
-    options: Options,
-    connection: Connection,
-    attempts: HashMap<AttemptKey, Attempt>,
-    shared: Shared,
+pub(super) struct Agent<C, R: Runner> {
+    coordinator: C,
+    joined: v1::JoinResponse,
+    runner: R,
+    /// In an order that doesn't change from run to run.
+    attempts: BTreeMap<AttemptKey, Held<R::Attempt>>,
+    outcomes: mpsc::UnboundedSender<(v1::Lease, Outcome)>,
     ended: mpsc::UnboundedReceiver<(v1::Lease, Outcome)>,
     leave_by: Option<Instant>,
-    /// What the cache's folder held when this worker last had nothing to do.
+    /// What the node held when this worker last had nothing to do.
     cache: v1::NodeCache,
     /// The version of it that the coordinator knows.
     known_cache: u64,
 }
 
 enum Event {
-    Answer(Result<v1::SyncResponse, Status>),
+    Answer(Result<v1::SyncResponse, Unanswered>),
     Ended(v1::Lease, Outcome),
     Leave,
 }
 
-impl Agent {
-    pub(super) fn new(options: Options, accelerator: Accelerator, cache: Cache, connection: Connection) -> Self {
-        let (sender, ended) = mpsc::unbounded_channel();
-        let shared = Shared {
-            models: Arc::new(Models::default()),
-            accelerator,
-            cache,
-            checkpoint_interval: connection.checkpoint_interval,
-            ended: sender,
-        };
+impl<C: Coordinator, R: Runner> Agent<C, R> {
+    pub(super) fn new(coordinator: C, runner: R, joined: v1::JoinResponse) -> Self {
+        let (outcomes, ended) = mpsc::unbounded_channel();
         Self {
-            options,
-            connection,
-            attempts: HashMap::new(),
-            shared,
+            coordinator,
+            joined,
+            runner,
+            attempts: BTreeMap::new(),
+            outcomes,
             ended,
             leave_by: None,
             cache: v1::NodeCache::default(),
@@ -75,7 +86,7 @@ impl Agent {
 
     /// Works until `shutdown`, then hands back what it holds.
     pub(super) async fn run(mut self, shutdown: CancellationToken) -> Result<(), Error> {
-        let mut waits = connect::waits();
+        let mut waits = coordinator::waits(self.coordinator.jitter_seed());
         let mut away = false;
         loop {
             match self.next_event(&shutdown).await {
@@ -88,7 +99,7 @@ impl Agent {
                 Event::Answer(Ok(response)) => {
                     if away {
                         tracing::info!("the coordinator is back");
-                        (waits, away) = (connect::waits(), false);
+                        (waits, away) = (coordinator::waits(self.coordinator.jitter_seed()), false);
                     }
                     let pause = Duration::from_millis(response.next_call_after_ms);
                     if !self.take(response, &shutdown).await? {
@@ -96,16 +107,16 @@ impl Agent {
                     }
                     tokio::time::sleep(pause).await;
                 }
-                Event::Answer(Err(status)) if connect::may_pass(&status) => {
+                Event::Answer(Err(Unanswered::Away(reason))) => {
                     if !away {
-                        tracing::warn!(reason = status.message(), "the coordinator doesn't answer; going on without");
+                        tracing::warn!(reason, "the coordinator doesn't answer; going on without");
                         away = true;
                     }
                     tokio::time::sleep(waits.next().unwrap_or(HOLD_BUSY)).await;
                 }
-                Event::Answer(Err(status)) => {
+                Event::Answer(Err(Unanswered::Refused(error))) => {
                     self.stop_all(Stop::Fenced);
-                    return Err(connect::refused(&self.options, &status));
+                    return Err(error);
                 }
             }
             let has_left = self.leave_by.is_some_and(|by| self.attempts.is_empty() || Instant::now() >= by);
@@ -120,14 +131,15 @@ impl Agent {
     async fn next_event(&mut self, shutdown: &CancellationToken) -> Event {
         let leaving = self.leave_by.is_some();
         if self.attempts.is_empty() && !leaving {
-            self.look_at_cache().await;
+            // Before it asks for work, since what it is given follows from it.
+            self.cache = self.runner.cache().await;
         }
         let request = self.request();
         tokio::select! {
             biased;
             Some((lease, outcome)) = self.ended.recv() => Event::Ended(lease, outcome),
             () = shutdown.cancelled(), if !leaving => Event::Leave,
-            answer = self.connection.client.sync(request) => Event::Answer(answer.map(tonic::Response::into_inner)),
+            answer = self.coordinator.sync(request) => Event::Answer(answer),
         }
     }
 
@@ -137,19 +149,13 @@ impl Agent {
             false => HOLD_BUSY,
         };
         v1::SyncRequest {
-            worker_id: self.connection.worker_id.clone(),
-            attempts: self.attempts.values().map(Attempt::report).collect(),
+            worker_id: self.joined.worker_id.clone(),
+            attempts: self.attempts.values().map(Held::report).collect(),
             hold_ms: hold.as_millis() as u64,
             draining: self.leave_by.is_some(),
             cache: Some(self.statement()),
+            device_error: self.runner.device_error().unwrap_or_default(),
         }
-    }
-
-    /// Before it asks for work, since what it is given follows from it.
-    async fn look_at_cache(&mut self) {
-        let cache = self.shared.cache.clone();
-        // A fault in there says nothing, which costs time alone.
-        self.cache = tokio::task::spawn_blocking(move || cache.statement()).await.unwrap_or_default();
     }
 
     fn statement(&self) -> v1::NodeCache {
@@ -170,8 +176,8 @@ impl Agent {
                 return;
             }
         }
-        if let Some(attempt) = self.attempts.get_mut(&key(&lease)) {
-            attempt.outcome = Some(outcome);
+        if let Some(held) = self.attempts.get_mut(&key(&lease)) {
+            held.outcome = Some(outcome);
         }
     }
 
@@ -182,43 +188,49 @@ impl Agent {
             tracing::warn!("the coordinator has forgotten this worker; joining again");
             self.stop_all(Stop::Fenced);
             self.attempts.clear();
-            let Some(connection) = connect::join(&self.options, &self.shared.accelerator, shutdown).await? else {
-                return Ok(false);
-            };
-            self.connection = connection;
+            let Some(joined) = coordinator::join(&mut self.coordinator, shutdown).await? else { return Ok(false) };
+            self.joined = joined;
             return Ok(true);
         }
         for lease in &response.acknowledged {
             self.attempts.remove(&key(lease));
         }
         for cancel in response.cancel {
-            let Some(attempt) = cancel.lease.as_ref().and_then(|lease| self.attempts.remove(&key(lease))) else {
+            let Some(held) = cancel.lease.as_ref().and_then(|lease| self.attempts.remove(&key(lease))) else {
                 continue;
             };
-            attempt.stop(Stop::Fenced);
-            let (task, attempt) = (&attempt.lease.task_id, &attempt.lease.attempt_id);
+            held.attempt.stop(Stop::Fenced);
+            let (task, attempt) = (&held.lease.task_id, &held.lease.attempt_id);
             tracing::info!(task, attempt, reason = cancel.reason, "attempt is over");
+        }
+        for lease in &response.hand_back {
+            if let Some(held) = self.attempts.get(&key(lease)) {
+                held.attempt.stop(Stop::Release);
+            }
         }
         for start in response.start {
             let (Some(lease), Some(spec)) = (start.lease, start.task) else { continue };
             let leaving = self.leave_by.is_some();
             if !leaving && !self.attempts.contains_key(&key(&lease)) {
-                self.attempts.insert(key(&lease), Attempt::start(lease, spec, &self.shared));
+                let interval = Duration::from_millis(self.joined.checkpoint_interval_ms);
+                let ended = Ended { lease: lease.clone(), outcomes: self.outcomes.clone() };
+                let attempt = self.runner.start(&lease, spec, interval, ended);
+                self.attempts.insert(key(&lease), Held { lease, attempt, outcome: None });
             }
         }
         Ok(true)
     }
 
     fn stop_all(&self, stop: Stop) {
-        for attempt in self.attempts.values() {
-            attempt.stop(stop);
+        for held in self.attempts.values() {
+            held.attempt.stop(stop);
         }
     }
 
     /// Tells the coordinator that nothing is held any more, if it can be reached.
     async fn say_goodbye(&mut self) {
         let request = v1::SyncRequest { hold_ms: 0, draining: true, ..self.request() };
-        let said = tokio::time::timeout(Duration::from_secs(2), self.connection.client.sync(request)).await;
+        let said = tokio::time::timeout(Duration::from_secs(2), self.coordinator.sync(request)).await;
         let told = matches!(said, Ok(Ok(_)));
         tracing::info!(told, "worker left");
     }
