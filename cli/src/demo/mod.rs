@@ -89,7 +89,7 @@ struct Scale {
 enum Ended {
     Done(Outcome),
     /// The job failed or was cancelled.
-    Undone(v1::JobStatus),
+    Undone(Box<v1::JobStatus>),
     Interrupted,
 }
 
@@ -230,7 +230,7 @@ async fn follow(url: &str, spec: &v1::JobSpec, progress: &mut Progress) -> Resul
 fn ended(last: v1::JobStatus) -> Ended {
     match Outcome::of(&last) {
         Some(outcome) if watching::state(&last) == "done" => Ended::Done(outcome),
-        _ => Ended::Undone(last),
+        _ => Ended::Undone(Box::new(last)),
     }
 }
 

@@ -7,8 +7,8 @@ fn nodes<const N: usize>(c: &mut Coordinator) -> [WorkerId; N] {
 }
 
 fn of_worker(c: &Coordinator, worker: &WorkerId) -> (String, String) {
-    let statuses = c.state.worker_statuses(c.now).into_iter();
-    let found = statuses.filter(|status| status.worker_id == worker.as_str()).next().expect("known");
+    let mut statuses = c.state.worker_statuses(c.now).into_iter();
+    let found = statuses.find(|status| status.worker_id == worker.as_str()).expect("known");
     (found.state, found.reason)
 }
 
