@@ -37,25 +37,25 @@ pub(crate) enum Command {
     /// List the jobs
     Jobs(commands::jobs::Arguments),
     /// Show where a job stands
-    Status(commands::status::Arguments),
+    Status(OfJob),
     /// Follow a job until it ends
-    Watch(commands::watch::Arguments),
+    Watch(OfJob),
     /// Show what a job that is done achieved, layer by layer and stage by stage, and what it cost
-    Report(commands::report::Arguments),
+    Report(OfJob),
     /// Say why a job or a task waits, and what would help
-    Explain(commands::explain::Arguments),
+    Explain(OfJobOrTask),
     /// List the workers; give one nothing new, or tasks again
     Workers(commands::workers::Arguments),
     /// Measure what this machine does
     Bench(commands::bench::Arguments),
     /// End a job before it is done
-    Cancel(commands::cancel::Arguments),
+    Cancel(OfJob),
     /// Hold a job's work up: what is at work is handed back at a checkpoint
-    Pause(commands::pause::Arguments),
+    Pause(OfJob),
     /// Have a paused job go on
-    Resume(commands::resume::Arguments),
+    Resume(OfJob),
     /// Have a failed job go on, or a quarantined task tried again
-    Retry(commands::retry::Arguments),
+    Retry(OfJobOrTask),
     /// Remove what a job needs no more: its activations, latents and checkpoints, and what attempts left behind
     Gc(commands::gc::Arguments),
 }
@@ -84,6 +84,28 @@ pub(crate) struct Output {
     /// How to write what is shown
     #[arg(short = 'o', long = "output", value_enum, value_name = "FORMAT", default_value_t)]
     pub(crate) format: Format,
+}
+
+/// A job, and how what is said of it is written.
+#[derive(Debug, Args)]
+pub(crate) struct OfJob {
+    /// The job's id, as `deltaconv jobs` lists it
+    pub(crate) job: String,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// A job or one of its tasks, and how what is said of it is written.
+#[derive(Debug, Args)]
+pub(crate) struct OfJobOrTask {
+    /// A job's id, as `deltaconv jobs` lists it, or a task's, as `deltaconv status` does
+    pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+    #[command(flatten)]
+    pub(crate) output: Output,
 }
 
 /// What to compute on.

@@ -2,28 +2,17 @@
 
 use std::process::ExitCode;
 
-use clap::Args;
 use comfy_table::Table;
 use deltaconv_proto::v1::StaysAttention;
 use serde::Deserialize;
 
-use crate::args::{Connection, Format, Output};
+use crate::args::{Format, OfJob};
 use crate::client::Client;
 use crate::error::Error;
 use crate::{duration, output, stage, table};
 
-#[derive(Debug, Args)]
-pub(crate) struct Arguments {
-    /// The job's id, as `deltaconv jobs` lists it
-    job: String,
-    #[command(flatten)]
-    connection: Connection,
-    #[command(flatten)]
-    output: Output,
-}
-
-pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
-    let Arguments { job, connection, output } = arguments;
+pub(crate) async fn run(arguments: OfJob) -> Result<ExitCode, Error> {
+    let OfJob { job, connection, output } = arguments;
     let json = Client::connect(&connection.coordinator).await?.report(&job).await?;
     match output.format {
         Format::Json => output::print(json.trim_end()),

@@ -2,28 +2,17 @@
 
 use std::process::ExitCode;
 
-use clap::Args;
 use deltaconv_proto::v1;
 
 use super::{interrupted, status};
-use crate::args::{Connection, Format, Output};
+use crate::args::{Format, OfJob};
 use crate::ending::Signals;
 use crate::error::Error;
 use crate::output;
 use crate::progress::Progress;
 use crate::watching::{self, Watcher};
 
-#[derive(Debug, Args)]
-pub(crate) struct Arguments {
-    /// The job's id, as `deltaconv jobs` lists it
-    job: String,
-    #[command(flatten)]
-    connection: Connection,
-    #[command(flatten)]
-    output: Output,
-}
-
-pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
+pub(crate) async fn run(arguments: OfJob) -> Result<ExitCode, Error> {
     let mut signals = Signals::new()?;
     let url = &arguments.connection.coordinator;
     let job = &arguments.job;

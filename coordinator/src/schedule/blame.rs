@@ -80,8 +80,8 @@ impl State {
         let failed = self.nodes.entry(node.clone()).or_default();
         failed.failures.retain(|(task, _)| *task != id);
         failed.failures.push((id, message));
-        effects.writes.push(failed.write(&node));
-        self.take_out_if_faulty(&node, now, effects);
+        self.take_out_if_faulty(&node, now);
+        self.settle_node(&node, effects);
         if self.is_hopeless(slot, now) {
             self.quarantine(slot, effects);
         }
@@ -142,7 +142,7 @@ impl State {
     }
 
     /// Takes the machine out on which different tasks failed one after the other, while there is another one to go on with.
-    fn take_out_if_faulty(&mut self, name: &str, now: Now, effects: &mut Effects) {
+    fn take_out_if_faulty(&mut self, name: &str, now: Now) {
         let others = self.has_others(name, now);
         let most = self.settings.max_failures as usize;
         let Some(node) = self.nodes.get_mut(name).filter(|node| node.out().is_none() && others) else { return };
@@ -150,7 +150,6 @@ impl State {
             let told: Vec<String> = node.failures.iter().map(|(task, message)| told(task.as_str(), message)).collect();
             tracing::warn!(node = name, "different tasks failed on the machine; it is given nothing more");
             node.faulty = Some(format!("{} tasks failed on it one after the other: {}", told.len(), told.join("; ")));
-            self.settle_node(name, effects);
         }
     }
 
@@ -169,8 +168,9 @@ impl State {
     /// Whether there is another machine to go on with.
     fn has_others(&self, node: &str, now: Now) -> bool {
         let is_out = |worker: &Worker| self.nodes.get(&worker.node).is_some_and(|node| node.out().is_some());
-        let others = self.workers.values().filter(|worker| worker.node != node);
-        others.into_iter().any(|worker| self.is_alive(worker, now) && !worker.takes_nothing() && !is_out(worker))
+        self.workers.values().any(|worker| {
+            worker.node != node && self.is_alive(worker, now) && !worker.takes_nothing() && !is_out(worker)
+        })
     }
 
     /// Whether a task that failed may be given to this worker: to one on whose machine it has not failed yet, as long as there

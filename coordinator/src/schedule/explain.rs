@@ -50,8 +50,7 @@ impl State {
         if !job.is_running() {
             return self.ended(job);
         }
-        let waiting_for = self.waiting_for(job, now);
-        if let Some(waiting) = waiting_for {
+        if let Some(waiting) = self.waiting_for(job, now) {
             return waiting;
         }
         let (stage, at_work) = (job.step().stage.name(), job.in_work.len());

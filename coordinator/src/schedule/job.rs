@@ -309,13 +309,13 @@ impl State {
         let Some(job) = self.jobs.get_mut(id).filter(|job| job.is_running()) else { return };
         job.state = state;
         job.finished_unix_ms = now.unix_ms.max(1);
-        for slot in job.in_work.clone() {
-            let workers = self.tasks[slot].leases().iter().map(|leased| Command::Wake(leased.worker.clone()));
+        let at_work = job.in_work.clone();
+        for slot in &at_work {
+            let workers = self.tasks[*slot].leases().iter().map(|leased| Command::Wake(leased.worker.clone()));
             effects.commands.extend(workers);
-            self.change(slot, |task| task.phase = Phase::Pending);
-            self.write_task(slot, effects);
         }
-        self.queue(id);
+        self.change_all(id, at_work.iter().copied(), |task| task.phase = Phase::Pending);
+        at_work.into_iter().for_each(|slot| self.write_task(slot, effects));
         let tasks: Vec<TaskId> = self.tasks_of(&self.jobs[id]).map(|task| task.id.clone()).collect();
         self.placement.end(&tasks);
         self.write_job(id, effects);
@@ -381,7 +381,7 @@ impl State {
             job.finished_unix_ms = 0;
             let slots = job.slots.clone();
             self.place_job(id);
-            slots.iter().for_each(|slot| self.change(slot, |_| ()));
+            self.change_all(id, slots.iter(), |_| ());
             self.write_job(id, effects);
         }
         self.advance(id, now, effects);

@@ -110,8 +110,8 @@ impl State {
     /// Whether the worker may take a task, now or soon.
     fn asks_soon(&self, worker: &Worker, now: Now) -> bool {
         let is_nearly_done = |task: &Task| {
-            let own = task.leases().iter().filter(|leased| leased.worker == worker.id);
-            own.into_iter().all(|leased| leased.verifying || fraction(task) >= SOON)
+            let mut own = task.leases().iter().filter(|leased| leased.worker == worker.id);
+            own.all(|leased| leased.verifying || fraction(task) >= SOON)
         };
         self.is_usable(worker, now) && self.leases_of(&worker.id).all(is_nearly_done)
     }

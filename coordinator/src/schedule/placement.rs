@@ -223,27 +223,34 @@ impl State {
     pub(super) fn place_job(&mut self, id: &JobId) {
         let Some(job) = self.jobs.get(id) else { return };
         for slot in job.slots.iter() {
-            for (reader, shard) in self.readers(slot) {
-                self.placement.add(&self.tasks[reader].id, &shard);
-            }
+            self.count(slot, Placement::add);
         }
     }
 
     /// Counts the shards that a capture task wrote.
     pub(super) fn place(&mut self, capture: Slot) {
-        for (reader, shard) in self.readers(capture) {
-            self.placement.add(&self.tasks[reader].id, &shard);
-            // It may be ready by that.
-            self.change(reader, |_| ());
-        }
+        self.recount(capture, Placement::add);
     }
 
     /// Counts the shards that a capture task wrote no more, before they change.
     pub(super) fn displace(&mut self, capture: Slot) {
-        for (reader, shard) in self.readers(capture) {
-            self.placement.remove(&self.tasks[reader].id, &shard);
-            self.change(reader, |_| ());
+        self.recount(capture, Placement::remove);
+    }
+
+    /// Counts the shards, and whether what reads them is ready by that.
+    fn recount(&mut self, capture: Slot, counted: fn(&mut Placement, &TaskId, &ObjectRef)) {
+        let readers = self.count(capture, counted);
+        let job = self.tasks[capture].job.clone();
+        self.change_all(&job, readers, |_| ());
+    }
+
+    /// Gives the tasks that read the shards.
+    fn count(&mut self, capture: Slot, counted: fn(&mut Placement, &TaskId, &ObjectRef)) -> Vec<Slot> {
+        let readers = self.readers(capture);
+        for (reader, shard) in &readers {
+            counted(&mut self.placement, &self.tasks[*reader].id, shard);
         }
+        readers.into_iter().map(|(reader, _)| reader).collect()
     }
 
     /// The shards of a capture task, each with the distill task that reads it.

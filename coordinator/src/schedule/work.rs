@@ -7,6 +7,7 @@ use deltaconv_proto::ids::JobId;
 
 use super::tasks::{Slot, Slots};
 use super::{Job, Kind, Phase, Stage, State, Step, Task};
+use crate::plan;
 
 /// One step of a job.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -98,18 +99,33 @@ impl State {
         result
     }
 
+    /// The same of several tasks of one job, which takes its place in the queue once.
+    pub(super) fn change_all(
+        &mut self,
+        job: &JobId,
+        slots: impl IntoIterator<Item = Slot>,
+        change: impl Fn(&mut Task),
+    ) {
+        for slot in slots {
+            self.unindex(slot);
+            change(&mut self.tasks[slot]);
+            self.index(slot);
+        }
+        self.queue(job);
+    }
+
     /// Says anew what each of the step's tasks costs beside its peers.
     pub(super) fn rank(&mut self, id: &JobId, step: Step) {
         let Some(job) = self.jobs.get(id).filter(|_| step.stage == Stage::Distill) else { return };
         let Some(slots) = job.work(step).map(|work| work.slots.clone()) else { return };
-        let (plan, steps) = (self.plan_of_round(job, step.round), self.steps(job, step.round));
-        for slot in slots.iter() {
-            if let Kind::Distill { layer, .. } = self.tasks[slot].kind {
-                let of_step = crate::plan::cost::Block::planned(&plan.layers[layer]).total();
+        let (planned, steps) = (self.plan_of_round(job, step.round), self.steps(job, step.round));
+        self.change_all(id, slots.iter(), |task| {
+            if let Kind::Distill { layer, .. } = task.kind {
+                let of_step = plan::cost::Block::planned(&planned.layers[layer]).total();
                 let cost = of_step.saturating_mul(steps[layer].into());
-                self.change(slot, |task| task.rank = u64::try_from(cost).unwrap_or(u64::MAX));
+                task.rank = u64::try_from(cost).unwrap_or(u64::MAX);
             }
-        }
+        });
     }
 
     fn index(&mut self, slot: Slot) {
