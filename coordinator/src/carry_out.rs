@@ -1,12 +1,15 @@
 //! Carries out what the state machine commands, and tells it what came of it.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use deltaconv_proto::ids::{JobId, TaskId};
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::shard::Contents;
 use deltaconv_proto::v1;
 use futures::TryStreamExt;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +29,7 @@ pub(crate) async fn run(
     stop: CancellationToken,
 ) {
     let mut running = JoinSet::new();
+    let mut turns = Turns::default();
     loop {
         let command = tokio::select! {
             () = stop.cancelled() => break,
@@ -37,12 +41,36 @@ pub(crate) async fn run(
             Some(Command::Wake(worker)) => wakers.ring(&worker),
             Some(command) => {
                 let (core, stop, runtime) = (core.clone(), stop.clone(), Handle::current());
+                let turn = turns.of(&command);
+                let carry_out = async move {
+                    let _turn = match &turn {
+                        Some(turn) => Some(turn.lock().await),
+                        None => None,
+                    };
+                    carry_out(core, command).await;
+                };
                 // Hashing and drawing take longer than an async thread may be kept.
-                running.spawn_blocking(move || runtime.block_on(stop.run_until_cancelled(carry_out(core, command))));
+                running.spawn_blocking(move || runtime.block_on(stop.run_until_cancelled(carry_out)));
             }
         }
     }
     while running.join_next().await.is_some() {}
+}
+
+/// Whose turn it is at what jobs have one of. A core that begins anew commands again what may be under way.
+#[derive(Default)]
+struct Turns(HashMap<JobId, Arc<Mutex<()>>>);
+
+impl Turns {
+    /// What the command waits for, if it is one that a job has once.
+    fn of(&mut self, command: &Command) -> Option<Arc<Mutex<()>>> {
+        let job = match command {
+            Command::Assemble(job) | Command::Report(job) | Command::Reclaim(job) => job,
+            Command::Wake(_) | Command::Verify { .. } | Command::Discard { .. } => return None,
+        };
+        self.0.retain(|_, turn| Arc::strong_count(turn) > 1);
+        Some(self.0.entry(job.clone()).or_default().clone())
+    }
 }
 
 async fn carry_out(core: CoreHandle, command: Command) {
@@ -72,7 +100,7 @@ async fn verify(core: CoreHandle, task: TaskId, lease: v1::Lease, done: v1::Done
     {
         tracing::warn!(%task, reason = output.unlearned, "no block was learned; the layer stays attention");
     }
-    let told = core.call(move |state, now, effects| state.verified(&task, &lease, done, result, now, effects));
+    let told = core.tell(move |state, now, effects| state.verified(&task, &lease, done, result, now, effects));
     // A core that stops has its worker report again to the next one.
     let _ = told.await;
 }
@@ -109,7 +137,8 @@ async fn check(
 async fn assemble(core: CoreHandle, job: JobId) {
     let id = job.clone();
     let inputs = core.call(move |state, _, _| {
-        state.job(&id).map(|job| (job.spec.clone(), state.plan_of_student(job), state.blocks_of_student(&id)))
+        let job = state.job(&id).filter(|job| job.is_running() && job.output.is_empty())?;
+        Some((job.spec.clone(), state.plan_of_student(job), state.blocks_of_student(&id)))
     });
     let Ok(Some((spec, plan, blocks))) = inputs.await else { return };
     let result = assemble::assemble(&spec, &plan, &blocks).await;
@@ -118,14 +147,14 @@ async fn assemble(core: CoreHandle, job: JobId) {
         Ok((_, objects)) => tracing::info!(%job, objects = objects.len(), "model assembled"),
         Err(reason) => tracing::error!(%job, reason, "assembling failed"),
     }
-    let _ = core.call(move |state, now, effects| state.assembled(&job, result, now, effects)).await;
+    let _ = core.tell(move |state, now, effects| state.assembled(&job, result, now, effects)).await;
 }
 
 async fn report(core: CoreHandle, job: JobId) {
     let id = job.clone();
     let inputs = core.call(move |state, now, _| {
         let parts = state.evaluation_parts(&id);
-        state.job(&id).map(|job| {
+        state.job(&id).filter(|job| job.is_running()).map(|job| {
             let stages: Vec<StageFigures> =
                 job.steps().map(|step| figures(state.stage_status(job, step, now), now)).collect();
             let blocks = state.blocks(&id, job.rounds());
@@ -150,7 +179,7 @@ async fn report(core: CoreHandle, job: JobId) {
         Ok(figures) => tracing::info!(%job, epsilon = figures.epsilon_relative_mse, "report written"),
         Err(reason) => tracing::error!(%job, reason, "the report failed"),
     }
-    let _ = core.call(move |state, now, effects| state.reported(&job, result, now, effects)).await;
+    let _ = core.tell(move |state, now, effects| state.reported(&job, result, now, effects)).await;
 }
 
 async fn reclaim(core: CoreHandle, job: JobId) {
@@ -158,7 +187,7 @@ async fn reclaim(core: CoreHandle, job: JobId) {
         Ok(tally) if tally.failed == 0 => {
             let (objects, bytes) = tally.total();
             tracing::info!(%job, objects, bytes, "activations and checkpoints removed");
-            let _ = core.call(move |state, _, effects| state.reclaimed(&job, effects)).await;
+            let _ = core.tell(move |state, _, effects| state.reclaimed(&job, effects)).await;
         }
         Ok(tally) => {
             let (objects, reason) = (tally.failed, tally.failure);

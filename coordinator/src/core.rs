@@ -2,31 +2,53 @@
 //! and only then answered, so that nothing is acknowledged that a crash could take back.
 
 use std::io;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use deltaconv_proto::v1;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::planted::Planted;
-use crate::schedule::{Command, Effects, Now, State};
-use crate::store::{self, LocalStore, Store};
+use crate::schedule::{self, Command, Effects, Now, Settings, State};
+use crate::store::{LocalStore, Store};
 
 /// How often leases are looked at.
 const TICK: Duration = Duration::from_millis(200);
 /// Transitions that share one flush at most.
 const GROUP: usize = 512;
 
-/// The thread has ended, because the store failed or the coordinator stops.
-#[derive(Debug, thiserror::Error)]
-#[error("the coordinator is stopping; try again in a moment")]
-pub(crate) struct Stopped;
+/// How often a store that failed is tried again.
+const PROBE: Duration = Duration::from_secs(2);
 
-type Answer = Box<dyn FnOnce() + Send>;
-type Transition = Box<dyn FnOnce(&mut State, Now, &mut Effects) -> Answer + Send>;
+/// Why the core doesn't do what it is asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum Unserved {
+    /// The thread has ended: the coordinator stops.
+    #[error("the coordinator is stopping; try again in a moment")]
+    Stopped,
+    /// Nothing can be made durable. What was asked for is not done, and can be asked for again.
+    #[error(
+        "the coordinator is read-only since its state can't be written ({0}); make room or mend the disk: it tries again by itself"
+    )]
+    ReadOnly(Arc<str>),
+}
+
+/// What a call finds.
+enum Access<'a> {
+    /// What it changes becomes durable before it is answered.
+    Write(&'a mut State, Now, &'a mut Effects),
+    /// Nothing can become durable, for this reason.
+    Read(&'a mut State, Now, &'a Arc<str>),
+}
+
+/// Sends what a call was answered; in its place that it is not durable, where that is so.
+type Answer = Box<dyn FnOnce(Result<(), Unserved>) + Send>;
+type Call = Box<dyn FnOnce(Access<'_>) -> Answer + Send>;
 
 enum Message {
-    Transition(Transition),
+    Call(Call),
     Stop,
 }
 
@@ -41,17 +63,69 @@ impl Handle {
     pub(crate) async fn call<R: Send + 'static>(
         &self,
         transition: impl FnOnce(&mut State, Now, &mut Effects) -> R + Send + 'static,
-    ) -> Result<R, Stopped> {
+    ) -> Result<R, Unserved> {
+        self.enter(|access| match access {
+            Access::Write(state, now, effects) => Ok(transition(state, now, effects)),
+            Access::Read(_, _, reason) => Err(Unserved::ReadOnly(reason.clone())),
+        })
+        .await
+    }
+
+    /// The same, as often as it takes until it is durable: of what was done outside and can't be undone.
+    pub(crate) async fn tell<R: Send + 'static>(
+        &self,
+        transition: impl FnOnce(&mut State, Now, &mut Effects) -> R + Clone + Send + 'static,
+    ) -> Result<R, Unserved> {
+        loop {
+            match self.call(transition.clone()).await {
+                Err(Unserved::ReadOnly(_)) => tokio::time::sleep(PROBE).await,
+                answered => return answered,
+            }
+        }
+    }
+
+    /// Looks at the state; also at one that can't be written.
+    pub(crate) async fn read<R: Send + 'static>(
+        &self,
+        look: impl FnOnce(&State, Now) -> R + Send + 'static,
+    ) -> Result<R, Unserved> {
+        self.enter(|access| match access {
+            Access::Write(state, now, _) | Access::Read(state, now, _) => Ok(look(state, now)),
+        })
+        .await
+    }
+
+    /// A worker's report and what it should be doing; while nothing can be made durable, only that it is heard.
+    pub(crate) async fn sync<R: Send + 'static>(
+        &self,
+        request: v1::SyncRequest,
+        answer: impl FnOnce(&State, &str, Option<v1::SyncResponse>) -> R + Send + 'static,
+    ) -> Result<R, Unserved> {
+        self.enter(move |access| match access {
+            Access::Write(state, now, effects) => {
+                let response = state.sync(&request, now, effects);
+                Ok(answer(state, &request.worker_id, response))
+            }
+            Access::Read(state, now, reason) => {
+                let response = state.hear(&request, reason, now);
+                Ok(answer(state, &request.worker_id, Some(response)))
+            }
+        })
+        .await
+    }
+
+    async fn enter<R: Send + 'static>(
+        &self,
+        call: impl FnOnce(Access<'_>) -> Result<R, Unserved> + Send + 'static,
+    ) -> Result<R, Unserved> {
         let (answer, answered) = oneshot::channel();
-        let transition: Transition = Box::new(move |state, now, effects| {
-            let result = transition(state, now, effects);
-            Box::new(move || {
-                // Nobody waits any more: the caller went away, the transition stands.
-                let _ = answer.send(result);
-            })
+        let call: Call = Box::new(move |access| {
+            let result = call(access);
+            // Where nobody waits any more, the caller went away; what was done stands.
+            Box::new(move |durable| drop(answer.send(durable.and(result))))
         });
-        self.queue.send(Message::Transition(transition)).map_err(|_| Stopped)?;
-        answered.await.map_err(|_| Stopped)
+        self.queue.send(Message::Call(call)).map_err(|_| Unserved::Stopped)?;
+        answered.await.map_err(|_| Unserved::Stopped)?
     }
 
     /// Has the thread close the store and end, after what is queued.
@@ -83,11 +157,19 @@ impl Clock {
 
 /// A core that is about to run.
 pub(crate) struct Core<S> {
+    settings: Settings,
     state: State,
     store: S,
     clock: Clock,
     queue: mpsc::UnboundedReceiver<Message>,
     commands: mpsc::UnboundedSender<Command>,
+    read_only: Option<ReadOnly>,
+}
+
+/// The store failed.
+struct ReadOnly {
+    reason: Arc<str>,
+    next_probe: Instant,
 }
 
 /// A core at work on its thread.
@@ -95,7 +177,7 @@ pub(crate) struct Running {
     /// The thread.
     pub(crate) thread: JoinHandle<()>,
     /// Its result, once it has ended; nothing if it panicked.
-    pub(crate) ended: oneshot::Receiver<Result<(), store::Error>>,
+    pub(crate) ended: oneshot::Receiver<Result<(), crate::Error>>,
 }
 
 impl Core<LocalStore> {
@@ -104,8 +186,9 @@ impl Core<LocalStore> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let (result, ended) = oneshot::channel();
         let run = move || {
+            let ended = runtime.block_on(self.run(first)).map_err(crate::Error::from);
             // Who started the core waits for this, or doesn't care any more.
-            let _ = result.send(runtime.block_on(self.run(first)).and_then(LocalStore::close));
+            let _ = result.send(ended.and_then(|store| Ok(store.close()?)));
         };
         let thread = std::thread::Builder::new().name("core".into()).spawn(run)?;
         Ok(Running { thread, ended })
@@ -113,21 +196,28 @@ impl Core<LocalStore> {
 }
 
 impl<S: Store> Core<S> {
-    /// The core of `state`, whose commands go to `commands`.
-    pub(crate) fn new(
-        state: State,
-        store: S,
+    /// A core that begins on what `store` holds, and whose commands go to `commands`. The effects are for [`Self::run`].
+    pub(crate) fn open(
+        settings: Settings,
+        mut store: S,
         clock: Clock,
         commands: mpsc::UnboundedSender<Command>,
-    ) -> (Self, Handle) {
+    ) -> Result<(Self, Handle, Effects), crate::Error> {
+        let (state, first) = State::restore(settings.clone(), store.load()?, clock.now())?;
         let (sender, queue) = mpsc::unbounded_channel();
-        (Self { state, store, clock, queue, commands }, Handle { queue: sender })
+        let core = Self { settings, state, store, clock, queue, commands, read_only: None };
+        Ok((core, Handle { queue: sender }, first))
     }
 
-    /// Serves transitions until it is stopped, and gives the store back. `first` are the effects of restoring the state.
-    /// An error of the store ends it: from then on memory would be ahead of what is durable.
-    pub(crate) async fn run(mut self, first: Effects) -> Result<S, store::Error> {
-        self.settle(first, Vec::new())?;
+    /// Serves until it is stopped, and gives the store back. `first` are the effects of restoring the state.
+    ///
+    /// A store that fails makes it read-only. Memory is ahead of what is durable then, by changes of which nobody was told:
+    /// once the store can be written again the core begins anew on what it holds, as another process would.
+    ///
+    /// # Errors
+    /// That what is durable can't be understood.
+    pub(crate) async fn run(mut self, first: Effects) -> Result<S, schedule::Error> {
+        self.settle(first, Vec::new());
         let mut next_tick = Instant::now();
         loop {
             let mut effects = Effects::default();
@@ -139,9 +229,13 @@ impl<S: Store> Core<S> {
             };
             while let Some(received) = message.take() {
                 match received {
-                    Message::Transition(transition) => {
+                    Message::Call(call) => {
                         let now = self.now();
-                        answers.push(transition(&mut self.state, now, &mut effects));
+                        let access = match &self.read_only {
+                            None => Access::Write(&mut self.state, now, &mut effects),
+                            Some(ReadOnly { reason, .. }) => Access::Read(&mut self.state, now, reason),
+                        };
+                        answers.push(call(access));
                     }
                     Message::Stop => stop = true,
                 }
@@ -151,13 +245,16 @@ impl<S: Store> Core<S> {
             }
             if next_tick <= Instant::now() {
                 let now = self.now();
-                self.state.tick(now, &mut effects);
+                if self.read_only.is_none() {
+                    self.state.tick(now, &mut effects);
+                }
                 next_tick = Instant::now() + TICK;
             }
-            self.settle(effects, answers)?;
+            self.settle(effects, answers);
             if stop {
                 return Ok(self.store);
             }
+            self.probe()?;
         }
     }
 
@@ -169,19 +266,49 @@ impl<S: Store> Core<S> {
         now
     }
 
-    fn settle(&mut self, effects: Effects, mut answers: Vec<Answer>) -> Result<(), store::Error> {
+    fn settle(&mut self, effects: Effects, mut answers: Vec<Answer>) {
         if self.state.is_planted(Planted::AckBeforeDurable) {
-            answers.drain(..).for_each(|answer| answer());
+            answers.drain(..).for_each(|answer| answer(Ok(())));
         }
-        if !effects.writes.is_empty() {
-            self.store.apply(&effects.writes)?;
+        if !effects.writes.is_empty()
+            && let Err(error) = self.store.apply(&effects.writes)
+        {
+            let reason: Arc<str> = error.to_string().into();
+            tracing::error!(%reason, "read-only: the state can't be written; workers go on, nothing new is given or accepted");
+            answers.into_iter().for_each(|answer| answer(Err(Unserved::ReadOnly(reason.clone()))));
+            self.read_only = Some(ReadOnly { reason, next_probe: Instant::now() + PROBE });
+            return;
         }
         for answer in answers {
-            answer();
+            answer(Ok(()));
         }
         for command in effects.commands {
             // The receiver goes away only when the coordinator stops; a restart gives the command again.
             let _ = self.commands.send(command);
+        }
+    }
+
+    /// Begins anew once a store that failed can be written again.
+    fn probe(&mut self) -> Result<(), schedule::Error> {
+        let now = Instant::now();
+        let Some(read_only) = self.read_only.as_mut().filter(|read_only| read_only.next_probe <= now) else {
+            return Ok(());
+        };
+        read_only.next_probe = now + PROBE;
+        let records = match self.store.probe().and_then(|()| self.store.load()) {
+            Ok(records) => records,
+            Err(error) => {
+                tracing::warn!(%error, "still read-only");
+                read_only.reason = error.to_string().into();
+                return Ok(());
+            }
+        };
+        let (state, first) = State::restore(self.settings.clone(), records, self.now())?;
+        self.state = state;
+        self.read_only = None;
+        self.settle(first, Vec::new());
+        if self.read_only.is_none() {
+            tracing::info!("the state can be written again; the coordinator serves as before");
         }
         Ok(())
     }

@@ -15,8 +15,8 @@ use tonic::transport::Server;
 use crate::api::{OperatorApi, Token, TokenError, Wakers, WorkerApi};
 use crate::carry_out;
 use crate::core::{Clock, Core, Running};
-use crate::schedule::{self, Settings, State};
-use crate::store::{self, LocalStore, Store};
+use crate::schedule::{self, Settings};
+use crate::store::{self, LocalStore};
 
 /// How a coordinator runs.
 #[derive(Clone, Debug)]
@@ -33,6 +33,8 @@ pub struct Options {
     pub lease_ttl: Duration,
     /// Longest time between two checkpoints of an attempt.
     pub checkpoint_interval: Duration,
+    /// Bytes that stay free where the state lies: with less the coordinator is read-only.
+    pub keep_free: u64,
 }
 
 /// What keeps a coordinator from running.
@@ -71,14 +73,14 @@ pub enum Error {
     Fault,
 }
 
-/// Serves until `shutdown`, or until the state can't be written any more.
+/// Serves until `shutdown`.
 pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Error> {
     let listen = |source| Error::Listen { address: options.listen, source };
     let listener = TcpListener::bind(options.listen).await.map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
 
     let clock = Clock::start(SystemTime::now);
-    let mut store = LocalStore::open(&options.state)?;
+    let store = LocalStore::open(&options.state, options.keep_free)?;
     let token = Token::read_or_make(&options.token_file)?;
     let settings = Settings {
         lease_ttl: options.lease_ttl,
@@ -90,9 +92,8 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
         #[cfg(feature = "planted-bugs")]
         planted: None,
     };
-    let (state, first) = State::restore(settings, store.load()?, clock.now())?;
     let (commands, given) = mpsc::unbounded_channel();
-    let (core, handle) = Core::new(state, store, clock, commands);
+    let (core, handle, first) = Core::open(settings, store, clock, commands)?;
     let Running { thread, ended: mut core_ended } = core.spawn(first).map_err(listen)?;
 
     let wakers = Wakers::default();
@@ -134,8 +135,8 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     outcome.and(closed).and(joined).and(carried.map_err(|_| Error::Fault))
 }
 
-fn core_result(ended: Result<Result<(), store::Error>, oneshot::error::RecvError>) -> Result<(), Error> {
-    ended.map_err(|_| Error::Fault)?.map_err(Error::from)
+fn core_result(ended: Result<Result<(), Error>, oneshot::error::RecvError>) -> Result<(), Error> {
+    ended.map_err(|_| Error::Fault)?
 }
 
 fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {

@@ -16,14 +16,14 @@ use crate::Error;
 use crate::api::{Wakers, WorkerApi};
 use crate::core::{Clock, Core, Handle};
 use crate::schedule::{Command, Effects, Now, Settings, State};
-use crate::store::{self, Store};
+use crate::store::Store;
 
 /// A coordinator process. It is gone when all of it is dropped.
 pub struct Process {
     /// What others call.
     pub coordinator: Coordinator,
-    /// Serves for as long as it is polled; the store's first error ends it.
-    pub core: BoxFuture<'static, Result<(), store::Error>>,
+    /// Serves for as long as it is polled, read-only while the store fails.
+    pub core: BoxFuture<'static, Result<(), Error>>,
     /// What is to be carried out.
     pub commands: mpsc::UnboundedReceiver<Command>,
 }
@@ -43,18 +43,17 @@ impl Process {
     pub fn start(
         settings: Settings,
         checkpoint_interval: Duration,
-        mut store: impl Store + 'static,
+        store: impl Store + 'static,
         wall: impl Fn() -> SystemTime + Send + 'static,
     ) -> Result<Self, Error> {
         let clock = Clock::start(wall);
         let lease_ttl = settings.lease_ttl;
-        let (state, first) = State::restore(settings, store.load()?, clock.now())?;
         let (given, commands) = mpsc::unbounded_channel();
-        let (core, handle) = Core::new(state, store, clock, given);
+        let (core, handle, first) = Core::open(settings, store, clock, given)?;
         let wakers = Wakers::default();
         let api = WorkerApi::new(handle.clone(), wakers.clone(), lease_ttl, checkpoint_interval);
         let coordinator = Coordinator { core: handle, api, wakers };
-        Ok(Self { coordinator, core: Box::pin(async { core.run(first).await.map(drop) }), commands })
+        Ok(Self { coordinator, core: Box::pin(async { Ok(core.run(first).await.map(drop)?) }), commands })
     }
 }
 
@@ -80,11 +79,20 @@ impl Coordinator {
         self.wakers.ring(worker);
     }
 
-    /// Runs `transition` on the state; answers when its writes are durable, or with `None` when the core has ended.
+    /// Runs `transition` on the state; answers when its writes are durable, or with `None` when they can't be, or the core has
+    /// ended.
     pub async fn call<R: Send + 'static>(
         &self,
         transition: impl FnOnce(&mut State, Now, &mut Effects) -> R + Send + 'static,
     ) -> Option<R> {
         self.core.call(transition).await.ok()
+    }
+
+    /// Tells the state of what was done; answers when that is durable, or with `None` when the core has ended.
+    pub async fn tell<R: Send + 'static>(
+        &self,
+        transition: impl FnOnce(&mut State, Now, &mut Effects) -> R + Clone + Send + 'static,
+    ) -> Option<R> {
+        self.core.tell(transition).await.ok()
     }
 }

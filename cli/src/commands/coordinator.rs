@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::interrupted;
 use crate::error::{Error, explain};
-use crate::{duration, ending, logs};
+use crate::{byte_size, duration, ending, logs};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -35,6 +35,9 @@ pub(crate) struct Arguments {
     /// Longest time between two checkpoints of a task
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration::parse)]
     checkpoint_interval: Duration,
+    /// Change nothing while fewer bytes than this are free where the state lies
+    #[arg(long, value_name = "SIZE", default_value = "64 MiB", value_parser = byte_size::parse)]
+    keep_free: u64,
     /// End when stdin closes
     #[arg(long, hide = true)]
     exit_with_parent: bool,
@@ -53,6 +56,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         address_file: arguments.address_file,
         lease_ttl: arguments.lease_ttl,
         checkpoint_interval: arguments.checkpoint_interval,
+        keep_free: arguments.keep_free,
     };
     let shutdown = CancellationToken::new();
     let service = deltaconv_coordinator::run(options, shutdown.clone());

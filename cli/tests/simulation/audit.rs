@@ -93,6 +93,8 @@ pub(crate) struct Audit {
     leases: BTreeMap<u64, Key>,
 
     // What happened.
+    /// The disk failed, and what is on it was not looked at again since.
+    read_only: bool,
     /// When a lease was given, or last stated by its worker, or taken up by a coordinator that began.
     heard: BTreeMap<Key, Duration>,
     handed_back: BTreeSet<Key>,
@@ -240,8 +242,14 @@ impl Audit {
         self.tasks.iter().filter(move |(id, _)| job_of(id) == job).map(|(_, task)| task)
     }
 
+    /// A write failed.
+    pub(crate) fn disk_fails(&mut self) {
+        self.read_only = true;
+    }
+
     /// A coordinator begins on what is durable.
     pub(crate) fn restarted(&mut self, now: Duration) -> Result<(), Violation> {
+        self.read_only = false;
         let leases = self.tasks.values().flat_map(standing);
         self.heard.extend(leases.map(|(lease, _)| (key(lease), now)));
         self.promises_hold()
@@ -297,7 +305,8 @@ impl Audit {
     pub(crate) fn arrives(&mut self, request: &v1::SyncRequest, now: Duration) {
         for report in &request.attempts {
             let (Some(lease), Some(state)) = (&report.lease, &report.state) else { continue };
-            if let Some(heard) = self.heard.get_mut(&key(lease)) {
+            // The end of a lease may be among what failed to be written, and be found on the disk afterwards.
+            if let Some(heard) = self.heard.get_mut(&key(lease)).filter(|_| !self.read_only) {
                 *heard = now;
             }
             if let Report::Failed(v1::Failure { broken_shard: Some(_), .. }) = state {
@@ -313,6 +322,10 @@ impl Audit {
     pub(crate) fn answered(&mut self, request: &v1::SyncRequest, answer: &v1::SyncResponse) -> Result<(), Violation> {
         if answer.rejoin {
             return Ok(());
+        }
+        if !answer.read_only.is_empty() {
+            let says = answer.start.len() + answer.cancel.len() + answer.acknowledged.len() + answer.hand_back.len();
+            return ensure(says == 0, NOTHING_LOST, || format!("{answer:?} was told while nothing can be durable"));
         }
         for report in &request.attempts {
             let (Some(lease), Some(state)) = (&report.lease, &report.state) else { continue };

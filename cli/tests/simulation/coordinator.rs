@@ -40,7 +40,6 @@ pub(crate) async fn live(world: Arc<World>) {
             Err(error) => return world.fail(Violation::new("what is durable can be read", error.to_string())),
         };
         world.trace(format_args!("the coordinator starts"));
-        world.check(|audit, now| audit.restarted(now));
         let alive = Arc::new(Alive { coordinator, gone: CancellationToken::new() });
         *lock(&world.alive) = Some(alive.clone());
         world.spawn(carry_out(world.clone(), alive.clone(), commands));
@@ -85,7 +84,7 @@ async fn carry_out_one(world: &World, coordinator: &Coordinator, command: Comman
         Command::Wake(_) => {}
         Command::Verify { task, lease, done } => {
             let of = lease.clone();
-            let expected = coordinator.call(move |state, _, _| state.expectation(&of)).await?;
+            let expected = coordinator.tell(move |state, _, _| state.expectation(&of)).await?;
             if expected.is_none() {
                 world.check(|audit, _| audit.has_no_expectation(&lease));
             }
@@ -107,7 +106,7 @@ async fn carry_out_one(world: &World, coordinator: &Coordinator, command: Comman
             let told = move |state: &mut State, now, effects: &mut _| {
                 state.verified(&task, &lease, *done, result, now, effects);
             };
-            coordinator.call(told).await?;
+            coordinator.tell(told).await?;
         }
         Command::Assemble(job) => {
             world.pass(100..2_000).await;
@@ -115,14 +114,14 @@ async fn carry_out_one(world: &World, coordinator: &Coordinator, command: Comman
             let told = move |state: &mut State, now, effects: &mut _| {
                 state.assembled(&job, Ok(("digest".to_owned(), output)), now, effects);
             };
-            coordinator.call(told).await?;
+            coordinator.tell(told).await?;
         }
         Command::Report(job) => {
             world.pass(100..1_000).await;
             let told = move |state: &mut State, now, effects: &mut _| {
                 state.reported(&job, Ok(v1::Figures::default()), now, effects);
             };
-            coordinator.call(told).await?;
+            coordinator.tell(told).await?;
         }
         Command::Discard { job, key } => {
             world.pass(0..500).await;
@@ -131,7 +130,7 @@ async fn carry_out_one(world: &World, coordinator: &Coordinator, command: Comman
         }
         Command::Reclaim(job) => {
             world.pass(0..500).await;
-            coordinator.call(move |state, _, effects| state.reclaimed(&job, effects)).await?;
+            coordinator.tell(move |state, _, effects| state.reclaimed(&job, effects)).await?;
         }
     }
     Some(())

@@ -33,12 +33,19 @@ pub(crate) struct Disk(pub(crate) Arc<World>);
 
 impl Store for Disk {
     fn load(&mut self) -> Result<Records, Error> {
-        Ok(lock(&self.0.platters).records())
+        let world = &self.0;
+        // What a write left that failed is found or isn't, as after a crash.
+        crash(world);
+        world.check(|audit, now| audit.restarted(now));
+        Ok(lock(&world.platters).records())
     }
 
     fn apply(&mut self, writes: &[Write]) -> Result<(), Error> {
         let world = &self.0;
         let failing = std::mem::take(&mut lock(&world.platters).breaks) || world.chance(world.weather().disk_errors);
+        if failing {
+            lock(&world.audit).disk_fails();
+        }
         if failing && world.chance(0.5) {
             return Err(broken("write"));
         }
@@ -51,7 +58,7 @@ impl Store for Disk {
     }
 }
 
-/// The process that wrote is gone; what it wrote and did not flush may be, too.
+/// Nobody writes any more; what was written and not flushed may be gone, too.
 pub(crate) fn crash(world: &World) {
     if world.chance(0.5) {
         flush(world);

@@ -223,7 +223,11 @@ fn trace_sync(world: &World, request: &v1::SyncRequest, answer: &v1::SyncRespons
     let (worker, leaves) = (&request.worker_id, if request.draining { " leaving" } else { "" });
     world.trace(format_args!(
         "{worker}{leaves} {states:?} -> start {starts:?} cancel {cancels:?} acknowledged {acknowledged:?}{}",
-        if answer.rejoin { " rejoin" } else { "" }
+        match answer {
+            answer if answer.rejoin => " rejoin",
+            answer if !answer.read_only.is_empty() => " read-only",
+            _ => "",
+        }
     ));
 }
 

@@ -14,12 +14,12 @@ pub(crate) use worker::WorkerApi;
 use deltaconv_proto::ids::{InvalidId, JobId};
 use tonic::Status;
 
-use crate::core::Stopped;
+use crate::core::Unserved;
 use crate::{reclaim, schedule};
 
-impl From<Stopped> for Status {
-    fn from(stopped: Stopped) -> Self {
-        Self::unavailable(stopped.to_string())
+impl From<Unserved> for Status {
+    fn from(unserved: Unserved) -> Self {
+        Self::unavailable(unserved.to_string())
     }
 }
 
@@ -40,7 +40,7 @@ impl From<reclaim::Error> for Status {
     fn from(error: reclaim::Error) -> Self {
         match error {
             reclaim::Error::Job(error) => error.into(),
-            reclaim::Error::Stopped(stopped) => stopped.into(),
+            reclaim::Error::Unserved(unserved) => unserved.into(),
             error @ (reclaim::Error::Output(_) | reclaim::Error::Objects(_)) => {
                 Self::failed_precondition(error.to_string())
             }

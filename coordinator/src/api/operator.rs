@@ -72,7 +72,7 @@ impl OperatorApi {
 }
 
 async fn status(core: &Handle, id: JobId) -> Result<v1::JobStatus, Status> {
-    Ok(core.call(move |state, now, _| state.status(&id, now)).await??)
+    Ok(core.read(move |state, now| state.status(&id, now)).await??)
 }
 
 fn spec_of(spec: Option<v1::JobSpec>) -> Result<v1::JobSpec, Status> {
@@ -97,7 +97,7 @@ impl OperatorService for OperatorApi {
     async fn submit(&self, request: Request<v1::SubmitRequest>) -> Result<Response<v1::SubmitResponse>, Status> {
         let spec = spec_of(request.into_inner().spec)?;
         let url = spec.output_url.clone();
-        let known = self.core.call(move |state, _, _| state.job_writing_to(&url).is_some()).await?;
+        let known = self.core.read(move |state, _| state.job_writing_to(&url).is_some()).await?;
         let plan = plan::plan(&spec).await.map_err(planning_failed)?;
         if !known {
             plan::claim_output(&spec).await.map_err(planning_failed)?;
@@ -110,7 +110,7 @@ impl OperatorService for OperatorApi {
     }
 
     async fn list_jobs(&self, _: Request<v1::ListJobsRequest>) -> Result<Response<v1::ListJobsResponse>, Status> {
-        let jobs = self.core.call(|state, _, _| state.summaries()).await?;
+        let jobs = self.core.read(|state, _| state.summaries()).await?;
         Ok(Response::new(v1::ListJobsResponse { jobs }))
     }
 
@@ -202,7 +202,7 @@ impl OperatorService for OperatorApi {
 
     async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
         let name = request.into_inner().id;
-        let explained = self.core.call(move |state, now, _| state.explain(&name, now)).await??;
+        let explained = self.core.read(move |state, now| state.explain(&name, now)).await??;
         let Explanation { state, reason, remedy } = explained;
         Ok(Response::new(v1::ExplainResponse { state: state.into(), reason, remedy }))
     }
@@ -241,7 +241,7 @@ impl OperatorService for OperatorApi {
         &self,
         _: Request<v1::ListWorkersRequest>,
     ) -> Result<Response<v1::ListWorkersResponse>, Status> {
-        let workers = self.core.call(|state, now, _| state.worker_statuses(now)).await?;
+        let workers = self.core.read(|state, now| state.worker_statuses(now)).await?;
         Ok(Response::new(v1::ListWorkersResponse { workers }))
     }
 }

@@ -32,9 +32,9 @@ impl WorkerApi {
 
     async fn sync_once(&self, request: v1::SyncRequest) -> Result<v1::SyncResponse, Status> {
         let rejoin = v1::SyncResponse { rejoin: true, ..v1::SyncResponse::default() };
-        let response = self.core.call(move |state, now, effects| {
-            state.sync(&request, now, effects).inspect(|response| {
-                response.start.iter().for_each(|start| log_start(state, &request.worker_id, start));
+        let response = self.core.sync(request, |state, worker, response| {
+            response.inspect(|response| {
+                response.start.iter().for_each(|start| log_start(state, worker, start));
             })
         });
         Ok(response.await?.unwrap_or(rejoin))

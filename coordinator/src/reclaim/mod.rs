@@ -17,7 +17,7 @@ use deltaconv_proto::objects::{self, Objects};
 use futures::{StreamExt, TryStreamExt};
 
 use crate::assemble::{self, abandoned};
-use crate::core::{Handle, Stopped};
+use crate::core::{Handle, Unserved};
 use crate::plan;
 use crate::schedule::{self, Fate, Job};
 
@@ -41,9 +41,9 @@ pub(crate) enum Error {
     /// The store failed.
     #[error(transparent)]
     Objects(#[from] objects::Error),
-    /// The coordinator stops.
+    /// The coordinator stops, or can't say what is durable.
     #[error(transparent)]
-    Stopped(#[from] Stopped),
+    Unserved(#[from] Unserved),
 }
 
 /// Removes what can go under the output of a job, or with `dry_run` counts it alone.
@@ -76,7 +76,7 @@ struct Sweep<'a> {
 
 impl Sweep<'_> {
     /// The fates of objects that were listed before, and whether a job that writes there is running.
-    async fn fates(&self, written: Vec<Written>) -> Result<(Vec<Fate>, bool), Stopped> {
+    async fn fates(&self, written: Vec<Written>) -> Result<(Vec<Fate>, bool), Unserved> {
         let url = self.job.spec.output_url.clone();
         self.core.call(move |state, _, _| (state.fates(&url, &written), state.is_written_to(&url))).await
     }

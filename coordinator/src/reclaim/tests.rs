@@ -12,7 +12,7 @@ use super::*;
 use crate::core::{Clock, Core};
 use crate::plan::fixture;
 use crate::schedule::{Settings, State};
-use crate::store::{LocalStore, Store};
+use crate::store::LocalStore;
 
 /// A coordinator's core with one job, whose output is a folder.
 struct Running {
@@ -36,10 +36,9 @@ impl Running {
             #[cfg(feature = "planted-bugs")]
             planted: None,
         };
-        let mut store = LocalStore::open(&fixture.path("state")).expect("opens");
+        let store = LocalStore::open(&fixture.path("state"), 0).expect("opens");
         let clock = Clock::start(std::time::SystemTime::now);
-        let (state, first) = State::restore(settings, store.load().expect("loads"), clock.now()).expect("empty");
-        let (core, handle) = Core::new(state, store, clock, mpsc::unbounded_channel().0);
+        let (core, handle, first) = Core::open(settings, store, clock, mpsc::unbounded_channel().0).expect("empty");
         let thread = core.spawn(first).expect("a thread").thread;
 
         plan::claim_output(&fixture.spec).await.expect("free");

@@ -399,7 +399,8 @@ impl State {
         match result {
             Err(reason) => self.fail(id, format!("assembling failed: {reason}"), now, effects),
             Ok((teacher_digest, output)) => {
-                let Some(job) = self.jobs.get_mut(id) else { return };
+                let waits = |job: &&mut Job| job.is_running() && job.output.is_empty();
+                let Some(job) = self.jobs.get_mut(id).filter(waits) else { return };
                 job.teacher_digest = teacher_digest;
                 job.output = output;
                 self.queue(id);

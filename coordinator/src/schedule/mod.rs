@@ -14,6 +14,7 @@ mod offer;
 mod operate;
 mod placement;
 mod queue;
+mod read_only;
 mod record;
 mod retention;
 mod spare;

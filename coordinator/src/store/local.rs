@@ -14,6 +14,16 @@ const VERSION: u8 = 3;
 const OLDEST: u8 = 2;
 /// sled leaks the space of larger values.
 const MAX_VALUE: usize = 64 * 1024;
+/// What sled keeps of the database in memory. All of it is read once, at the start.
+const CACHE_BYTES: u64 = 64 << 20;
+
+/// What must fit on a disk that is to be written again.
+const PROBE_BYTES: usize = 64 << 10;
+
+/// Names the state, from its first record on.
+const IDENTITY: &str = "IDENTITY";
+/// There while a coordinator has the database open: whether it closed it.
+const RUNNING: &str = "RUNNING";
 
 /// What can go wrong with the state folder.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +68,16 @@ pub enum Error {
         /// Its size.
         size: usize,
     },
+    /// More would fill the disk.
+    #[error("{folder} has {free} bytes free, and {keep} are to stay so (--keep-free)")]
+    Full {
+        /// The state's folder.
+        folder: PathBuf,
+        /// What is left.
+        free: u64,
+        /// What is to be left.
+        keep: u64,
+    },
     /// The file system failed.
     #[error("{path}: {source}")]
     Io {
@@ -79,16 +99,23 @@ pub enum Error {
 /// sled in a folder. One thread owns it.
 pub struct LocalStore {
     folder: PathBuf,
+    keep_free: u64,
     identity: String,
-    database: sled::Db,
-    /// fsynced after every flush, which by itself isn't one.
-    log: File,
+    /// Gone after it failed: sled takes nothing more then, and what it holds is found by opening it again.
+    database: Option<Database>,
     _lock: File,
 }
 
+struct Database {
+    sled: sled::Db,
+    /// fsynced after every flush, which by itself isn't one.
+    log: File,
+}
+
 impl LocalStore {
-    /// Opens the state in `folder`, or makes it.
-    pub fn open(folder: &Path) -> Result<Self, Error> {
+    /// Opens the state in `folder`, or makes it. It is not written while fewer than `keep_free` bytes are free there, since a
+    /// disk that fills up in the middle of a write costs more than one that is known to be nearly full.
+    pub fn open(folder: &Path, keep_free: u64) -> Result<Self, Error> {
         let io = |path: &Path| {
             let path = path.to_owned();
             move |source| Error::Io { path, source }
@@ -103,22 +130,11 @@ impl LocalStore {
             Err(std::fs::TryLockError::WouldBlock) => return Err(Error::InUse(folder.into())),
             Err(std::fs::TryLockError::Error(source)) => return Err(Error::Io { path: lock_path, source }),
         }
-
-        let path = folder.join("sled");
-        let running = folder.join("RUNNING");
-        if running.exists() && path.exists() {
-            // The last coordinator did not close the database. sled repairs it while opening; should that go wrong,
-            // the copy still has everything.
-            let copy = folder.join("before-recovery");
-            copy_folder(&path, &copy).map_err(io(&copy))?;
-        }
-        let database_error = |source| Error::Database { path: path.clone(), source };
-        let database = sled::Config::new().path(&path).flush_every_ms(None).open().map_err(database_error)?;
-        let identity = identity(folder, database.is_empty())?;
+        let database = Database::open(folder)?;
+        let identity = identity(folder, database.sled.is_empty())?;
+        let running = folder.join(RUNNING);
         write_durably(&running, identity.as_bytes()).map_err(io(&running))?;
-        let log_path = path.join("db");
-        let log = File::open(&log_path).map_err(io(&log_path))?;
-        Ok(Self { folder: folder.into(), identity, database, log, _lock: lock })
+        Ok(Self { folder: folder.into(), keep_free, identity, database: Some(database), _lock: lock })
     }
 
     /// Names this state; differs from that of every other.
@@ -128,27 +144,78 @@ impl LocalStore {
 
     /// Closes the state in order.
     pub fn close(self) -> Result<(), Error> {
-        let path = self.folder.join("RUNNING");
-        self.flush()?;
-        drop(self.database);
+        // One that failed is left to be repaired by the next start.
+        let Some(database) = self.database else { return Ok(()) };
+        database.flush(&self.folder)?;
+        drop(database);
+        let path = self.folder.join(RUNNING);
         std::fs::remove_file(&path).map_err(|source| Error::Io { path, source })
     }
 
-    fn flush(&self) -> Result<(), Error> {
-        let path = self.folder.join("sled");
-        self.database.flush().map_err(|source| Error::Database { path: path.clone(), source })?;
+    /// The database; opened again if it failed.
+    fn database(&mut self) -> Result<&Database, Error> {
+        let database = match self.database.take() {
+            Some(database) => database,
+            None => {
+                let database = Database::open(&self.folder)?;
+                if database.sled.is_empty() && self.folder.join(IDENTITY).exists() {
+                    return Err(Error::Lost(self.folder.clone()));
+                }
+                database
+            }
+        };
+        Ok(self.database.insert(database))
+    }
+
+    /// Refuses to fill the disk up.
+    fn check_room(&self) -> Result<(), Error> {
+        let io = |source: rustix::io::Errno| Error::Io { path: self.folder.clone(), source: source.into() };
+        let disk = rustix::fs::statvfs(&self.folder).map_err(io)?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        match free < self.keep_free {
+            true => Err(Error::Full { folder: self.folder.clone(), free, keep: self.keep_free }),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Database {
+    fn open(folder: &Path) -> Result<Self, Error> {
+        let path = folder.join("sled");
+        if folder.join(RUNNING).exists() && path.exists() {
+            // The database was not closed. sled repairs it while opening; should that go wrong, the copy still has
+            // everything.
+            let copy = folder.join("before-recovery");
+            copy_folder(&path, &copy).map_err(|source| Error::Io { path: copy, source })?;
+        }
+        let config = sled::Config::new().path(&path).flush_every_ms(None).cache_capacity(CACHE_BYTES);
+        let sled = config.open().map_err(|source| Error::Database { path: path.clone(), source })?;
+        let log_path = path.join("db");
+        let log = File::open(&log_path).map_err(|source| Error::Io { path: log_path, source })?;
+        Ok(Self { sled, log })
+    }
+
+    fn flush(&self, folder: &Path) -> Result<(), Error> {
+        let path = folder.join("sled");
+        self.sled.flush().map_err(|source| Error::Database { path: path.clone(), source })?;
         self.log.sync_all().map_err(|source| Error::Io { path: path.join("db"), source })
+    }
+
+    fn apply(&self, folder: &Path, batch: sled::Batch) -> Result<(), Error> {
+        let applied = self.sled.apply_batch(batch);
+        applied.map_err(|source| Error::Database { path: folder.join("sled"), source })?;
+        self.flush(folder)
     }
 }
 
 /// Refuses a folder that holds what no coordinator put there.
 fn refuse_foreign(folder: &Path) -> Result<(), Error> {
     let io = |source| Error::Io { path: folder.into(), source };
-    let ours = ["IDENTITY", "LOCK", "RUNNING", "sled", "before-recovery", "worker.token", "address"];
+    let ours = [IDENTITY, "LOCK", RUNNING, "sled", "before-recovery", "worker.token", "address"];
     for entry in std::fs::read_dir(folder).map_err(io)? {
         let name = entry.map_err(io)?.file_name().to_string_lossy().into_owned();
         let temporary = name.ends_with(".new");
-        if !ours.contains(&name.as_str()) && !temporary && !folder.join("IDENTITY").exists() {
+        if !ours.contains(&name.as_str()) && !temporary && !folder.join(IDENTITY).exists() {
             return Err(Error::NotState { folder: folder.into(), found: name });
         }
     }
@@ -158,7 +225,7 @@ fn refuse_foreign(folder: &Path) -> Result<(), Error> {
 /// Reads the identity of the state, or gives it one. An identity beside an empty database tells of a lost one: sled
 /// opens as empty when its snapshot is gone.
 fn identity(folder: &Path, database_is_empty: bool) -> Result<String, Error> {
-    let path = folder.join("IDENTITY");
+    let path = folder.join(IDENTITY);
     let io = |source| Error::Io { path: path.clone(), source };
     if path.exists() {
         if database_is_empty {
@@ -252,21 +319,29 @@ fn decode<T: Message + Default>(key: &str, value: &[u8]) -> Result<T, Error> {
 
 impl Store for LocalStore {
     fn load(&mut self) -> Result<Records, Error> {
+        let path = self.folder.join("sled");
         let mut records = Records::default();
-        for entry in self.database.iter() {
-            let (key, value) = entry.map_err(|source| Error::Database { path: self.folder.join("sled"), source })?;
-            let key = String::from_utf8_lossy(&key).into_owned();
-            match key.split_once('/').map_or(key.as_str(), |(table, _)| table) {
+        for entry in self.database()?.sled.iter() {
+            let (key, value) = entry.map_err(|source| Error::Database { path: path.clone(), source })?;
+            let key = String::from_utf8_lossy(&key);
+            match key.split_once('/').map_or(&*key, |(table, _)| table) {
                 "meta" => records.meta = decode(&key, &value)?,
                 "job" => records.jobs.push(decode(&key, &value)?),
                 "task" => records.tasks.push(decode(&key, &value)?),
                 "worker" => records.workers.push(decode(&key, &value)?),
                 "node" => records.nodes.push(decode(&key, &value)?),
                 "request" => records.requests.push(decode(&key, &value)?),
-                _ => tracing::warn!(key, "a record of an unknown table is left alone"),
+                _ => tracing::warn!(%key, "a record of an unknown table is left alone"),
             }
         }
         Ok(records)
+    }
+
+    fn probe(&mut self) -> Result<(), Error> {
+        self.check_room()?;
+        let path = self.folder.join("probe.new");
+        let written = write_durably(&path, &[0; PROBE_BYTES]).and_then(|()| std::fs::remove_file(&path));
+        written.map_err(|source| Error::Io { path, source })
     }
 
     fn apply(&mut self, writes: &[Write]) -> Result<(), Error> {
@@ -279,11 +354,14 @@ impl Store for LocalStore {
                 None => batch.remove(key.as_bytes()),
             }
         }
-        let path = self.folder.join("sled");
-        self.database.apply_batch(batch).map_err(|source| Error::Database { path, source })?;
-        self.flush()?;
+        self.check_room()?;
+        let folder = self.folder.clone();
+        if let Err(error) = self.database()?.apply(&folder, batch) {
+            self.database = None;
+            return Err(error);
+        }
         // The first record makes the database more than empty; from here on an empty one was lost.
-        let identity = self.folder.join("IDENTITY");
+        let identity = self.folder.join(IDENTITY);
         if !identity.exists() {
             write_durably(&identity, self.identity.as_bytes())
                 .map_err(|source| Error::Io { path: identity, source })?;
@@ -306,7 +384,7 @@ mod tests {
     fn reopen(folder: &Path) -> LocalStore {
         let began = std::time::Instant::now();
         loop {
-            match LocalStore::open(folder) {
+            match LocalStore::open(folder, 0) {
                 Err(Error::Database { source: sled::Error::Io(_), .. }) if began.elapsed().as_secs() < 10 => {
                     std::thread::yield_now();
                 }
@@ -318,7 +396,7 @@ mod tests {
     #[test]
     fn what_is_applied_is_there_after_a_crash() {
         let folder = tempfile::tempdir().expect("a folder");
-        let mut store = LocalStore::open(folder.path()).expect("opens");
+        let mut store = LocalStore::open(folder.path(), 0).expect("opens");
         let identity = store.identity().to_owned();
         store.apply(&[task("a/1", 1), task("a/2", 1)]).expect("applied");
         store.apply(&[task("a/1", 2)]).expect("applied");
@@ -337,25 +415,25 @@ mod tests {
     #[test]
     fn a_second_owner_is_refused() {
         let folder = tempfile::tempdir().expect("a folder");
-        let _first = LocalStore::open(folder.path()).expect("opens");
-        assert!(matches!(LocalStore::open(folder.path()), Err(Error::InUse(_))));
+        let _first = LocalStore::open(folder.path(), 0).expect("opens");
+        assert!(matches!(LocalStore::open(folder.path(), 0), Err(Error::InUse(_))));
     }
 
     #[test]
     fn a_lost_database_is_not_taken_for_a_new_one() {
         let folder = tempfile::tempdir().expect("a folder");
-        let mut store = LocalStore::open(folder.path()).expect("opens");
+        let mut store = LocalStore::open(folder.path(), 0).expect("opens");
         store.apply(&[task("a/1", 1)]).expect("applied");
         store.close().expect("closes");
         std::fs::remove_dir_all(folder.path().join("sled")).expect("removed");
-        assert!(matches!(LocalStore::open(folder.path()), Err(Error::Lost(_))));
+        assert!(matches!(LocalStore::open(folder.path(), 0), Err(Error::Lost(_))));
     }
 
     #[test]
     fn a_folder_with_something_else_in_it_is_refused() {
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::write(folder.path().join("thesis.tex"), "x").expect("written");
-        assert!(matches!(LocalStore::open(folder.path()), Err(Error::NotState { .. })));
+        assert!(matches!(LocalStore::open(folder.path(), 0), Err(Error::NotState { .. })));
     }
 
     #[test]

@@ -54,6 +54,12 @@ pub trait Store: Send {
     /// Reads everything.
     fn load(&mut self) -> Result<Records, Error>;
 
-    /// Makes `writes` durable, all or none of them. They are when this returns.
+    /// Finds out whether a store that failed can be written again, and makes it ready for [`Self::load`].
+    fn probe(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Makes `writes` durable, all or none of them. They are when this returns. After an error nothing is known of them until
+    /// [`Self::load`] says what is stored.
     fn apply(&mut self, writes: &[Write]) -> Result<(), Error>;
 }

@@ -56,6 +56,8 @@ pub(super) struct Agent<C, R: Runner> {
     outcomes: mpsc::UnboundedSender<(v1::Lease, Outcome)>,
     ended: mpsc::UnboundedReceiver<(v1::Lease, Outcome)>,
     leave_by: Option<Instant>,
+    /// Why the coordinator takes nothing in, as it last said; empty while it does.
+    read_only: String,
     /// What the node held when this worker last had nothing to do.
     cache: v1::NodeCache,
     /// The version of it that the coordinator knows.
@@ -79,6 +81,7 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
             outcomes,
             ended,
             leave_by: None,
+            read_only: String::new(),
             cache: v1::NodeCache::default(),
             known_cache: 0,
         }
@@ -184,6 +187,15 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
     /// Does what the coordinator says. False if the worker ends instead.
     async fn take(&mut self, response: v1::SyncResponse, shutdown: &CancellationToken) -> Result<bool, Error> {
         self.known_cache = response.cache_version;
+        match (self.read_only.is_empty(), response.read_only.is_empty()) {
+            (true, false) => {
+                let reason = &response.read_only;
+                tracing::warn!(reason, "the coordinator takes nothing in; going on, and keeping results until it does");
+            }
+            (false, true) => tracing::info!("the coordinator takes reports in again"),
+            (true, true) | (false, false) => {}
+        }
+        self.read_only = response.read_only;
         if response.rejoin {
             tracing::warn!("the coordinator has forgotten this worker; joining again");
             self.stop_all(Stop::Fenced);
