@@ -39,6 +39,7 @@ pub(crate) async fn run(
         match command {
             None => break,
             Some(Command::Wake(worker)) => wakers.ring(&worker),
+            Some(Command::Say { job, waiting }) => tracing::warn!(%job, waiting, "nothing of the job moves"),
             Some(command) => {
                 let (core, stop, runtime) = (core.clone(), stop.clone(), Handle::current());
                 let turn = turns.of(&command);
@@ -66,7 +67,7 @@ impl Turns {
     fn of(&mut self, command: &Command) -> Option<Arc<Mutex<()>>> {
         let job = match command {
             Command::Assemble(job) | Command::Report(job) | Command::Reclaim(job) => job,
-            Command::Wake(_) | Command::Verify { .. } | Command::Discard { .. } => return None,
+            Command::Wake(_) | Command::Say { .. } | Command::Verify { .. } | Command::Discard { .. } => return None,
         };
         self.0.retain(|_, turn| Arc::strong_count(turn) > 1);
         Some(self.0.entry(job.clone()).or_default().clone())
@@ -75,7 +76,7 @@ impl Turns {
 
 async fn carry_out(core: CoreHandle, command: Command) {
     match command {
-        Command::Wake(_) => {}
+        Command::Wake(_) | Command::Say { .. } => {}
         Command::Verify { task, lease, done } => verify(core, task, lease, *done).await,
         Command::Assemble(job) => assemble(core, job).await,
         Command::Report(job) => report(core, job).await,

@@ -30,7 +30,7 @@ pub(crate) enum Unserved {
     Stopped,
     /// Nothing can be made durable. What was asked for is not done, and can be asked for again.
     #[error(
-        "the coordinator is read-only since its state can't be written ({0}); make room or mend the disk: it tries again by itself"
+        "the coordinator is read-only since its state can't be written ({0}); make room or mend the disk, it tries again by itself"
     )]
     ReadOnly(Arc<str>),
 }
@@ -106,8 +106,8 @@ impl Handle {
                 let response = state.sync(&request, now, effects);
                 Ok(answer(state, &request.worker_id, response))
             }
-            Access::Read(state, now, reason) => {
-                let response = state.hear(&request, reason, now);
+            Access::Read(state, now, _) => {
+                let response = state.hear(&request, now);
                 Ok(answer(state, &request.worker_id, Some(response)))
             }
         })
@@ -276,6 +276,7 @@ impl<S: Store> Core<S> {
             let reason: Arc<str> = error.to_string().into();
             tracing::error!(%reason, "read-only: the state can't be written; workers go on, nothing new is given or accepted");
             answers.into_iter().for_each(|answer| answer(Err(Unserved::ReadOnly(reason.clone()))));
+            self.state.turn_read_only(reason.clone());
             self.read_only = Some(ReadOnly { reason, next_probe: Instant::now() + PROBE });
             return;
         }
@@ -298,12 +299,17 @@ impl<S: Store> Core<S> {
         let records = match self.store.probe().and_then(|()| self.store.load()) {
             Ok(records) => records,
             Err(error) => {
-                tracing::warn!(%error, "still read-only");
-                read_only.reason = error.to_string().into();
+                let reason: Arc<str> = error.to_string().into();
+                if reason != read_only.reason {
+                    tracing::warn!(%reason, "still read-only");
+                    self.state.turn_read_only(reason.clone());
+                    read_only.reason = reason;
+                }
                 return Ok(());
             }
         };
-        let (state, first) = State::restore(self.settings.clone(), records, self.now())?;
+        let (state, mut first) = State::restore(self.settings.clone(), records, self.now())?;
+        state.wake_all(&mut first);
         self.state = state;
         self.read_only = None;
         self.settle(first, Vec::new());

@@ -81,7 +81,7 @@ async fn carry_out(world: Arc<World>, alive: Arc<Alive>, mut commands: mpsc::Unb
 /// `None` when the coordinator has ended meanwhile.
 async fn carry_out_one(world: &World, coordinator: &Coordinator, command: Command) -> Option<()> {
     match command {
-        Command::Wake(_) => {}
+        Command::Wake(_) | Command::Say { .. } => {}
         Command::Verify { task, lease, done } => {
             let of = lease.clone();
             let expected = coordinator.tell(move |state, _, _| state.expectation(&of)).await?;

@@ -167,7 +167,7 @@ async fn deliver(world: &Arc<World>, slot: usize, request: Request) -> Result<An
         result = answer => result,
     };
     result.map_err(|status| {
-        if status.code() != tonic::Code::Unavailable {
+        if !matches!(status.code(), tonic::Code::Unavailable | tonic::Code::ResourceExhausted) {
             world.fail(Violation::new("no worker is refused", format!("{status}")));
         }
         reset()

@@ -19,7 +19,12 @@ use crate::{reclaim, schedule};
 
 impl From<Unserved> for Status {
     fn from(unserved: Unserved) -> Self {
-        Self::unavailable(unserved.to_string())
+        let message = unserved.to_string();
+        match unserved {
+            Unserved::Stopped => Self::unavailable(message),
+            // Somebody answers, so that nobody looks for a coordinator that is away.
+            Unserved::ReadOnly(_) => Self::resource_exhausted(message),
+        }
     }
 }
 

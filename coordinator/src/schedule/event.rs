@@ -41,6 +41,13 @@ pub enum Command {
     },
     /// Remove what the job's retention doesn't keep, then call `reclaimed`.
     Reclaim(JobId),
+    /// Tell people why nothing of a job moves.
+    Say {
+        /// The job.
+        job: JobId,
+        /// Why, and what would help.
+        waiting: String,
+    },
     /// Answer the worker's held Sync: there is something to say.
     Wake(WorkerId),
 }

@@ -29,7 +29,7 @@ impl fmt::Display for Explanation {
 }
 
 impl Explanation {
-    fn new(state: &'static str, reason: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub(super) fn new(state: &'static str, reason: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { state, reason: reason.into(), remedy: remedy.into() }
     }
 }
@@ -93,6 +93,9 @@ impl State {
     }
 
     fn explain_pending(&self, job: &Job, task: &Task, slot: Slot, now: Now) -> Explanation {
+        if let Some(read_only) = self.explain_read_only() {
+            return read_only;
+        }
         if job.paused {
             return Explanation::new(
                 "paused",
@@ -176,6 +179,9 @@ impl State {
 
     /// Why nothing of a job moves; `None` while something does.
     pub(super) fn waiting_for(&self, job: &Job, now: Now) -> Option<Explanation> {
+        if let Some(read_only) = self.explain_read_only().filter(|_| job.is_running()) {
+            return Some(read_only);
+        }
         if !job.is_running() || !job.in_work.is_empty() || job.step().stage == Stage::Assemble {
             return None;
         }

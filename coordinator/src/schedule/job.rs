@@ -7,6 +7,7 @@ use deltaconv_proto::{keys, v1};
 
 use super::queue::Place;
 use super::step::Course;
+use super::still::Still;
 use super::tasks::{Slot, Slots};
 use super::work::Work;
 use super::{Command, Effects, Error, Kind, Now, Phase, Stage, State, Step, Task};
@@ -95,6 +96,8 @@ pub struct Job {
     pub(super) quarantined: BTreeSet<Slot>,
     /// Where it stands among others.
     pub(super) place: Place,
+    /// Whether nobody works on it, as last looked.
+    pub(super) still: Option<Still>,
     /// By round: how many shards of a layer its distill task reads.
     pub(super) shards: Vec<usize>,
 }
@@ -127,6 +130,7 @@ impl Job {
             attempts: 0,
             quarantined: BTreeSet::new(),
             place: Place::default(),
+            still: None,
             shards: Vec::new(),
         };
         job.stages = vec![v1::StageTimes::default(); Step::all(job.course()).count()];

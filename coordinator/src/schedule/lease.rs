@@ -290,7 +290,7 @@ impl State {
         self.wake_idle(now, effects);
     }
 
-    /// Ends the leases whose time has come, and looks for attempts that take too long.
+    /// Ends the leases whose time has come, and looks for attempts that take too long and jobs of which nothing moves.
     pub fn tick(&mut self, now: Now, effects: &mut Effects) {
         while let Some(&(deadline, epoch, slot)) = self.deadlines.first()
             && deadline <= now.monotonic
@@ -299,6 +299,7 @@ impl State {
         }
         self.forget_lost_workers(now, effects);
         self.look_for_stragglers(now, effects);
+        self.look_for_still_jobs(now, effects);
     }
 }
 

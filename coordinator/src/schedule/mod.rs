@@ -20,6 +20,7 @@ mod retention;
 mod spare;
 mod status;
 mod step;
+mod still;
 mod task;
 mod tasks;
 mod width;
@@ -30,6 +31,7 @@ mod worker;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use deltaconv_proto::ids::{JobId, TaskId, WorkerId};
@@ -124,7 +126,10 @@ pub struct State {
     /// Tasks whose attempts take too long, as last looked.
     stragglers: BTreeSet<Slot>,
     looked_for_stragglers: Duration,
+    looked_for_still_jobs: Duration,
     requests: Requests,
+    /// Why nothing can be made durable, while it can't.
+    read_only: Option<Arc<str>>,
 }
 
 impl State {
@@ -144,7 +149,9 @@ impl State {
             idle: BTreeSet::new(),
             stragglers: BTreeSet::new(),
             looked_for_stragglers: now.monotonic,
+            looked_for_still_jobs: now.monotonic,
             requests: Requests::new(records.requests),
+            read_only: None,
         };
         for record in records.workers {
             let worker = Worker::from_record(record, now)?;

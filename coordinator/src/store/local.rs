@@ -380,11 +380,19 @@ mod tests {
         Write::Task(Box::new(v1::TaskRecord { task_id: id.into(), attempts, ..v1::TaskRecord::default() }))
     }
 
-    /// Opens again what this process had open: sled's threads let go of its file a moment after the last handle went.
     fn reopen(folder: &Path) -> LocalStore {
+        reopen_keeping(folder, 0)
+    }
+
+    fn reopen_keeping(folder: &Path, keep_free: u64) -> LocalStore {
+        until_open(|| LocalStore::open(folder, keep_free))
+    }
+
+    /// Opens again what this process had open: sled's threads let go of its file a moment after the last handle went.
+    fn until_open<T>(mut open: impl FnMut() -> Result<T, Error>) -> T {
         let began = std::time::Instant::now();
         loop {
-            match LocalStore::open(folder, 0) {
+            match open() {
                 Err(Error::Database { source: sled::Error::Io(_), .. }) if began.elapsed().as_secs() < 10 => {
                     std::thread::yield_now();
                 }
@@ -410,6 +418,33 @@ mod tests {
         assert!(folder.path().join("before-recovery/db").exists(), "a copy was made before the recovery");
         store.close().expect("closes");
         assert!(!folder.path().join("RUNNING").exists());
+    }
+
+    #[test]
+    fn a_disk_is_not_filled_up_and_what_is_stored_can_be_read_meanwhile() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut store = LocalStore::open(folder.path(), 0).expect("opens");
+        store.apply(&[task("a/1", 1)]).expect("applied");
+        store.close().expect("closes");
+
+        let mut store = reopen_keeping(folder.path(), u64::MAX);
+        assert!(matches!(store.apply(&[task("a/1", 2)]), Err(Error::Full { .. })));
+        assert!(matches!(store.probe(), Err(Error::Full { .. })));
+        assert_eq!(store.load().expect("loads").tasks[0].attempts, 1);
+        store.close().expect("closes");
+    }
+
+    #[test]
+    fn a_database_that_failed_is_opened_again() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut store = LocalStore::open(folder.path(), 0).expect("opens");
+        store.apply(&[task("a/1", 1)]).expect("applied");
+        // As after an error: sled itself takes nothing more then.
+        store.database = None;
+        let tasks = until_open(|| store.load()).tasks;
+        assert_eq!(tasks.len(), 1);
+        store.apply(&[task("a/2", 1)]).expect("applied");
+        assert_eq!(store.load().expect("loads").tasks.len(), 2);
     }
 
     #[test]

@@ -120,3 +120,21 @@ fn a_change_is_made_once_for_a_request_also_after_a_restart() {
         assert!(matches!(failed, Err(Error::UnknownJob(_))));
     }
 }
+
+#[test]
+fn a_job_that_nobody_can_work_on_says_so_within_half_a_minute_and_once() {
+    let mut c = Coordinator::new();
+    let job = c.submit();
+    let mut said = Vec::new();
+    for _ in 0..120 {
+        c.wait(Duration::from_secs(1));
+        let second = c.now.monotonic;
+        said.extend(std::mem::take(&mut c.commands).into_iter().filter_map(|command| match command {
+            Command::Say { job, waiting } => Some((second, job, waiting)),
+            _ => None,
+        }));
+    }
+    let [(after, of, waiting)] = &said[..] else { panic!("{said:?}") };
+    assert!(*of == job && *after <= Duration::from_secs(30), "{said:?}");
+    assert!(waiting.contains("no worker is here"), "{waiting}");
+}
