@@ -5,6 +5,7 @@
 
 mod api;
 pub mod assemble;
+pub mod bench;
 mod carry_out;
 mod core;
 pub mod observe;

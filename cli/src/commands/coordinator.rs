@@ -72,7 +72,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
 /// Blocks and pieces of models are read by whichever thread is free, and glibc would keep what each of them freed: while
 /// SDXL's blocks were verified the process grew to 375 MB; so it stays at 82 MB.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-fn give_large_buffers_back() {
+pub(super) fn give_large_buffers_back() {
     const LARGE: libc::c_int = 1 << 20;
     // SAFETY: mallopt takes two integers, and may be called at any time.
     let set = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) };

@@ -15,6 +15,15 @@ impl State {
         jobs.into_iter().map(|job| self.summary(job)).collect()
     }
 
+    /// How many jobs and tasks there are, and how many tasks are committed.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        let jobs = self.jobs.values();
+        let of_tasks = jobs.map(|job| (job.slots.len(), job.work.iter().map(|work| work.committed).sum::<usize>()));
+        of_tasks.fold((self.jobs.len(), 0, 0), |(jobs, tasks, done), (of_job, committed)| {
+            (jobs, tasks + of_job, done + committed)
+        })
+    }
+
     /// One job, whole.
     pub fn status(&self, id: &JobId, now: Now) -> Result<v1::JobStatus, Error> {
         let job = self.jobs.get(id).ok_or_else(|| Error::UnknownJob(id.clone()))?;

@@ -16,7 +16,14 @@ use crate::accelerator::Accelerator;
 
 /// Puts the token on every call.
 #[derive(Clone)]
-struct Bearer(MetadataValue<Ascii>);
+pub(crate) struct Bearer(MetadataValue<Ascii>);
+
+impl Bearer {
+    /// The token as a file holds it; `None` where no header can carry it.
+    pub(crate) fn new(text: &str) -> Option<Self> {
+        format!("Bearer {}", text.trim()).parse().ok().map(Self)
+    }
+}
 
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
@@ -25,7 +32,8 @@ impl Interceptor for Bearer {
     }
 }
 
-type Client = WorkerServiceClient<InterceptedService<Channel, Bearer>>;
+/// Calls with a token.
+pub(crate) type Client = WorkerServiceClient<InterceptedService<Channel, Bearer>>;
 
 /// Whether the same call may succeed later. A coordinator that is away, starting or stopping is worth waiting for.
 fn may_pass(status: &Status) -> bool {
@@ -71,8 +79,7 @@ impl Grpc {
             }
             Err(source) => return Err(Unanswered::Refused(Error::TokenFile { path: path.clone(), source })),
         };
-        let value = format!("Bearer {}", text.trim()).parse();
-        value.map(Bearer).map_err(|_| Unanswered::Refused(Error::Token(path.clone())))
+        Bearer::new(&text).ok_or_else(|| Unanswered::Refused(Error::Token(path.clone())))
     }
 
     fn unanswered(&self, status: &Status) -> Unanswered {

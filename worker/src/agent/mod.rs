@@ -3,7 +3,7 @@
 //! What it talks to and what runs its attempts are traits, so that [`work`] runs under a simulated network, too.
 
 mod attempt;
-mod connect;
+pub(crate) mod connect;
 mod coordinator;
 mod device;
 mod runner;

@@ -1,5 +1,6 @@
 //! What `deltaconv bench` measures and checks, on a CPU or a GPU.
 
+pub mod cluster;
 pub mod data;
 pub mod readers;
 pub mod teacher;

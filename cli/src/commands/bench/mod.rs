@@ -1,5 +1,6 @@
 //! `deltaconv bench`.
 
+mod coordinator;
 mod data;
 
 use std::path::Path;
@@ -27,6 +28,10 @@ enum What {
     Teacher(Teacher),
     /// Time how activations come from a store, and training steps by where their samples lie
     Data(data::Arguments),
+    /// Measure a coordinator under many workers and tasks: its time, memory and restart
+    Coordinator(coordinator::Arguments),
+    #[command(hide = true)]
+    CoordinatorProcess(coordinator::Process),
 }
 
 #[derive(Debug, Args)]
@@ -133,13 +138,14 @@ struct Listing {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
-    let ended = tokio::task::spawn_blocking(move || match arguments.what {
-        What::Kernels(kernels) => time_or_check(&kernels),
-        What::Teacher(teacher) => time_or_compare(&teacher),
-        What::Data(data) => data::run(data),
-    })
-    .await;
-    ended.unwrap_or_else(|panic| Err(Error::Bench { message: panic.to_string() }))
+    let blocking = match arguments.what {
+        What::Coordinator(arguments) => return coordinator::run(arguments).await,
+        What::CoordinatorProcess(process) => return coordinator::serve(process).await,
+        What::Kernels(kernels) => tokio::task::spawn_blocking(move || time_or_check(&kernels)),
+        What::Teacher(teacher) => tokio::task::spawn_blocking(move || time_or_compare(&teacher)),
+        What::Data(data) => tokio::task::spawn_blocking(move || data::run(data)),
+    };
+    blocking.await.unwrap_or_else(|panic| Err(Error::Bench { message: panic.to_string() }))
 }
 
 fn time_or_check(kernels: &Kernels) -> Result<ExitCode, Error> {
