@@ -10,6 +10,17 @@ pub fn is_valid(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
+/// A digest's bytes. `None` if it isn't one.
+pub fn bytes(digest: &str) -> Option<[u8; 32]> {
+    let hash = blake3::Hash::from_hex(digest).ok().filter(|_| is_valid(digest))?;
+    Some(*hash.as_bytes())
+}
+
+/// The digest of these bytes, in hex.
+pub fn text(bytes: &[u8; 32]) -> String {
+    blake3::Hash::from_bytes(*bytes).to_hex().to_string()
+}
+
 /// As many shards a worker states at most that its node holds, and the coordinator keeps: 32 KiB of prefixes.
 pub const MAX_STATED: usize = 4096;
 
@@ -21,6 +32,15 @@ pub fn prefix(digest: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_digest_is_its_bytes_and_nothing_else_is_one() {
+        let digest = of(b"abc");
+        assert_eq!(bytes(&digest).map(|bytes| text(&bytes)), Some(digest.clone()));
+        for bad in ["", &digest[1..], &digest.to_uppercase()] {
+            assert_eq!(bytes(bad), None);
+        }
+    }
 
     #[test]
     fn a_digests_prefix_is_its_first_bytes() {

@@ -1,6 +1,7 @@
 //! Jobs: how they come, go from stage to stage, and end.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use deltaconv_proto::ids::{JobId, TaskId};
 use deltaconv_proto::{keys, v1};
@@ -98,6 +99,8 @@ pub struct Job {
     pub(super) place: Place,
     /// Whether nobody works on it, as last looked.
     pub(super) still: Option<Still>,
+    /// Of the plan's layers, in its order: one copy for all shards.
+    pub(super) names: Arc<[Arc<str>]>,
     /// By round: how many shards of a layer its distill task reads.
     pub(super) shards: Vec<usize>,
 }
@@ -110,7 +113,9 @@ impl Job {
         sequence: u64,
         created_unix_ms: u64,
     ) -> Result<(Self, Vec<Task>), Error> {
+        let names = plan.layers.iter().map(|layer| layer.name.as_str().into()).collect();
         let mut job = Self {
+            names,
             id,
             spec,
             plan,
@@ -320,8 +325,7 @@ impl State {
         }
         self.change_all(id, at_work.iter().copied(), |task| task.phase = Phase::Pending);
         at_work.into_iter().for_each(|slot| self.write_task(slot, effects));
-        let tasks: Vec<TaskId> = self.tasks_of(&self.jobs[id]).map(|task| task.id.clone()).collect();
-        self.placement.end(&tasks);
+        self.displace_job(id);
         self.write_job(id, effects);
         self.reclaim(&self.jobs[id], effects);
     }

@@ -171,6 +171,7 @@ impl State {
         effects.commands.extend(task.leases().iter().map(|leased| Command::Wake(leased.worker.clone())));
         let goes_on = self.is_planted(Planted::DoubleCommit);
         let busy_seconds = if done.busy_seconds.is_finite() { done.busy_seconds.max(0.0) } else { 0.0 };
+        let names = self.jobs[&task.job].names.clone();
         self.change(slot, |task| {
             task.phase = if goes_on { Phase::Pending } else { Phase::Committed };
             task.checkpoint = None;
@@ -182,8 +183,8 @@ impl State {
             match done.output {
                 Some(v1::done::Output::Synthesise(output)) => task.synthesised = Some(Box::new(output)),
                 Some(v1::done::Output::Capture(output)) => {
-                    task.shards
-                        .extend(output.shards.into_iter().filter_map(|shard| Some((shard.layer, shard.object?))));
+                    let taken = task.take_shards(output.shards, &names);
+                    debug_assert!(taken.is_ok(), "verification refuses keys of other attempts: {taken:?}");
                 }
                 Some(v1::done::Output::Distill(mut output)) => {
                     output.unlearned = output.unlearned.chars().take(2000).collect();
@@ -235,7 +236,7 @@ impl State {
         let stands = |slot: &Slot| {
             let task = &self.tasks[*slot];
             match &layer {
-                Some(layer) => task.shards.get(layer).is_some_and(|shard| shard.key == broken.key),
+                Some(layer) => task.shard(layer).is_some_and(|shard| shard.key == broken.key),
                 None => task.latents().is_some_and(|latents| latents.key == broken.key),
             }
         };
@@ -254,7 +255,7 @@ impl State {
             format!("{} was broken: expected digest {}, found {}", broken.key, broken.expected_digest, broken.found);
         let recaptures = self.change(slot, |task| {
             match &layer {
-                Some(layer) => drop(task.shards.remove(layer)),
+                Some(layer) => task.shards.remove(layer),
                 None => task.synthesised = None,
             }
             task.phase = Phase::Pending;

@@ -17,6 +17,7 @@ mod queue;
 mod read_only;
 mod record;
 mod retention;
+mod shards;
 mod spare;
 mod status;
 mod step;
@@ -169,7 +170,8 @@ impl State {
             let id = TaskId::new(record.task_id.clone())?;
             let deadline = now.monotonic + state.settings.lease_ttl;
             let slot = state.tasks.slot(&id).ok_or_else(|| Error::Record(format!("task {id} of no job")))?;
-            state.tasks[slot].restore(record, now, deadline)?;
+            let names = state.jobs[&state.tasks[slot].job].names.clone();
+            state.tasks[slot].restore(record, &names, now, deadline)?;
         }
         let mut effects = Effects::default();
         let running: Vec<JobId> = state.jobs.values().filter(|j| j.is_running()).map(|j| j.id.clone()).collect();

@@ -35,7 +35,7 @@ impl State {
             return;
         }
         let Some(slot) = self.next_task(worker, now).or_else(|| self.next_spare(worker, now)) else { return };
-        let held = self.placement.share(&self.tasks[slot].id, id);
+        let held = self.placement.share(slot, id);
         let epoch = self.meta.epoch + 1;
         let attempts = self.tasks[slot].attempts + 1;
         // Letters, digits and '-' alone, by construction.
@@ -99,7 +99,7 @@ impl State {
                 // It reads no shards, so it is as well done anywhere.
                 return Some(*slot);
             }
-            let fit = self.placement.fit(&task.id, &worker.id, is_asking);
+            let fit = self.placement.fit(*slot, &worker.id, is_asking);
             if best.is_none_or(|(of_best, _)| fit < of_best) {
                 best = Some((fit, *slot));
             }
@@ -191,7 +191,7 @@ impl State {
             .collect();
         captures.sort_by_key(|(range, of, _)| (range.start, *of));
         let shard = |(range, _, task): (&v1::SampleRange, _, &Task)| {
-            Some(v1::ShardOfRange { range: Some(*range), object: Some(task.shards.get(name)?.clone()) })
+            Some(v1::ShardOfRange { range: Some(*range), object: Some(task.shard(name)?) })
         };
         captures.into_iter().map(shard).collect()
     }
@@ -221,7 +221,7 @@ impl State {
             Kind::Synthesise { range } => v1::task_spec::Kind::Synthesise(v1::SynthesiseTask { range: Some(*range) }),
             Kind::Capture { round, range } => {
                 let trained = plan::trained_in(*round, &job.plan.layers);
-                let missing = trained.iter().filter(|layer| !task.shards.contains_key(&layer.name));
+                let missing = trained.iter().filter(|layer| !task.shards.has(&layer.name));
                 let layers = missing.map(|layer| layer.name.clone()).collect();
                 let blocks = round.checked_sub(1).map(|before| self.blocks_of(job, before)).unwrap_or_default();
                 v1::task_spec::Kind::Capture(v1::CaptureTask { round: *round, range: Some(*range), layers, blocks })
@@ -264,12 +264,12 @@ impl State {
             return;
         }
         let waiting = self.queue.jobs().flat_map(|job| self.jobs[job].ready()).flat_map(|work| &work.waiting);
-        let ready: Vec<TaskId> = waiting.take(self.idle.len()).map(|(_, slot)| self.tasks[*slot].id.clone()).collect();
+        let ready: Vec<Slot> = waiting.take(self.idle.len()).map(|(_, slot)| *slot).collect();
         self.wake(&ready, now, effects);
     }
 
     /// Wakes as many of the idle workers as there are tasks for them.
-    pub(super) fn wake(&mut self, ready: &[TaskId], now: Now, effects: &mut Effects) {
+    pub(super) fn wake(&mut self, ready: &[Slot], now: Now, effects: &mut Effects) {
         if ready.is_empty() {
             return;
         }

@@ -2,7 +2,8 @@
 //! worker that asks for work costs no look at shards.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, btree_map};
 
 use deltaconv_proto::digest;
 use deltaconv_proto::ids::{JobId, TaskId, WorkerId};
@@ -18,10 +19,12 @@ const WORTH: u64 = 4;
 /// state it again.
 #[derive(Debug, Default)]
 pub(super) struct Placement {
-    /// By their digests' prefixes: each task that reads the shard, and its bytes.
-    shards: BTreeMap<u64, Vec<(TaskId, u64)>>,
-    tasks: BTreeMap<TaskId, Reads>,
+    /// By their digests' prefixes and the tasks that read them: how many such shards there are, and their bytes.
+    shards: BTreeMap<(u64, Slot), (u32, u64)>,
+    tasks: BTreeMap<Slot, Reads>,
     stated: BTreeMap<WorkerId, Stated>,
+    /// By how many workers a prefix is stated. Most shards that are added are stated by none, which is seen here.
+    holders: HashMap<u64, u32>,
 }
 
 /// What a task reads.
@@ -68,9 +71,12 @@ impl Placement {
         let mut shards: Vec<u64> = cache.shards.iter().copied().take(digest::MAX_STATED).collect();
         shards.sort_unstable();
         shards.dedup();
-        for (task, bytes) in shards.iter().filter_map(|shard| self.shards.get(shard)).flatten() {
-            if let Some(reads) = self.tasks.get_mut(task) {
-                reads.hold(worker, *bytes);
+        for prefix in &shards {
+            *self.holders.entry(*prefix).or_default() += 1;
+            for (task, bytes) in read_by(&self.shards, *prefix) {
+                if let Some(reads) = self.tasks.get_mut(&task) {
+                    reads.hold(worker, bytes);
+                }
             }
         }
         self.stated.insert(worker.clone(), Stated { version: cache.version, shards: shards.into() });
@@ -88,9 +94,18 @@ impl Placement {
 
     /// Forgets what the worker stated.
     pub(super) fn forget(&mut self, worker: &WorkerId) {
-        if self.stated.remove(worker).is_some() {
-            for reads in self.tasks.values_mut() {
-                reads.held.remove(worker);
+        let Some(stated) = self.stated.remove(worker) else { return };
+        for prefix in &stated.shards {
+            if let Entry::Occupied(mut holders) = self.holders.entry(*prefix) {
+                *holders.get_mut() -= 1;
+                if *holders.get() == 0 {
+                    holders.remove();
+                }
+            }
+            for (task, _) in read_by(&self.shards, *prefix) {
+                if let Some(reads) = self.tasks.get_mut(&task) {
+                    reads.held.remove(worker);
+                }
             }
         }
     }
@@ -102,60 +117,59 @@ impl Placement {
     }
 
     /// The task reads this shard, too, from now on.
-    pub(super) fn add(&mut self, task: &TaskId, shard: &ObjectRef) {
-        let reads = self.tasks.entry(task.clone()).or_default();
+    pub(super) fn add(&mut self, task: Slot, shard: &ObjectRef) {
+        let reads = self.tasks.entry(task).or_default();
         reads.shards += 1;
         reads.bytes = reads.bytes.saturating_add(shard.size);
         let Some(prefix) = digest::prefix(&shard.digest) else { return };
-        self.shards.entry(prefix).or_default().push((task.clone(), shard.size));
-        for (worker, _) in self.stated.iter().filter(|(_, stated)| stated.holds(prefix)) {
-            reads.hold(worker, shard.size);
+        let (count, bytes) = self.shards.entry((prefix, task)).or_default();
+        *count += 1;
+        *bytes = bytes.saturating_add(shard.size);
+        if self.holders.contains_key(&prefix) {
+            for (worker, _) in self.stated.iter().filter(|(_, stated)| stated.holds(prefix)) {
+                reads.hold(worker, shard.size);
+            }
         }
     }
 
     /// The task doesn't read this shard any more.
-    pub(super) fn remove(&mut self, task: &TaskId, shard: &ObjectRef) {
-        let Some(reads) = self.tasks.get_mut(task) else { return };
+    pub(super) fn remove(&mut self, task: Slot, shard: &ObjectRef) {
+        let Some(reads) = self.tasks.get_mut(&task) else { return };
         reads.shards = reads.shards.saturating_sub(1);
         reads.bytes = reads.bytes.saturating_sub(shard.size);
-        let Some(prefix) = digest::prefix(&shard.digest) else { return };
-        let Some(readers) = self.shards.get_mut(&prefix) else { return };
-        let Some(position) = readers.iter().position(|reader| reader.0 == *task) else { return };
-        readers.swap_remove(position);
-        if readers.is_empty() {
-            self.shards.remove(&prefix);
+        if let Some(prefix) = digest::prefix(&shard.digest)
+            && let btree_map::Entry::Occupied(mut read) = self.shards.entry((prefix, task))
+        {
+            let (count, bytes) = read.get_mut();
+            (*count, *bytes) = (*count - 1, bytes.saturating_sub(shard.size));
+            if *count == 0 {
+                read.remove();
+            }
+            if self.holders.contains_key(&prefix) {
+                for (worker, _) in self.stated.iter().filter(|(_, stated)| stated.holds(prefix)) {
+                    reads.lose(worker, shard.size);
+                }
+            }
         }
-        for (worker, _) in self.stated.iter().filter(|(_, stated)| stated.holds(prefix)) {
-            reads.lose(worker, shard.size);
-        }
-    }
-
-    /// Nobody will work on these tasks any more.
-    pub(super) fn end(&mut self, tasks: &[TaskId]) {
-        let known = tasks.iter().filter(|task| self.tasks.remove(task).is_some()).count();
-        if known > 0 {
-            let tasks = &self.tasks;
-            self.shards.retain(|_, readers| {
-                readers.retain(|(task, _)| tasks.contains_key(task));
-                !readers.is_empty()
-            });
+        if reads.shards == 0 {
+            self.tasks.remove(&task);
         }
     }
 
     /// How many shards of the task stand.
-    pub(super) fn standing(&self, task: &TaskId) -> usize {
-        self.tasks.get(task).map_or(0, |reads| reads.shards)
+    pub(super) fn standing(&self, task: Slot) -> usize {
+        self.tasks.get(&task).map_or(0, |reads| reads.shards)
     }
 
     /// The share of the task's bytes that the worker's node holds. `None` of a task that reads no shards.
-    pub(super) fn share(&self, task: &TaskId, worker: &WorkerId) -> Option<f64> {
-        let reads = self.tasks.get(task).filter(|reads| reads.bytes > 0)?;
+    pub(super) fn share(&self, task: Slot, worker: &WorkerId) -> Option<f64> {
+        let reads = self.tasks.get(&task).filter(|reads| reads.bytes > 0)?;
         Some(reads.of(worker) as f64 / reads.bytes as f64)
     }
 
     /// How well the task suits the worker, where those that `is_asking` is true of may ask soon, too.
-    pub(super) fn fit(&self, task: &TaskId, worker: &WorkerId, is_asking: impl Fn(&WorkerId) -> bool) -> Fit {
-        let Some(reads) = self.tasks.get(task) else { return Fit::Anywhere };
+    pub(super) fn fit(&self, task: Slot, worker: &WorkerId, is_asking: impl Fn(&WorkerId) -> bool) -> Fit {
+        let Some(reads) = self.tasks.get(&task) else { return Fit::Anywhere };
         let (own, worth) = (reads.of(worker), reads.worth());
         let others = reads.held.iter().filter(|(other, _)| *other != worker && is_asking(other));
         let most = others.map(|(_, bytes)| *bytes).max().unwrap_or(0);
@@ -167,7 +181,7 @@ impl Placement {
     }
 
     /// The most that the worker's node holds of one of these tasks, in bytes.
-    pub(super) fn most(&self, tasks: &[TaskId], worker: &WorkerId) -> u64 {
+    pub(super) fn most(&self, tasks: &[Slot], worker: &WorkerId) -> u64 {
         let reads = tasks.iter().filter_map(|task| self.tasks.get(task));
         reads.map(|reads| reads.of(worker)).max().unwrap_or(0)
     }
@@ -177,7 +191,7 @@ impl Placement {
 impl Placement {
     /// What workers stated, and nothing else.
     pub(super) fn without_tasks(&self) -> Self {
-        Self { stated: self.stated.clone(), ..Self::default() }
+        Self { stated: self.stated.clone(), holders: self.holders.clone(), ..Self::default() }
     }
 }
 
@@ -206,6 +220,12 @@ impl Reads {
     }
 }
 
+/// The tasks that read the shards of this prefix, with their bytes.
+fn read_by(shards: &BTreeMap<(u64, Slot), (u32, u64)>, prefix: u64) -> impl Iterator<Item = (Slot, u64)> + use<'_> {
+    let read = shards.range((prefix, Slot::FIRST)..=(prefix, Slot::LAST));
+    read.map(|((_, task), (_, bytes))| (*task, *bytes))
+}
+
 impl Stated {
     fn holds(&self, prefix: u64) -> bool {
         self.shards.binary_search(&prefix).is_ok()
@@ -227,6 +247,14 @@ impl State {
         }
     }
 
+    /// Counts the shards of a job no more: nobody will work on its tasks.
+    pub(super) fn displace_job(&mut self, id: &JobId) {
+        let Some(job) = self.jobs.get(id) else { return };
+        for slot in job.slots.iter() {
+            self.count(slot, Placement::remove);
+        }
+    }
+
     /// Counts the shards that a capture task wrote.
     pub(super) fn place(&mut self, capture: Slot) {
         self.recount(capture, Placement::add);
@@ -238,17 +266,17 @@ impl State {
     }
 
     /// Counts the shards, and whether what reads them is ready by that.
-    fn recount(&mut self, capture: Slot, counted: fn(&mut Placement, &TaskId, &ObjectRef)) {
+    fn recount(&mut self, capture: Slot, counted: fn(&mut Placement, Slot, &ObjectRef)) {
         let readers = self.count(capture, counted);
         let job = self.tasks[capture].job.clone();
         self.change_all(&job, readers, |_| ());
     }
 
     /// Gives the tasks that read the shards.
-    fn count(&mut self, capture: Slot, counted: fn(&mut Placement, &TaskId, &ObjectRef)) -> Vec<Slot> {
+    fn count(&mut self, capture: Slot, counted: fn(&mut Placement, Slot, &ObjectRef)) -> Vec<Slot> {
         let readers = self.readers(capture);
         for (reader, shard) in &readers {
-            counted(&mut self.placement, &self.tasks[*reader].id, shard);
+            counted(&mut self.placement, *reader, shard);
         }
         readers.into_iter().map(|(reader, _)| reader).collect()
     }
@@ -260,7 +288,7 @@ impl State {
         let rounds = (0..=job.rounds()).filter(|round| job.reads(*round, &task.kind));
         let steps = rounds.filter_map(|round| job.work(Step { stage: Stage::Distill, round }));
         let readers = steps.flat_map(|work| work.slots.iter()).filter_map(|slot| match self.tasks[slot].kind {
-            Kind::Distill { layer, .. } => Some((slot, task.shards.get(&job.plan.layers.get(layer)?.name)?.clone())),
+            Kind::Distill { layer, .. } => Some((slot, task.shard(&job.plan.layers.get(layer)?.name)?)),
             _ => None,
         });
         readers.collect()

@@ -1,6 +1,7 @@
 //! Tasks, jobs and workers as durable records, and back.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use deltaconv_proto::ids::{AttemptId, JobId, WorkerId};
@@ -12,7 +13,6 @@ use super::{Error, Job, JobState, Leased, Now, Phase, Task, Worker};
 impl Task {
     /// The durable part of the task.
     pub(super) fn record(&self) -> v1::TaskRecord {
-        let shards = self.shards.iter();
         let spare = self.leases().get(1);
         v1::TaskRecord {
             task_id: self.id.to_string(),
@@ -22,7 +22,7 @@ impl Task {
             lease: self.leased().map(|leased| self.message(leased)),
             worker_id: self.leased().map(|leased| leased.worker.to_string()).unwrap_or_default(),
             checkpoint: self.checkpoint.as_deref().cloned(),
-            shards: shards.map(|(layer, o)| v1::ShardRef { layer: layer.clone(), object: Some(o.clone()) }).collect(),
+            shards: self.shard_refs(),
             synthesised: self.synthesised.as_deref().cloned(),
             distilled: self.distilled.as_deref().cloned(),
             finetuned: self.finetuned.as_deref().cloned(),
@@ -40,8 +40,14 @@ impl Task {
         }
     }
 
-    /// Takes up where `record` stood; leases last until `deadline`.
-    pub(super) fn restore(&mut self, record: v1::TaskRecord, now: Now, deadline: Duration) -> Result<(), Error> {
+    /// Takes up where `record` stood; leases last until `deadline`. `names` are those of the job's layers.
+    pub(super) fn restore(
+        &mut self,
+        record: v1::TaskRecord,
+        names: &[Arc<str>],
+        now: Now,
+        deadline: Duration,
+    ) -> Result<(), Error> {
         let leased = |lease: v1::Lease, worker: String| -> Result<Leased, Error> {
             Ok(Leased {
                 attempt: AttemptId::new(lease.attempt_id)?,
@@ -73,7 +79,9 @@ impl Task {
         self.last_failure = record.last_failure;
         self.recaptures = record.recaptures;
         self.checkpoint = record.checkpoint.map(Box::new);
-        self.shards = record.shards.into_iter().filter_map(|s| Some((s.layer, s.object?))).collect();
+        let id = self.id.clone();
+        let foreign = |key: String| Error::Record(format!("task {id} with a shard at {key:?}"));
+        self.take_shards(record.shards, names).map_err(foreign)?;
         self.synthesised = record.synthesised.map(Box::new);
         self.distilled = record.distilled.map(Box::new);
         self.finetuned = record.finetuned.map(Box::new);

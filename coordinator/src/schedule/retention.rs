@@ -77,16 +77,17 @@ impl Task {
     /// Whether the attempt is at work on the task, or something that it wrote is on record.
     fn knows(&self, attempt: &AttemptId) -> bool {
         self.leases().iter().any(|leased| leased.attempt == *attempt)
+            || self.shards.is_of(attempt)
             || self.objects().any(|object| is_of(&object.key, attempt))
     }
 
-    /// Every object on record.
+    /// Every object on record, but shards.
     fn objects(&self) -> impl Iterator<Item = &v1::ObjectRef> {
         let checkpoint = self.checkpoint.as_ref().and_then(|checkpoint| checkpoint.object.as_ref());
         self.outputs().chain(checkpoint)
     }
 
-    /// Every object of its accepted output.
+    /// Every object of its accepted output, but shards.
     pub(super) fn outputs(&self) -> impl Iterator<Item = &v1::ObjectRef> {
         let outputs = [
             self.latents(),
@@ -95,7 +96,7 @@ impl Task {
             self.evaluated.as_ref().and_then(|evaluated| evaluated.part.as_ref()),
         ];
         let finetuned = self.finetuned.iter().flat_map(|output| &output.blocks).filter_map(|of| of.object.as_ref());
-        self.shards.values().chain(outputs.into_iter().flatten()).chain(finetuned)
+        outputs.into_iter().flatten().chain(finetuned)
     }
 }
 

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use deltaconv_proto::ids::TaskId;
-
 use super::status::fraction_of;
 use super::tasks::Slot;
 use super::{Effects, Job, Leased, Now, State, Step, Task, Worker};
@@ -28,8 +26,8 @@ impl State {
         }
         let running = self.jobs.values().filter(|job| job.is_running() && !job.paused && !job.in_work.is_empty());
         self.stragglers = running.flat_map(|job| self.stragglers_of(job, now)).collect();
-        let ids: Vec<TaskId> = self.stragglers.iter().map(|slot| self.tasks[*slot].id.clone()).collect();
-        self.wake(&ids, now, effects);
+        let found: Vec<Slot> = self.stragglers.iter().copied().collect();
+        self.wake(&found, now, effects);
     }
 
     fn stragglers_of(&self, job: &Job, now: Now) -> Vec<Slot> {

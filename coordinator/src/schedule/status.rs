@@ -109,7 +109,8 @@ impl State {
             status.done += fraction(task);
             status.busy_seconds += task.busy_seconds;
             status.gpu_seconds += task.gpu_seconds;
-            status.written_bytes = status.written_bytes.saturating_add(sum_sizes(task.outputs()));
+            status.written_bytes =
+                status.written_bytes.saturating_add(sum_sizes(task.outputs())).saturating_add(task.shards.bytes());
             status.samples += task.samples;
             if !task.is_committed() {
                 samples_in_work += fraction(task) * samples(job, task, &steps) as f64;

@@ -1,10 +1,11 @@
 //! One task: what it is, who works on it, what came of it.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use deltaconv_proto::ids::{AttemptId, JobId, TaskId, WorkerId};
 use deltaconv_proto::v1;
+
+use super::shards::Shards;
 
 /// What a task does.
 #[derive(Clone, Debug, PartialEq)]
@@ -104,7 +105,7 @@ pub struct Task {
     /// Where the next attempt can go on.
     pub checkpoint: Option<Box<v1::Checkpoint>>,
     /// Of a capture task: the shards that stand, by layer.
-    pub shards: BTreeMap<String, v1::ObjectRef>,
+    pub(super) shards: Shards,
     /// Of a synthesise task, once committed.
     pub synthesised: Option<Box<v1::SynthesiseOutput>>,
     /// Of a distill task, once committed.
@@ -136,7 +137,7 @@ impl Task {
             last_failure: String::new(),
             recaptures: 0,
             checkpoint: None,
-            shards: BTreeMap::new(),
+            shards: Shards::default(),
             synthesised: None,
             distilled: None,
             finetuned: None,

@@ -11,6 +11,13 @@ use super::Task;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Slot(u32);
 
+impl Slot {
+    /// The lowest that there can be.
+    pub(super) const FIRST: Self = Self(0);
+    /// The highest.
+    pub(super) const LAST: Self = Self(u32::MAX);
+}
+
 /// Places that follow each other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Slots(Range<u32>);

@@ -136,7 +136,7 @@ impl State {
             Phase::Pending => {
                 let stand = match task.kind {
                     Kind::Distill { round, .. } => {
-                        job.shards.get(round as usize) == Some(&self.placement.standing(&task.id))
+                        job.shards.get(round as usize) == Some(&self.placement.standing(slot))
                     }
                     _ => true,
                 };

@@ -110,7 +110,12 @@ impl Cluster {
     /// # Errors
     /// A call that fails.
     pub async fn work(&mut self, workers: usize, tasks: usize, renewals: usize) -> Result<(usize, Latencies), Error> {
-        let rest = self.0.split_off(workers.min(self.0.len()));
+        let mut rest = Self(self.0.split_off(workers.min(self.0.len())));
+        rest.each(|mut worker, _| async move {
+            worker.hand_back().await?;
+            Ok((worker, Vec::new()))
+        })
+        .await?;
         let accepted = Arc::new(AtomicUsize::new(0));
         let counted = accepted.clone();
         let latencies = self
@@ -141,7 +146,7 @@ impl Cluster {
                 }
             })
             .await?;
-        self.0.extend(rest);
+        self.0.extend(rest.0);
         Ok((accepted.load(Ordering::Relaxed), latencies))
     }
 
@@ -202,6 +207,17 @@ impl Simulated {
         let progress = v1::Progress { step: 100, steps: 3000, samples_per_second: 5e3, ..v1::Progress::default() };
         let answer = self.sync(Some(attempt_report::State::Running(progress)), hold).await?;
         self.take(answer)
+    }
+
+    /// Gives its task back, so that it keeps nobody waiting.
+    async fn hand_back(&mut self) -> Result<(), Error> {
+        while self.held.is_some() {
+            let answer =
+                self.sync(Some(attempt_report::State::Released(v1::Progress::default())), Duration::ZERO).await?;
+            // As a worker that leaves, it takes nothing new.
+            self.take(v1::SyncResponse { start: Vec::new(), ..answer })?;
+        }
+        Ok(())
     }
 
     /// Says that its task is done, until that is accepted.

@@ -234,6 +234,9 @@ impl Coordinator {
         let failed = |error: std::io::Error| bench_error("starting the coordinator", &error);
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
         command.args(["bench", "coordinator-process", "--listen", listen, "--tasks", &tasks.to_string(), "--state"]);
+        if std::env::var_os("RUST_LOG").is_none() {
+            command.env("RUST_LOG", "warn");
+        }
         command.arg(state).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().map_err(failed)?;
         let Some(stdout) = child.stdout.take() else {

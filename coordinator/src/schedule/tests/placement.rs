@@ -31,12 +31,12 @@ pub(super) fn assert_is_current(state: &State) {
     let mut anew: Placement = state.placement.without_tasks();
     let running = state.jobs.values().filter(|job| job.is_running());
     for (reader, shard) in running.flat_map(|job| job.slots.iter()).flat_map(|task| state.readers(task)) {
-        anew.add(&state.tasks[reader].id, &shard);
+        anew.add(reader, &shard);
     }
-    for task in state.tasks.values().map(|task| &task.id) {
-        assert_eq!(anew.standing(task), state.placement.standing(task), "{task}");
+    for (id, task) in state.tasks.values().map(|task| (&task.id, state.tasks.slot(&task.id).expect("known"))) {
+        assert_eq!(anew.standing(task), state.placement.standing(task), "{id}");
         for worker in state.workers.keys() {
-            assert_eq!(anew.share(task, worker), state.placement.share(task, worker), "{task} {worker}");
+            assert_eq!(anew.share(task, worker), state.placement.share(task, worker), "{id} {worker}");
         }
     }
 }
@@ -168,11 +168,10 @@ fn of_what_a_worker_states_only_so_much_is_kept_and_only_while_it_is_here() {
 fn a_small_part_of_a_task_changes_nothing_and_the_nearest_is_the_best() {
     let worker = |name: &str| WorkerId::new(name).expect("an id");
     let (a, b, anybody) = (worker("a"), worker("b"), |_: &WorkerId| true);
-    let task = TaskId::new("j/t").expect("an id");
     let mut placement = Placement::default();
     let object = |i: u64| v1::ObjectRef { key: String::new(), size: 10, digest: digest::of(&i.to_le_bytes()) };
     let prefixes: Vec<u64> = (0..20).filter_map(|i| digest::prefix(&object(i).digest)).collect();
-    (0..20).for_each(|i| placement.add(&task, &object(i)));
+    (0..20).for_each(|i| placement.add(Slot::FIRST, &object(i)));
     for (of_a, of_b, expected) in [
         (0, 0, Fit::Anywhere),
         (4, 0, Fit::Anywhere),
@@ -184,7 +183,7 @@ fn a_small_part_of_a_task_changes_nothing_and_the_nearest_is_the_best() {
     ] {
         placement.state(&a, &cache(prefixes[..of_a].to_vec()));
         placement.state(&b, &cache(prefixes[..of_b].to_vec()));
-        assert_eq!(placement.fit(&task, &a, anybody), expected, "{of_a} and {of_b} of 20");
+        assert_eq!(placement.fit(Slot::FIRST, &a, anybody), expected, "{of_a} and {of_b} of 20");
     }
-    assert_eq!(placement.fit(&task, &a, |_| false), Fit::Anywhere, "nobody else asks");
+    assert_eq!(placement.fit(Slot::FIRST, &a, |_| false), Fit::Anywhere, "nobody else asks");
 }

@@ -19,9 +19,7 @@ pub(super) fn assert_is_current(state: &State) {
                 match &task.phase {
                     Phase::Pending => {
                         let stands = match task.kind {
-                            Kind::Distill { round, .. } => {
-                                state.placement.standing(&task.id) == job.shards[round as usize]
-                            }
+                            Kind::Distill { round, .. } => state.placement.standing(slot) == job.shards[round as usize],
                             _ => true,
                         };
                         waiting.extend(stands.then_some((Reverse(task.rank), slot)));
