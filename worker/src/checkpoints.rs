@@ -32,6 +32,8 @@ pub(crate) struct Checkpoints<'a> {
     schedule: Schedule,
     /// Of the newest one that was begun, or that the attempt resumed from.
     newest: u64,
+    /// How many were begun, and how long they held training up.
+    begun: (u32, Duration),
     writing: JoinSet<()>,
 }
 
@@ -40,7 +42,12 @@ impl<'a> Checkpoints<'a> {
     pub(crate) fn new(context: &'a Context, steps: Range<u64>) -> Self {
         let newest = steps.start;
         let schedule = Schedule::new(context.checkpoint_interval, steps, Instant::now());
-        Self { context, schedule, newest, writing: JoinSet::new() }
+        Self { context, schedule, newest, begun: Default::default(), writing: JoinSet::new() }
+    }
+
+    /// How many were begun, and how long they held training up.
+    pub(crate) fn begun(&self) -> (u32, Duration) {
+        self.begun
     }
 
     /// Whether it is time for the next one, after this step.
@@ -54,7 +61,9 @@ impl<'a> Checkpoints<'a> {
     pub(crate) fn write<S: Snapshot>(&mut self, take: impl FnOnce() -> Result<S, Error>) -> Result<(), Error> {
         let began = Instant::now();
         let snapshot = take()?;
-        self.schedule.wrote(began, began.elapsed());
+        let held_up = began.elapsed();
+        self.schedule.wrote(began, held_up);
+        self.begun = (self.begun.0 + 1, self.begun.1 + held_up);
         self.newest = snapshot.step();
         let step = snapshot.step();
         let key = keys::checkpoint(&self.context.task, &self.context.attempt, step);

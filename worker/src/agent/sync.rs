@@ -199,7 +199,11 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
         match &outcome {
             Outcome::Done(done) => tracing::info!(task, attempt, seconds = done.busy_seconds, "attempt done"),
             Outcome::Failed(failure) => tracing::error!(task, attempt, reason = failure.message, "attempt failed"),
-            Outcome::Released => tracing::info!(task, attempt, "attempt handed back"),
+            Outcome::Released => {
+                let progress = self.attempts.get(&key(&lease)).map(|held| held.attempt.progress()).unwrap_or_default();
+                let checkpoint = progress.checkpoint.map_or(0, |checkpoint| checkpoint.step);
+                tracing::info!(task, attempt, step = progress.step, checkpoint, "attempt handed back");
+            }
             Outcome::Dropped => {
                 tracing::info!(task, attempt, "attempt dropped");
                 return;

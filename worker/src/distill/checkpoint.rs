@@ -197,7 +197,8 @@ mod tests {
         let snapshot = resumed.snapshot().expect("a snapshot");
         assert_eq!((snapshot.step(), snapshot.errors.len(), snapshot.kept.len()), (3, 0, 1));
         assert_eq!(snapshot.kept[0].0.values(), snapshot.trained.weights.values());
-        [&mut training, &mut resumed].map(|training| go_on(training, 37));
+        go_on(&mut training, 37);
+        go_on(&mut resumed, 37);
         assert!(resumed.is_over());
         assert_eq!(resumed.block().values(), training.block().values());
     }

@@ -104,7 +104,19 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
     }
     drop(feed);
     let (steps, training_took, measuring) = (training.step() - first, began.elapsed(), training.measuring());
-    tracing::debug!(task = %context.task, steps, ?opening, ?placing, ?first_step, ?measuring, ?training_took, "trained");
+    let (count, held_up) = checkpoints.begun();
+    tracing::debug!(
+        task = %context.task,
+        steps,
+        ?opening,
+        ?placing,
+        ?first_step,
+        ?measuring,
+        ?training_took,
+        checkpoints = count,
+        ?held_up,
+        "trained"
+    );
     if let Some(stop) = context.stopped() {
         if stop == Stop::Release && lost.is_none() {
             checkpoints.hand_back(training.step(), || training.snapshot())?;
