@@ -53,10 +53,21 @@ pub(crate) fn with_parent() -> CancellationToken {
     gone
 }
 
+/// Ends the process after that time, whatever it hangs in: not even what is done at a process' end is done then.
+fn end_after(grace: Duration) {
+    thread::spawn(move || {
+        thread::sleep(grace);
+        tracing::error!(?grace, "the grace period is over, and this process has not ended; ending it");
+        // SAFETY: ends the process, from any thread.
+        unsafe { libc::_exit(i32::from(crate::ERROR)) }
+    });
+}
+
 /// Runs a service until it ends or is asked to, by a signal or, with `exit_with_parent`, by its parent's end. A
-/// second signal ends it at once.
+/// second signal ends it at once, and the end of the grace period, where there is one, in any case.
 pub(crate) async fn serve<F: Future>(
     exit_with_parent: bool,
+    grace: Option<Duration>,
     shutdown: &CancellationToken,
     service: F,
 ) -> Result<Option<F::Output>, Error> {
@@ -68,6 +79,7 @@ pub(crate) async fn serve<F: Future>(
         () = signals.next() => tracing::info!("asked to end; a second signal ends at once"),
         () = parent.cancelled() => tracing::info!("the process that started this one is gone"),
     }
+    grace.map(end_after);
     shutdown.cancel();
     tokio::select! {
         ended = &mut service => Ok(Some(ended)),

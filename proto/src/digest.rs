@@ -1,5 +1,14 @@
 //! BLAKE3 digests, as they stand in manifests and messages.
 
+use crate::v1::ObjectRef;
+
+impl ObjectRef {
+    /// These bytes, where they are to be.
+    pub fn of(key: impl Into<String>, bytes: &[u8]) -> Self {
+        Self { key: key.into(), size: bytes.len() as u64, digest: of(bytes) }
+    }
+}
+
 /// BLAKE3 of `bytes`, in hex.
 pub fn of(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex().to_string()

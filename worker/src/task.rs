@@ -8,6 +8,7 @@ use std::time::Duration;
 use deltaconv_proto::ids::{AttemptId, InvalidId, TaskId};
 use deltaconv_proto::objects::{self, Objects};
 use deltaconv_proto::{images, pipeline, prompts, safetensors, shard, v1, weights};
+use tokio::sync::Notify;
 
 use crate::accelerator::Accelerator;
 use crate::models::Models;
@@ -156,9 +157,16 @@ impl Error {
 pub(crate) struct Supervision {
     stop: AtomicU8,
     progress: Mutex<v1::Progress>,
+    /// Notified of what the coordinator is to know at once.
+    news: Arc<Notify>,
 }
 
 impl Supervision {
+    /// Of an attempt that notifies `news` of each checkpoint.
+    pub(crate) fn new(news: Arc<Notify>) -> Self {
+        Self { news, ..Self::default() }
+    }
+
     pub(crate) fn stop(&self, stop: Stop) {
         let code = match stop {
             Stop::Release => 1,
@@ -169,6 +177,21 @@ impl Supervision {
 
     pub(crate) fn progress(&self) -> v1::Progress {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes what is reported next.
+    fn report(&self, change: impl FnOnce(&mut v1::Progress)) {
+        change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Reports a checkpoint, unless a newer one is reported already.
+    pub(crate) fn reached(&self, checkpoint: v1::Checkpoint) {
+        self.report(|progress| {
+            if progress.checkpoint.as_ref().is_none_or(|known| known.step < checkpoint.step) {
+                progress.checkpoint = Some(checkpoint);
+            }
+        });
+        self.news.notify_one();
     }
 
     pub(crate) fn stopped(&self) -> Option<Stop> {
@@ -216,6 +239,6 @@ impl Context {
 
     /// Changes what is reported next.
     pub(crate) fn report(&self, change: impl FnOnce(&mut v1::Progress)) {
-        change(&mut self.supervision.progress.lock().unwrap_or_else(PoisonError::into_inner));
+        self.supervision.report(change);
     }
 }

@@ -60,7 +60,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     };
     let shutdown = CancellationToken::new();
     let service = deltaconv_coordinator::run(options, shutdown.clone());
-    match ending::serve(arguments.exit_with_parent, &shutdown, service).await? {
+    match ending::serve(arguments.exit_with_parent, None, &shutdown, service).await? {
         Some(Ok(())) => Ok(ExitCode::SUCCESS),
         Some(Err(error)) => Err(Error::Coordinator { message: explain(&error) }),
         None => Ok(interrupted()),

@@ -60,8 +60,10 @@ pub(crate) fn size(text: &str) -> Result<(usize, usize), String> {
 }
 
 /// How a process that was interrupted ends, as shells expect it.
+pub(crate) const INTERRUPTED: u8 = 130;
+
 pub(crate) fn interrupted() -> ExitCode {
-    ExitCode::from(130)
+    ExitCode::from(INTERRUPTED)
 }
 
 #[cfg(test)]

@@ -4,15 +4,16 @@ use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::{self, ExitCode};
 use std::thread;
+use std::time::Duration;
 
 use clap::Args;
 use deltaconv_worker::CacheOptions;
 use tokio_util::sync::CancellationToken;
 
-use super::interrupted;
+use super::INTERRUPTED;
 use crate::args::{Connection, Device};
 use crate::error::{Error, explain};
-use crate::{byte_size, ending, logs};
+use crate::{byte_size, duration, ending, logs};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -33,6 +34,9 @@ pub(crate) struct Arguments {
     /// What to compute on
     #[arg(long, value_enum, default_value_t)]
     device: Device,
+    /// Once it is asked to end, time to store and hand back what it has reached; then it is gone, whatever it waits for
+    #[arg(long, value_name = "TIME", default_value = "25s", value_parser = duration::parse)]
+    grace: Duration,
     #[command(flatten)]
     cache: Cache,
     /// End when stdin closes
@@ -86,13 +90,16 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         threads: arguments.threads.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZero::get),
         device: arguments.device.into(),
         cache: arguments.cache.options(),
+        grace: arguments.grace,
     };
     let shutdown = CancellationToken::new();
     let service = deltaconv_worker::run(options, shutdown.clone());
-    match ending::serve(arguments.exit_with_parent, &shutdown, service).await? {
-        Some(Ok(())) => Ok(ExitCode::SUCCESS),
+    match ending::serve(arguments.exit_with_parent, Some(arguments.grace), &shutdown, service).await? {
+        // Attempts that didn't stop in time still run. To return would end the runtime first: that waits for files that hang, and
+        // the attempts would panic without it.
+        Some(Ok(())) => process::exit(0),
         Some(Err(error)) => Err(Error::Worker { message: explain(&error) }),
-        None => Ok(interrupted()),
+        None => process::exit(i32::from(INTERRUPTED)),
     }
 }
 

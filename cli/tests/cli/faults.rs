@@ -17,7 +17,7 @@ const SEEDS: [u64; 2] = [1, 2];
 /// Bits in shards don't flip as often as the rest: a shard that is found broken three times ends its job.
 const MOST_FLIPS: u64 = 2;
 
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a folder");
     for entry in fs::read_dir(from).expect("a folder") {
         let entry = entry.expect("an entry");

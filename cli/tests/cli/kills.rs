@@ -1,10 +1,12 @@
 //! Processes killed in the middle of their work.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use crate::process::until;
 use crate::scaled;
-use crate::service::{self, Coordinator, digest, freeze, tasks_in, thaw};
+use crate::service::{self, Checkpoint, Coordinator, checkpoints, digest, freeze, logged, tasks_in, thaw};
 
 /// The worker of this name, as the coordinator knows it.
 fn worker_id(coordinator: &Coordinator, name: &str) -> String {
@@ -48,6 +50,46 @@ fn a_worker_killed_in_the_middle_of_a_task_costs_nothing_but_time() {
 
     let done = coordinator.done(&job);
     assert!(attempts(&done, &task) >= 2, "{task} was not in the middle: {done:#}");
+    assert_eq!(digest(&done), scaled::quiet().digest);
+}
+
+#[test]
+fn what_a_killed_worker_stored_last_is_gone_on_from() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    let coordinator = Coordinator::start(folder.path());
+    let job = coordinator.submit(&scaled::job_file(folder.path(), &scaled::teacher(), &out));
+    let mut victim = coordinator.worker("victim");
+
+    let mut seen = BTreeSet::new();
+    let (task, known) = until("the victim to replace a checkpoint", || {
+        seen.extend(checkpoints(&out));
+        freeze(&[&victim]);
+        let stored = checkpoints(&out);
+        // The coordinator has removed it, since it knows a later one.
+        let is_gone = |of: &&Checkpoint| stored.iter().any(|other| other.attempt == of.attempt) && !stored.contains(of);
+        let status = coordinator.status(&job);
+        let running = tasks_in(&status, "distill", "running").into_iter();
+        let mut hit = running.filter_map(|task| {
+            let task = task["task_id"].as_str().expect("an id");
+            let of_task = |of: &&Checkpoint| task.ends_with(&of.layer);
+            let gone = seen.iter().filter(of_task).filter(is_gone).map(|gone| gone.step).max()?;
+            let stored: Vec<u64> = stored.iter().filter(of_task).map(|stored| stored.step).collect();
+            Some((task.to_owned(), (gone, stored)))
+        });
+        let hit = hit.next();
+        if hit.is_none() {
+            thaw(&[&victim]);
+        }
+        hit
+    });
+    victim.kill();
+
+    let successor = coordinator.worker("successor");
+    let done = coordinator.done(&job);
+    let (gone, stored) = known;
+    let resumed = logged(&successor, "resumed from a checkpoint", &task, "step").expect("it went on");
+    assert!(resumed > gone && stored.contains(&resumed), "went on from {resumed}; {stored:?} were there, not {gone}");
     assert_eq!(digest(&done), scaled::quiet().digest);
 }
 

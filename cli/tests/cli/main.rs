@@ -11,6 +11,7 @@ mod faults;
 mod hybrid;
 mod inspect;
 mod kills;
+mod preempted;
 mod process;
 mod retention;
 mod rounds;

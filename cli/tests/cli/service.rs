@@ -141,6 +141,38 @@ pub(crate) fn tasks_in<'a>(status: &'a Value, stage: &str, state: &str) -> Vec<&
     tasks(status, stage).into_iter().filter(|task| task["state"] == state).collect()
 }
 
+/// A checkpoint of a block's training.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Checkpoint {
+    pub(crate) layer: String,
+    pub(crate) attempt: String,
+    pub(crate) step: u64,
+}
+
+/// Those that lie below a job's output, of the first round.
+pub(crate) fn checkpoints(out: &Path) -> Vec<Checkpoint> {
+    let entries = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let name = |entry: &std::fs::DirEntry| entry.file_name().into_string().expect("UTF-8");
+    let of_layer = |layer: std::fs::DirEntry| {
+        let parse = |file: std::fs::DirEntry| {
+            // What is being written has another ending.
+            let (attempt, step) =
+                name(&file).strip_suffix(".safetensors")?.rsplit_once('-').map(|(a, s)| (a.to_owned(), s.parse()))?;
+            Some(Checkpoint { layer: name(&layer), attempt, step: step.ok()? })
+        };
+        entries(&layer.path()).filter_map(parse).collect::<Vec<_>>()
+    };
+    entries(&out.join("checkpoints/r0/distill")).flat_map(of_layer).collect()
+}
+
+/// The number in `field` where a worker's log has `message` of the task, in its last line that does.
+pub(crate) fn logged(worker: &Running, message: &str, task: &str, field: &str) -> Option<u64> {
+    let log = worker.stderr();
+    let line = log.lines().rfind(|line| line.contains(message) && line.contains(task))?;
+    let value = line.split(&format!(" {field}=")).nth(1)?;
+    value.split(' ').next()?.parse().ok()
+}
+
 /// The digest of a job that is done.
 pub(crate) fn digest(status: &Value) -> String {
     status["figures"]["blocks_digest"].as_str().expect("a digest").to_owned()

@@ -13,6 +13,9 @@ use crate::job;
 use crate::network::{Cut, Link};
 use crate::world::{World, lock};
 
+/// How long a process has to leave.
+const GRACE: Duration = Duration::from_secs(25);
+
 /// A machine.
 #[derive(Default)]
 pub(crate) struct Slot {
@@ -44,7 +47,7 @@ pub(crate) async fn live(world: Arc<World>, slot: usize) {
         let ended = tokio::select! {
             biased;
             () = signals.killed.cancelled() => None,
-            ended = agent::work(link, runner, signals.leave.clone()) => Some(ended),
+            ended = agent::work(link, runner, GRACE, signals.leave.clone()) => Some(ended),
         };
         world.trace(format_args!("slot {slot} ends: {ended:?}"));
         if let Some(Err(error)) = ended {

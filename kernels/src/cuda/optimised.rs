@@ -273,14 +273,36 @@ impl Optimised {
         Ok(())
     }
 
-    /// The weights and the optimiser's state of the older copy, with the steps that were taken then; those of now, where none
-    /// is kept. Waits for the steps.
-    pub(super) fn kept(&self) -> Result<(Parameters, State)> {
-        let Some(Kept { weights, m, v, ema, steps }) = self.kept.front() else { return self.download() };
-        let (weights, m, v) = (self.read(weights)?, self.read(m)?, self.read(v)?);
-        let state = State { m, v, ema: ema.as_ref().map(|ema| self.read(ema)).transpose()?, step: *steps };
+    /// The copies that are kept, the older one first, with the steps that were taken then. Waits for the steps.
+    pub(super) fn kept(&self) -> Result<Vec<(Parameters, State)>> {
+        let one = |Kept { weights, m, v, ema, steps }: &Kept| {
+            let (weights, m, v) = (self.read(weights)?, self.read(m)?, self.read(v)?);
+            let ema = ema.as_ref().map(|ema| self.read(ema)).transpose()?;
+            Ok((weights, State { m, v, ema, step: *steps }))
+        };
+        let kept = self.kept.iter().map(one).collect();
         self.gpu.synchronize()?;
-        Ok((weights, state))
+        kept
+    }
+
+    /// Keeps copies that were read before, instead of any.
+    pub(super) fn keep_again(&mut self, kept: &[(Parameters, State)]) -> Result<()> {
+        let one = |(weights, State { m, v, ema, step }): &(Parameters, State)| {
+            for (name, arena) in [("weights", weights), ("first moments", m), ("second moments", v)] {
+                arena.check_shape(name, &self.shape)?;
+            }
+            let average = |like: &CudaSlice<f32>| match ema {
+                Some(ema) => {
+                    ema.check_shape("moving average", &self.shape).and_then(|()| self.gpu.upload(ema.values()))
+                }
+                None => kept::copied(&self.gpu, like),
+            };
+            let ema = self.ema.as_ref().map(average).transpose()?;
+            let [weights, m, v] = [weights, m, v].map(|arena| self.gpu.upload(arena.values()));
+            Ok(Kept { weights: weights?, m: m?, v: v?, ema, steps: *step })
+        };
+        self.kept = kept.iter().map(one).collect::<Result<_>>()?;
+        Ok(())
     }
 
     /// An arena's values, once the main stream has come so far.

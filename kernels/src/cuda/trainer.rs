@@ -352,10 +352,15 @@ impl Trainer {
         self.trained.go_back()
     }
 
-    /// The weights and the optimiser's state of the older copy, with the steps that were taken then; those of now, where none
-    /// is kept. Waits for the steps.
-    pub fn kept(&mut self) -> Result<(Parameters, State)> {
+    /// The weights and the optimiser's state of the copies that are kept, the older one first, with the steps that were taken
+    /// then. Waits for the steps.
+    pub fn kept(&self) -> Result<Vec<(Parameters, State)>> {
         self.trained.kept()
+    }
+
+    /// Keeps copies that [`Self::kept`] gave, of a trainer that this one goes on for, instead of any.
+    pub fn keep_again(&mut self, kept: &[(Parameters, State)]) -> Result<()> {
+        self.trained.keep_again(kept)
     }
 
     /// Fills all buffers with bytes that read as NaN, so that what a step doesn't write shows.

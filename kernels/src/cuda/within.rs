@@ -208,13 +208,29 @@ impl Within {
         self.trained.go_back()
     }
 
-    /// The weights and the optimiser's state of the older copy, with the steps that were taken then; those of now, where none
-    /// is kept. Waits for the steps.
+    /// The weights and the optimiser's state. Waits for the steps.
     ///
     /// # Errors
     /// A failure of the device.
-    pub fn kept(&self) -> Result<(Parameters, State)> {
+    pub fn download(&self) -> Result<(Parameters, State)> {
+        self.trained.download()
+    }
+
+    /// The weights and the optimiser's state of the copies that are kept, the older one first, with the steps that were taken
+    /// then. Waits for the steps.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn kept(&self) -> Result<Vec<(Parameters, State)>> {
         self.trained.kept()
+    }
+
+    /// Keeps copies that [`Self::kept`] gave, of a block that this one goes on for, instead of any.
+    ///
+    /// # Errors
+    /// Arenas of another shape, or too little memory.
+    pub fn keep_again(&mut self, kept: &[(Parameters, State)]) -> Result<()> {
+        self.trained.keep_again(kept)
     }
 }
 

@@ -329,10 +329,16 @@ impl Objects {
     /// Writes an object whole, or not at all; one that is there is replaced.
     pub async fn put(&self, key: &str, bytes: impl Into<Bytes>) -> Result<ObjectRef, Error> {
         let bytes = bytes.into();
-        let object = ObjectRef { key: key.into(), size: bytes.len() as u64, digest: crate::digest::of(&bytes) };
-        let path = self.path(key)?;
-        self.store.put(&path, PutPayload::from_bytes(bytes)).await.map_err(|e| self.error(key, e))?;
+        let object = ObjectRef::of(key, &bytes);
+        self.put_object(&object, bytes).await?;
         Ok(object)
+    }
+
+    /// Writes the object that was described: its digest is not computed here, where that would keep others waiting.
+    pub async fn put_object(&self, object: &ObjectRef, bytes: impl Into<Bytes>) -> Result<(), Error> {
+        let (key, payload) = (&object.key, PutPayload::from_bytes(bytes.into()));
+        self.store.put(&self.path(key)?, payload).await.map_err(|e| self.error(key, e))?;
+        Ok(())
     }
 
     /// Writes an object if there is none with this key; otherwise [`Error::AlreadyExists`].

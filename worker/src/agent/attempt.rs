@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use deltaconv_proto::ids::{AttemptId, TaskId};
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::v1;
+use tokio::sync::Notify;
 
 use super::runner::{Attempt, Ended, Outcome, Runner};
 use crate::accelerator::Accelerator;
@@ -20,12 +21,14 @@ pub(super) struct Threads {
     models: Arc<Models>,
     accelerator: Accelerator,
     cache: Cache,
+    /// Notified of each checkpoint.
+    news: Arc<Notify>,
 }
 
 impl Threads {
     /// Attempts that share the accelerator and the cache.
     pub(super) fn new(accelerator: Accelerator, cache: Cache) -> Self {
-        Self { models: Arc::new(Models::default()), accelerator, cache }
+        Self { models: Arc::new(Models::default()), accelerator, cache, news: Arc::default() }
     }
 }
 
@@ -39,18 +42,18 @@ impl Runner for Threads {
         checkpoint_interval: Duration,
         ended: Ended,
     ) -> Self::Attempt {
-        let supervision = Arc::new(Supervision::default());
+        let supervision = Arc::new(Supervision::new(self.news.clone()));
         let outcomes = ended.outcomes.clone();
         let (shared, runtime) = (self.clone(), tokio::runtime::Handle::current());
         let thread = std::thread::Builder::new().name("attempt".into()).spawn({
             let (lease, supervision) = (lease.clone(), supervision.clone());
             move || {
                 let began = Instant::now();
-                let run = || run(&lease, spec, checkpoint_interval, supervision, &shared, runtime);
+                let run = || run(&lease, spec, checkpoint_interval, supervision.clone(), &shared, runtime);
                 // A fault in one attempt must not take the others with it.
                 let result = std::panic::catch_unwind(AssertUnwindSafe(run));
                 let of_device = shared.accelerator.failure().is_some();
-                ended.tell(outcome(result, began.elapsed(), of_device));
+                ended.tell(outcome(result, supervision.stopped(), began.elapsed(), of_device));
             }
         });
         if let Err(error) = thread {
@@ -65,6 +68,10 @@ impl Runner for Threads {
         let cache = self.cache.clone();
         // A fault in there says nothing, which costs time alone.
         tokio::task::spawn_blocking(move || cache.statement()).await.unwrap_or_default()
+    }
+
+    async fn news(&self) {
+        self.news.notified().await;
     }
 
     fn device_error(&self) -> Option<String> {
@@ -123,17 +130,52 @@ fn run(
     result
 }
 
-fn outcome(result: std::thread::Result<Result<v1::Done, task::Error>>, took: Duration, of_device: bool) -> Outcome {
-    match result {
-        Ok(Ok(done)) => Outcome::Done(v1::Done { busy_seconds: took.as_secs_f64(), ..done }),
-        Ok(Err(task::Error::Stopped(Stop::Release))) => Outcome::Released,
-        Ok(Err(task::Error::Stopped(Stop::Fenced))) => Outcome::Dropped,
-        Ok(Err(error)) => Outcome::Failed(v1::Failure { of_device, ..error.failure() }),
-        Err(panic) => {
+/// What an attempt came to that may have been told to stop.
+fn outcome(
+    result: std::thread::Result<Result<v1::Done, task::Error>>,
+    stopped: Option<Stop>,
+    took: Duration,
+    of_device: bool,
+) -> Outcome {
+    match (result, stopped) {
+        (Ok(Ok(done)), _) => Outcome::Done(v1::Done { busy_seconds: took.as_secs_f64(), ..done }),
+        (Ok(Err(task::Error::Stopped(stop))), _) => of_stop(stop),
+        // Where a machine is taken away its network may be gone first. What was stored before is gone on from.
+        (Ok(Err(error)), Some(stop)) => {
+            tracing::warn!(%error, "an attempt that was told to stop did not end well");
+            of_stop(stop)
+        }
+        (Ok(Err(error)), None) => Outcome::Failed(v1::Failure { of_device, ..error.failure() }),
+        (Err(panic), _) => {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
             let message = format!("a fault in the worker: {}", text.unwrap_or_default());
             Outcome::Failed(v1::Failure { message, of_device, ..v1::Failure::default() })
         }
+    }
+}
+
+fn of_stop(stop: Stop) -> Outcome {
+    match stop {
+        Stop::Release => Outcome::Released,
+        Stop::Fenced => Outcome::Dropped,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_wrong_after_an_attempt_was_told_to_stop_is_no_failure() {
+        let came_to = |stopped| {
+            let error = task::Error::Incomplete("network");
+            outcome(Ok(Err(error)), stopped, Duration::from_secs(1), false)
+        };
+        assert!(matches!(came_to(None), Outcome::Failed(_)));
+        assert!(matches!(came_to(Some(Stop::Release)), Outcome::Released));
+        assert!(matches!(came_to(Some(Stop::Fenced)), Outcome::Dropped));
+        let done = outcome(Ok(Ok(v1::Done::default())), Some(Stop::Release), Duration::from_secs(1), false);
+        assert!(matches!(done, Outcome::Done(v1::Done { busy_seconds: 1.0, .. })), "{done:?}");
     }
 }

@@ -52,7 +52,12 @@ pub(super) async fn join(
 ) -> Result<Option<v1::JoinResponse>, Error> {
     let mut said = false;
     for wait in waits(coordinator.jitter_seed()) {
-        match coordinator.join().await {
+        let answer = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            answer = coordinator.join() => answer,
+        };
+        match answer {
             Ok(joined) => {
                 tracing::info!(worker = joined.worker_id, coordinator = coordinator.address(), "joined");
                 return Ok(Some(joined));

@@ -10,6 +10,7 @@ mod runner;
 mod sync;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use deltaconv_kernels as kernels;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +38,8 @@ pub struct Options {
     pub device: Choice,
     /// Where activations may be kept.
     pub cache: cache::Options,
+    /// How long leaving may take.
+    pub grace: Duration,
 }
 
 /// What keeps a worker from running.
@@ -90,7 +93,8 @@ pub enum Error {
     },
 }
 
-/// Joins and works until `shutdown`; waits for a coordinator that isn't there (yet), and through its restarts.
+/// Joins and works until `shutdown`, and leaves within the grace period. Threads of attempts that did not stop in it are still
+/// there then, and whoever calls should end the process. Waits for a coordinator that isn't there (yet), and through its restarts.
 pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Error> {
     // The whole process computes in one pool, so that this is its share of the machine.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build_global();
@@ -100,17 +104,19 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
         let folder = options.cache.folder.as_ref().map(|(folder, _)| folder.clone()).unwrap_or_default();
         Error::Cache { folder, source }
     })?;
+    let grace = options.grace;
     let coordinator = connect::Grpc::new(options, &accelerator)?;
-    work(coordinator, attempt::Threads::new(accelerator, cache), shutdown).await
+    work(coordinator, attempt::Threads::new(accelerator, cache), grace, shutdown).await
 }
 
-/// Joins `coordinator` and works until `shutdown`; then it hands back what it holds. An error says that the coordinator
+/// Joins `coordinator` and works until `shutdown`; then it hands back what it holds, and is gone after `grace`. An error says that the coordinator
 /// refuses this worker for good.
 pub async fn work(
     mut coordinator: impl Coordinator,
     runner: impl Runner,
+    grace: Duration,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let Some(joined) = coordinator::join(&mut coordinator, &shutdown).await? else { return Ok(()) };
-    sync::Agent::new(coordinator, runner, joined).run(shutdown).await
+    sync::Agent::new(coordinator, runner, joined, grace).run(shutdown).await
 }

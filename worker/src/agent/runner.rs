@@ -54,6 +54,12 @@ pub trait Runner: Send {
     /// What this node holds of what tasks read.
     fn cache(&self) -> impl Future<Output = v1::NodeCache> + Send;
 
+    /// Waits until there is something that the coordinator is to know at once: a checkpoint, without which the work before it
+    /// is lost with this worker.
+    fn news(&self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
+
     /// What its device said when it failed for good; none while it works.
     fn device_error(&self) -> Option<String> {
         None

@@ -16,8 +16,10 @@ use super::runner::{Attempt, Ended, Outcome, Runner, Stop};
 const HOLD_IDLE: Duration = Duration::from_secs(10);
 /// The same while it works: so often it reports progress.
 const HOLD_BUSY: Duration = Duration::from_millis(500);
-/// A leaving worker waits this long for the coordinator to take back its leases.
-const GRACE: Duration = Duration::from_secs(25);
+/// Of the grace period, what is left for a leaving worker's last word to the coordinator, and as long again for the process' end;
+/// and the most that they need.
+const ENDING: f64 = 0.25;
+const LONGEST_ENDING: Duration = Duration::from_secs(4);
 
 type AttemptKey = (String, String);
 
@@ -55,6 +57,8 @@ pub(super) struct Agent<C, R: Runner> {
     attempts: BTreeMap<AttemptKey, Held<R::Attempt>>,
     outcomes: mpsc::UnboundedSender<(v1::Lease, Outcome)>,
     ended: mpsc::UnboundedReceiver<(v1::Lease, Outcome)>,
+    grace: Duration,
+    /// When attempts that have not stopped are left, once the worker leaves.
     leave_by: Option<Instant>,
     /// Why the coordinator takes nothing in, as it last said; empty while it does.
     read_only: String,
@@ -67,11 +71,13 @@ pub(super) struct Agent<C, R: Runner> {
 enum Event {
     Answer(Result<v1::SyncResponse, Unanswered>),
     Ended(v1::Lease, Outcome),
+    News,
     Leave,
+    TimeIsUp,
 }
 
 impl<C: Coordinator, R: Runner> Agent<C, R> {
-    pub(super) fn new(coordinator: C, runner: R, joined: v1::JoinResponse) -> Self {
+    pub(super) fn new(coordinator: C, runner: R, joined: v1::JoinResponse, grace: Duration) -> Self {
         let (outcomes, ended) = mpsc::unbounded_channel();
         Self {
             coordinator,
@@ -80,6 +86,7 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
             attempts: BTreeMap::new(),
             outcomes,
             ended,
+            grace,
             leave_by: None,
             read_only: String::new(),
             cache: v1::NodeCache::default(),
@@ -94,9 +101,10 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
         loop {
             match self.next_event(&shutdown).await {
                 Event::Ended(lease, outcome) => self.ended(lease, outcome),
+                Event::News | Event::TimeIsUp => {}
                 Event::Leave => {
                     tracing::info!("leaving: attempts are stopped and handed back");
-                    self.leave_by = Some(Instant::now() + GRACE);
+                    self.leave_by = Some(Instant::now() + self.grace - self.ending());
                     self.stop_all(Stop::Release);
                 }
                 Event::Answer(Ok(response)) => {
@@ -108,14 +116,14 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
                     if !self.take(response, &shutdown).await? {
                         return Ok(());
                     }
-                    tokio::time::sleep(pause).await;
+                    self.pause(pause, &shutdown).await;
                 }
                 Event::Answer(Err(Unanswered::Away(reason))) => {
                     if !away {
                         tracing::warn!(reason, "the coordinator doesn't answer; going on without");
                         away = true;
                     }
-                    tokio::time::sleep(waits.next().unwrap_or(HOLD_BUSY)).await;
+                    self.pause(waits.next().unwrap_or(HOLD_BUSY), &shutdown).await;
                 }
                 Event::Answer(Err(Unanswered::Refused(error))) => {
                     self.stop_all(Stop::Fenced);
@@ -135,15 +143,36 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
         let leaving = self.leave_by.is_some();
         if self.attempts.is_empty() && !leaving {
             // Before it asks for work, since what it is given follows from it.
-            self.cache = self.runner.cache().await;
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Event::Leave,
+                cache = self.runner.cache() => self.cache = cache,
+            }
         }
-        let request = self.request();
+        let (request, leave_by) = (self.request(), self.leave_by);
         tokio::select! {
             biased;
             Some((lease, outcome)) = self.ended.recv() => Event::Ended(lease, outcome),
             () = shutdown.cancelled(), if !leaving => Event::Leave,
+            () = until(leave_by) => Event::TimeIsUp,
+            () = self.runner.news() => Event::News,
             answer = self.coordinator.sync(request) => Event::Answer(answer),
         }
+    }
+
+    /// Waits, but not when it is time to leave.
+    async fn pause(&self, pause: Duration, shutdown: &CancellationToken) {
+        let leaving = self.leave_by.is_some();
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled(), if !leaving => {}
+            () = until(self.leave_by) => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+
+    fn ending(&self) -> Duration {
+        self.grace.mul_f64(ENDING).min(LONGEST_ENDING)
     }
 
     fn request(&self) -> v1::SyncRequest {
@@ -173,7 +202,11 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
         match &outcome {
             Outcome::Done(done) => tracing::info!(task, attempt, seconds = done.busy_seconds, "attempt done"),
             Outcome::Failed(failure) => tracing::error!(task, attempt, reason = failure.message, "attempt failed"),
-            Outcome::Released => tracing::info!(task, attempt, "attempt handed back"),
+            Outcome::Released => {
+                let progress = self.attempts.get(&key(&lease)).map(|held| held.attempt.progress()).unwrap_or_default();
+                let checkpoint = progress.checkpoint.map_or(0, |checkpoint| checkpoint.step);
+                tracing::info!(task, attempt, step = progress.step, checkpoint, "attempt handed back");
+            }
             Outcome::Dropped => {
                 tracing::info!(task, attempt, "attempt dropped");
                 return;
@@ -239,11 +272,27 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
         }
     }
 
-    /// Tells the coordinator that nothing is held any more, if it can be reached.
+    /// Tells the coordinator that nothing is held any more, if it can be reached: an attempt that didn't stop in time ends with
+    /// the process, and is gone on with from its last checkpoint.
     async fn say_goodbye(&mut self) {
+        for (_, Held { lease, outcome, .. }) in &mut self.attempts {
+            if outcome.is_none() {
+                let (task, attempt) = (&lease.task_id, &lease.attempt_id);
+                tracing::warn!(task, attempt, "attempt did not stop in time; handed back with its last checkpoint");
+                *outcome = Some(Outcome::Released);
+            }
+        }
         let request = v1::SyncRequest { hold_ms: 0, draining: true, ..self.request() };
-        let said = tokio::time::timeout(Duration::from_secs(2), self.coordinator.sync(request)).await;
+        let said = tokio::time::timeout(self.ending() / 2, self.coordinator.sync(request)).await;
         let told = matches!(said, Ok(Ok(_)));
         tracing::info!(told, "worker left");
+    }
+}
+
+/// Waits for that time, if there is one.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }

@@ -16,7 +16,7 @@ use std::time::Instant;
 use deltaconv_kernels::{BlockShape, Gate};
 use deltaconv_proto::{block, v1};
 
-use crate::checkpoints::Schedule;
+use crate::checkpoints::Checkpoints;
 use crate::shards::LayerData;
 use crate::task::{Context, Error, Stop};
 use crate::{blocks, evaluate};
@@ -72,8 +72,8 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
         context.check_stop()?;
         training.measure_start(&data)?;
     }
-    let mut checkpoints = Schedule::new(context.checkpoint_interval);
     let first = training.step();
+    let mut checkpoints = Checkpoints::new(context, first..steps);
     let began = Instant::now();
     let mut lost = None;
     let mut first_step = None;
@@ -95,9 +95,8 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
             progress.held_out_error = training.held_out_error();
             progress.samples_per_second = (done * u64::from(recipe.batch)) as f64 / began.elapsed().as_secs_f64();
         });
-        if checkpoints.is_due() && !training.is_over() {
-            checkpoint::store(context, &mut training)?;
-            checkpoints.stored();
+        if checkpoints.is_due(training.step()) && !training.is_over() {
+            checkpoints.write(|| training.snapshot())?;
         }
     }
     if recipe.solves() && context.stopped().is_none() && training.held_out_error().is_finite() {
@@ -105,10 +104,22 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
     }
     drop(feed);
     let (steps, training_took, measuring) = (training.step() - first, began.elapsed(), training.measuring());
-    tracing::debug!(task = %context.task, steps, ?opening, ?placing, ?first_step, ?measuring, ?training_took, "trained");
+    let (count, held_up) = checkpoints.begun();
+    tracing::debug!(
+        task = %context.task,
+        steps,
+        ?opening,
+        ?placing,
+        ?first_step,
+        ?measuring,
+        ?training_took,
+        checkpoints = count,
+        ?held_up,
+        "trained"
+    );
     if let Some(stop) = context.stopped() {
-        if stop == Stop::Release && lost.is_none() && !training.is_over() {
-            checkpoint::store(context, &mut training)?;
+        if stop == Stop::Release && lost.is_none() {
+            checkpoints.hand_back(training.step(), || training.snapshot())?;
         }
         return Err(Error::Stopped(stop));
     }

@@ -7,7 +7,7 @@ use deltaconv_kernels::cuda::{self, DeviceMemory, Precision, Trainer};
 use deltaconv_kernels::{AdamW, Loss, Parameters, adamw};
 use half::f16;
 
-use super::training::Trained;
+use super::training::{Kept, Trained};
 use crate::accelerator::Cuda;
 use crate::shards::{Batch, LayerData, Memory, Piece};
 use crate::task::Error;
@@ -119,9 +119,19 @@ impl OnGpu {
         Ok(self.trainer.go_back().inspect_err(|error| self.cuda.note(error))?)
     }
 
-    /// The weights and the optimiser's state of the older one.
-    pub(super) fn kept(&mut self) -> Result<(Parameters, adamw::State), Error> {
+    /// The weights and the optimiser's state.
+    pub(super) fn state(&mut self) -> Result<(Parameters, adamw::State), Error> {
+        Ok(self.trainer.download().inspect_err(|error| self.cuda.note(error))?)
+    }
+
+    /// The states that are kept, the older one first.
+    pub(super) fn kept(&self) -> Result<Vec<Kept>, Error> {
         Ok(self.trainer.kept().inspect_err(|error| self.cuda.note(error))?)
+    }
+
+    /// Keeps these, of a training that this one goes on with, instead of any.
+    pub(super) fn keep_again(&mut self, kept: Vec<Kept>) -> Result<(), Error> {
+        Ok(self.trainer.keep_again(&kept).inspect_err(|error| self.cuda.note(error))?)
     }
 }
 

@@ -27,13 +27,26 @@ const STALE_POINTS: usize = 6;
 /// Steps after which it is looked, at the latest, whether a training still goes well.
 const STRETCH: u64 = 50;
 
-/// What a checkpoint holds.
+/// A block as far as it is trained.
 #[derive(Clone, Debug)]
 pub(super) struct Trained {
     pub(super) weights: Parameters,
     pub(super) optimiser: adamw::State,
     pub(super) record: Record,
 }
+
+/// What a checkpoint holds: all that the steps to come depend on.
+#[derive(Clone, Debug)]
+pub(super) struct Snapshot {
+    pub(super) trained: Trained,
+    /// Of the steps since the last look.
+    pub(super) errors: Vec<f64>,
+    /// What training could go back to, the older one first.
+    pub(super) kept: Vec<Arc<Kept>>,
+}
+
+/// The weights and the optimiser's state at the end of a stretch that went well.
+pub(super) type Kept = (Parameters, adamw::State);
 
 /// How a training went so far, and what came of it.
 #[derive(Clone, Debug, Default)]
@@ -77,13 +90,6 @@ impl Record {
     }
 }
 
-/// What training can go back to.
-struct Kept {
-    record: Record,
-    /// On the processor: the weights and the optimiser's state.
-    state: Option<(Parameters, adamw::State)>,
-}
-
 /// A block in training.
 pub(super) struct Training {
     layer: String,
@@ -94,8 +100,9 @@ pub(super) struct Training {
     /// On a GPU its weights and the optimiser's state are those of before the first step.
     trained: Trained,
     /// As it was at the ends of the last two stretches that went well, the older one first. A step's error is that of the
-    /// weights before it, so only the stretch that follows shows whether what a stretch ended with is any good.
-    kept: VecDeque<Kept>,
+    /// weights before it, so only the stretch that follows shows whether what a stretch ended with is any good. Once training
+    /// is on a GPU, they are there instead.
+    kept: VecDeque<Arc<Kept>>,
     /// What the regression at the end gave, and its block where that is kept.
     solved: Option<(Solved, Option<Parameters>)>,
     /// Errors of the steps since the last look.
@@ -163,9 +170,9 @@ impl Training {
         &self.trained
     }
 
-    /// Goes on from a checkpoint, before the first step.
-    pub(super) fn resume(&mut self, trained: Trained) {
-        self.trained = trained;
+    /// Goes on from a checkpoint, before it is placed.
+    pub(super) fn resume(&mut self, Snapshot { trained, errors, kept }: Snapshot) {
+        (self.trained, self.errors, self.kept) = (trained, errors, kept.into());
     }
 
     /// Steps taken.
@@ -267,14 +274,18 @@ impl Training {
             let mut on_gpu =
                 OnGpu::new(cuda, &self.trained, self.optimiser, self.loss(), data, self.recipe.batch as usize)?;
             let held_out = HeldOut::of(data, cuda)?;
-            on_gpu.keep()?;
+            match std::mem::take(&mut self.kept) {
+                kept if kept.is_empty() => on_gpu.keep()?,
+                kept => on_gpu.keep_again(kept.into_iter().map(Arc::unwrap_or_clone).collect())?,
+            }
             let room = on_gpu.room(limit)?;
             self.on_gpu = Some((on_gpu, held_out));
-            self.kept.push_back(Kept { record: self.trained.record.clone(), state: None });
             return Ok(room);
         }
         let _ = (data, limit);
-        self.keep()?;
+        if self.kept.is_empty() {
+            self.keep()?;
+        }
         Ok(0)
     }
 
@@ -368,10 +379,9 @@ impl Training {
         if self.is_curve_point() {
             self.draw_curve(data)?;
         }
-        match (seen, self.kept.front_mut()) {
-            // What was gone back to stays, with what has been learned of it.
-            (Seen::Setback(_), Some(kept)) => kept.record = self.trained.record.clone(),
-            _ => self.keep()?,
+        // What was gone back to stays, and alone.
+        if !matches!(seen, Seen::Setback(_)) {
+            self.keep()?;
         }
         Ok(())
     }
@@ -381,46 +391,46 @@ impl Training {
     }
 
     fn keep(&mut self) -> Result<(), Error> {
+        #[cfg(feature = "cuda")]
+        if let Some((on_gpu, _)) = &mut self.on_gpu {
+            return on_gpu.keep();
+        }
         if self.kept.len() > 1 {
             self.kept.pop_front();
         }
-        let record = self.trained.record.clone();
-        #[cfg(feature = "cuda")]
-        if let Some((on_gpu, _)) = &mut self.on_gpu {
-            on_gpu.keep()?;
-            self.kept.push_back(Kept { record, state: None });
-            return Ok(());
-        }
-        let state = Some((self.trained.weights.clone(), self.trained.optimiser.clone()));
-        self.kept.push_back(Kept { record, state });
+        self.kept.push_back(Arc::new((self.trained.weights.clone(), self.trained.optimiser.clone())));
         Ok(())
     }
 
     /// Takes up the older state that is kept. Steps count on, so that the batches do, and a resumed training does the same.
     fn go_back(&mut self) -> Result<(), Error> {
-        self.kept.truncate(1);
         #[cfg(feature = "cuda")]
         if let Some((on_gpu, _)) = &mut self.on_gpu {
-            on_gpu.go_back()?;
+            return on_gpu.go_back();
         }
-        if let Some(Kept { state: Some((weights, optimiser)), .. }) = self.kept.front_mut() {
+        self.kept.truncate(1);
+        if let Some(kept) = self.kept.front_mut() {
+            let (weights, optimiser) = Arc::make_mut(kept);
             optimiser.step = self.trained.optimiser.step;
             (self.trained.weights, self.trained.optimiser) = (weights.clone(), optimiser.clone());
         }
         Ok(())
     }
 
-    /// What training can go on from: the older state that is kept, at most two stretches ago.
-    pub(super) fn checkpoint(&mut self) -> Result<Trained, Error> {
-        let Kept { record, state } = self.kept.front().ok_or(Error::Incomplete("state"))?;
-        let record = record.clone();
+    /// What another attempt goes on from, with the step that is the next one here: to the bit as this one would, even where
+    /// steps that were taken already turn out to have gone wrong.
+    pub(super) fn snapshot(&mut self) -> Result<Snapshot, Error> {
+        let record = self.trained.record.clone();
         #[cfg(feature = "cuda")]
         if let Some((on_gpu, _)) = &mut self.on_gpu {
-            let (weights, optimiser) = on_gpu.kept()?;
-            return Ok(Trained { weights, optimiser, record });
+            self.errors.extend(on_gpu.losses()?.into_iter().map(|loss| loss / self.energy));
+            let (weights, optimiser) = on_gpu.state()?;
+            let kept = on_gpu.kept()?.into_iter().map(Arc::new).collect();
+            return Ok(Snapshot { trained: Trained { weights, optimiser, record }, errors: self.errors.clone(), kept });
         }
-        let (weights, optimiser) = state.clone().ok_or(Error::Incomplete("state"))?;
-        Ok(Trained { weights, optimiser, record })
+        let (weights, optimiser) = (self.trained.weights.clone(), self.trained.optimiser.clone());
+        let kept = self.kept.iter().cloned().collect();
+        Ok(Snapshot { trained: Trained { weights, optimiser, record }, errors: self.errors.clone(), kept })
     }
 
     fn is_curve_point(&self) -> bool {

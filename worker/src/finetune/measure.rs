@@ -38,7 +38,7 @@ pub(crate) fn seconds_per_step(
     let recipe = v1::Recipe { ema_decay: 0.99, clip_norm: 1.0, ..v1::Recipe::default() };
     let settings = v1::Finetune { steps: 1_000_000, batch: 1, learning_rate: 1e-6, features: 0.0 };
     let state = State::new(shared(blocks), &recipe);
-    let mut training = Training::new(state, &recipe, settings, accelerator, place)?;
+    let mut training = Training::new(state.into(), &recipe, settings, accelerator, place)?;
     let [warm_up, timed] = steps;
     let mut run = |count: usize| -> Result<Duration, Error> {
         let began = Instant::now();
@@ -46,7 +46,7 @@ pub(crate) fn seconds_per_step(
             take(&mut |pass| training.add(pass))?;
             training.step()?;
         }
-        training.errors()?;
+        training.collect_errors()?;
         Ok(began.elapsed())
     };
     run(warm_up)?;

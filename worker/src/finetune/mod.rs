@@ -27,7 +27,7 @@ use deltaconv_proto::{keys, v1};
 
 use crate::blocks::{self, InPlace};
 use crate::capture::{Inputs, sample_len};
-use crate::checkpoints::Schedule;
+use crate::checkpoints::Checkpoints;
 use crate::evaluate::HeldOut;
 use crate::models::Teacher;
 use crate::task::{Context, Error, Stop};
@@ -37,7 +37,7 @@ pub(crate) use measure::compare_gradients;
 pub(crate) use measure::seconds_per_step;
 pub(crate) use student::Pass;
 use student::{Blocks, in_place};
-use training::{Looked, State, Training};
+use training::{State, Training};
 
 /// Held-out samples of the capture that errors are measured on, at most.
 const HELD_OUT: usize = 64;
@@ -91,11 +91,12 @@ pub(crate) fn run(context: &Context, task: &v1::FinetuneTask) -> Result<v1::Done
     let draw = Draw::new(&context.job, data.latent_lens(), teacher.sampler.alphas_cumprod().len());
     let given = context.wait(blocks::read(&context.objects, &context.plan, &task.blocks))?;
     let given = given.into_iter().map(|(layer, block)| (layer, Arc::new(block.parameters().clone())));
-    let mut start = State::new(given.collect(), recipe);
-    if let Some(resume) = &task.resume {
-        start = checkpoint::resume(context, resume, start)?;
-    }
-    let first = start.record.step;
+    let start = State::new(given.collect(), recipe);
+    let start = match &task.resume {
+        Some(resume) => checkpoint::resume(context, resume, start)?,
+        None => start.into(),
+    };
+    let first = start.state.record.step;
     let mut training = Training::new(start, recipe, settings, &context.accelerator, teacher.denoiser.place())?;
     let held_out = HeldOut::new(context, &teacher, &data, &draw, HELD_OUT)?;
 
@@ -109,12 +110,13 @@ pub(crate) fn run(context: &Context, task: &v1::FinetuneTask) -> Result<v1::Done
         };
         samples.chunks(together).map(part).collect()
     };
-    let lost = ahead(first..u64::from(settings.steps), batch, |batches| {
-        train(context, &mut training, &teacher, &held_out, batches)
-    })?;
+    let steps = first..u64::from(settings.steps);
+    let mut checkpoints = Checkpoints::new(context, steps.clone());
+    let lost =
+        ahead(steps, batch, |batches| train(context, (&mut training, &mut checkpoints), &teacher, &held_out, batches))?;
     if let Some(stop) = context.stopped() {
-        if stop == Stop::Release && lost.is_none() && !training.is_over() {
-            checkpoint::store(context, &training)?;
+        if stop == Stop::Release && lost.is_none() {
+            checkpoints.hand_back(training.record.step, || training.snapshot())?;
         }
         return Err(Error::Stopped(stop));
     }
@@ -147,7 +149,7 @@ fn ahead<T: Send, R>(steps: Range<u64>, make: impl Fn(u64) -> T + Send, take: im
 /// Takes steps on the batches until training is over, is told to stop, or is lost: then the error is returned.
 fn train(
     context: &Context,
-    training: &mut Training,
+    (training, checkpoints): (&mut Training, &mut Checkpoints<'_>),
     teacher: &Teacher,
     held_out: &HeldOut,
     batches: Receiver<Result<Vec<Part>, Error>>,
@@ -161,9 +163,8 @@ fn train(
     if training.is_curve_point() && training.record.step == 0 {
         measure(training)?;
     }
-    training.keep(Looked::Well)?;
+    training.keep_start()?;
 
-    let mut checkpoints = Schedule::new(context.checkpoint_interval);
     let (first, began) = (training.record.step, Instant::now());
     while !training.is_over() && context.stopped().is_none() {
         for part in batches.recv().map_err(|_| Error::Incomplete("batch"))?? {
@@ -190,9 +191,8 @@ fn train(
             progress.held_out_error = training.least_error();
             progress.samples_per_second = samples as f64 / began.elapsed().as_secs_f64();
         });
-        if checkpoints.is_due() && !training.is_over() {
-            checkpoint::store(context, training)?;
-            checkpoints.stored();
+        if checkpoints.is_due(step) && !training.is_over() {
+            checkpoints.write(|| training.snapshot())?;
         }
     }
     Ok(None)

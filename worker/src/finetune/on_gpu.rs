@@ -1,12 +1,12 @@
 //! Blocks in training on a GPU, where their teacher is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Result as CandleResult, Tensor};
-use deltaconv_kernels::{AdamW, Parameters, cuda};
+use deltaconv_kernels::{AdamW, Parameters, adamw, cuda};
 
-use super::on_processor::Optimisers;
+use super::on_processor::{Kept, Optimisers};
 use super::student::{Blocks, Pass, Within, back};
 use crate::accelerator::Cuda;
 use crate::task::Error;
@@ -117,13 +117,39 @@ impl OnGpu {
         self.each(cuda::Within::go_back).map(drop)
     }
 
-    /// The older state that is kept; that of now, where none is.
-    pub(super) fn kept(&self) -> Result<(Blocks, Optimisers), Error> {
-        let (mut blocks, mut optimisers) = (Blocks::new(), Optimisers::new());
-        for (layer, (block, state)) in self.each(|block| block.kept())? {
-            blocks.insert(layer.clone(), Arc::new(block));
-            optimisers.insert(layer, state);
-        }
-        Ok((blocks, optimisers))
+    /// The blocks and the optimisers' states.
+    pub(super) fn state(&self) -> Result<Kept, Error> {
+        Ok(apart(self.each(|block| block.download())?))
     }
+
+    /// The states that are kept, the older one first.
+    pub(super) fn kept(&self) -> Result<Vec<Kept>, Error> {
+        let mut by_layer = self.each(|block| Ok(VecDeque::from(block.kept()?)))?;
+        let mut kept = Vec::new();
+        while by_layer.values().any(|of_layer| !of_layer.is_empty()) {
+            let next = by_layer.iter_mut().filter_map(|(layer, kept)| Some((layer.clone(), kept.pop_front()?)));
+            kept.push(apart(next.collect()));
+        }
+        Ok(kept)
+    }
+
+    /// Keeps these, of a training that this one goes on with, instead of any.
+    pub(super) fn keep_again(&mut self, kept: &[Kept]) -> Result<(), Error> {
+        for (layer, block) in &self.blocks {
+            let of_layer = |(blocks, optimisers): &Kept| {
+                let (block, state) = blocks.get(layer).zip(optimisers.get(layer)).ok_or(Error::Incomplete("state"))?;
+                Ok((Parameters::clone(block), state.clone()))
+            };
+            let kept = kept.iter().map(of_layer).collect::<Result<Vec<_>, Error>>()?;
+            let mut block = block.0.lock().unwrap_or_else(PoisonError::into_inner);
+            block.keep_again(&kept).inspect_err(|error| self.cuda.note(error))?;
+        }
+        Ok(())
+    }
+}
+
+/// Blocks and optimisers' states each by themselves.
+fn apart(states: BTreeMap<String, (Parameters, adamw::State)>) -> Kept {
+    let each = states.into_iter().map(|(layer, (block, state))| ((layer.clone(), Arc::new(block)), (layer, state)));
+    each.unzip()
 }

@@ -13,6 +13,9 @@ use crate::task::Error;
 /// The optimisers' states by layer.
 pub(super) type Optimisers = BTreeMap<String, adamw::State>;
 
+/// Blocks and their optimisers' states at the end of a stretch that went well.
+pub(super) type Kept = (Blocks, Optimisers);
+
 /// Blocks and what trains them, all of it in host memory.
 pub(super) struct OnProcessor {
     optimiser: AdamW,
@@ -20,7 +23,7 @@ pub(super) struct OnProcessor {
     blocks: Blocks,
     optimisers: Optimisers,
     /// At most two, the older one first.
-    kept: VecDeque<(Blocks, Optimisers)>,
+    kept: VecDeque<Kept>,
     /// Of the step that is to be taken.
     gradients: BTreeMap<String, Parameters>,
     error: f64,
@@ -142,8 +145,18 @@ impl OnProcessor {
         (self.blocks, self.optimisers) = (blocks.clone(), optimisers.clone());
     }
 
-    /// The older state that is kept; that of now, where none is.
-    pub(super) fn kept(&self) -> (Blocks, Optimisers) {
-        self.kept.front().cloned().unwrap_or_else(|| (self.blocks.clone(), self.optimisers.clone()))
+    /// The blocks and the optimisers' states.
+    pub(super) fn state(&self) -> Kept {
+        (self.blocks.clone(), self.optimisers.clone())
+    }
+
+    /// The states that are kept, the older one first.
+    pub(super) fn kept(&self) -> Vec<Kept> {
+        self.kept.iter().cloned().collect()
+    }
+
+    /// Keeps these, of a training that this one goes on with, instead of any.
+    pub(super) fn keep_again(&mut self, kept: Vec<Kept>) {
+        self.kept = kept.into();
     }
 }

@@ -8,7 +8,7 @@ use deltaconv_proto::v1::{Finetune, Recipe};
 
 #[cfg(feature = "cuda")]
 use super::on_gpu::OnGpu;
-use super::on_processor::{OnProcessor, Optimisers};
+use super::on_processor::{Kept, OnProcessor, Optimisers};
 use super::student::{Blocks, Pass};
 use crate::accelerator::Accelerator;
 use crate::distill::health::{CurvePoint, Health, Seen, Setback, Stretch};
@@ -22,7 +22,7 @@ const STRETCH: u64 = 20;
 /// The learning rate rises for this share of the steps.
 const WARM_UP: f64 = 0.05;
 
-/// What training goes on from, and what a checkpoint holds.
+/// Blocks as far as they are trained.
 #[derive(Clone, Debug)]
 pub(super) struct State {
     pub(super) blocks: Blocks,
@@ -38,6 +38,23 @@ impl State {
         let (step, curve, since, health) = Default::default();
         let record = Record { step, curve, since, health, best: blocks.clone() };
         Self { optimisers: optimisers.collect(), blocks, record }
+    }
+}
+
+/// What a checkpoint holds: all that the steps to come depend on.
+#[derive(Clone, Debug)]
+pub(super) struct Snapshot {
+    pub(super) state: State,
+    /// Of the steps since the last look.
+    pub(super) errors: Vec<f64>,
+    /// What training could go back to, the older one first.
+    pub(super) kept: Vec<(Kept, Stretch)>,
+}
+
+impl From<State> for Snapshot {
+    /// Before the first step.
+    fn from(state: State) -> Self {
+        Self { state, errors: Vec::new(), kept: Vec::new() }
     }
 }
 
@@ -73,16 +90,18 @@ pub(super) struct Training {
     settings: Finetune,
     blocks: Place,
     pub(super) record: Record,
-    /// As it was at the ends of the last two stretches that went well, the older one first, as the blocks are kept: a step's
-    /// error is that of the weights before it, so only the stretch that follows shows whether what a stretch ended with is any
-    /// good.
-    kept: VecDeque<Record>,
+    /// Of the steps since the last look.
+    errors: Vec<f64>,
+    /// The record's `since` at the ends of the last two stretches that went well, the older one first, as the blocks are kept: a
+    /// step's error is that of the weights before it, so only the stretch that follows shows whether what a stretch ended with
+    /// is any good.
+    kept: VecDeque<Stretch>,
 }
 
 impl Training {
     /// A training that goes on from this, where the teacher is.
     pub(super) fn new(
-        state: State,
+        Snapshot { state, errors, kept }: Snapshot,
         recipe: &Recipe,
         settings: Finetune,
         accelerator: &Accelerator,
@@ -94,7 +113,8 @@ impl Training {
             ..optimiser::of_recipe(recipe)
         };
         let State { blocks, optimisers, record } = state;
-        let blocks = match accelerator {
+        let (kept, since): (Vec<_>, VecDeque<_>) = kept.into_iter().unzip();
+        let mut blocks = match accelerator {
             #[cfg(feature = "cuda")]
             Accelerator::Cuda(cuda) if teacher.device().is_cuda() => {
                 let dtype = teacher.dtype();
@@ -105,7 +125,12 @@ impl Training {
                 Place::OnProcessor(OnProcessor::new(blocks, optimisers, optimiser, settings.features))
             }
         };
-        Ok(Self { settings, blocks, record, kept: VecDeque::new() })
+        match &mut blocks {
+            Place::OnProcessor(blocks) => blocks.keep_again(kept),
+            #[cfg(feature = "cuda")]
+            Place::OnGpu(blocks) => blocks.keep_again(&kept)?,
+        }
+        Ok(Self { settings, blocks, record, errors, kept: since })
     }
 
     /// Samples of a step.
@@ -142,13 +167,14 @@ impl Training {
         peak * optimiser::cosine(step, warm_up, steps)
     }
 
-    /// The steps' errors since the last call. Waits for the steps.
-    pub(super) fn errors(&mut self) -> Result<Vec<f64>, Error> {
-        match &mut self.blocks {
-            Place::OnProcessor(blocks) => Ok(blocks.errors()),
+    /// Collects the errors of the steps that were taken. Waits for them.
+    pub(super) fn collect_errors(&mut self) -> Result<(), Error> {
+        self.errors.extend(match &mut self.blocks {
+            Place::OnProcessor(blocks) => blocks.errors(),
             #[cfg(feature = "cuda")]
-            Place::OnGpu(blocks) => blocks.errors(),
-        }
+            Place::OnGpu(blocks) => blocks.errors()?,
+        });
+        Ok(())
     }
 
     /// Takes a part of the next step's batch through the models and back.
@@ -200,7 +226,8 @@ impl Training {
     /// # Errors
     /// [`Error::Diverged`] where they did once too often.
     pub(super) fn look(&mut self) -> Result<Looked, Error> {
-        let errors = self.errors()?;
+        self.collect_errors()?;
+        let errors = std::mem::take(&mut self.errors);
         let step = self.record.step;
         match self.record.health.see_above(0.0, step, &errors) {
             Seen::Well(stretch) => {
@@ -219,6 +246,11 @@ impl Training {
         }
     }
 
+    /// Keeps what training begins with, where it brought nothing from a checkpoint.
+    pub(super) fn keep_start(&mut self) -> Result<(), Error> {
+        if self.kept.is_empty() { self.keep(Looked::Well) } else { Ok(()) }
+    }
+
     /// Keeps what was reached, after a look: beside what was before, or where that was gone back to instead of it.
     pub(super) fn keep(&mut self, looked: Looked) -> Result<(), Error> {
         match looked {
@@ -234,14 +266,14 @@ impl Training {
                 }
             }
         }
-        self.kept.push_back(self.record.clone());
+        self.kept.push_back(self.record.since);
         Ok(())
     }
 
     /// Takes up the older blocks that are kept. Steps count on, so that the batches do, and a resumed training does the same.
     fn go_back(&mut self) -> Result<(), Error> {
-        let Some(kept) = self.kept.front() else { return Ok(()) };
-        self.record.since = kept.since;
+        let Some(since) = self.kept.front() else { return Ok(()) };
+        self.record.since = *since;
         match &mut self.blocks {
             Place::OnProcessor(blocks) => blocks.go_back(self.record.step),
             #[cfg(feature = "cuda")]
@@ -250,13 +282,20 @@ impl Training {
         Ok(())
     }
 
-    /// What another attempt can go on from: the older state that is kept.
-    pub(super) fn checkpoint(&self) -> Result<State, Error> {
-        let (blocks, optimisers) = match &self.blocks {
-            Place::OnProcessor(blocks) => blocks.kept(),
+    /// What another attempt goes on from, with the step that is the next one here: to the bit as this one would, even where
+    /// steps that were taken already turn out to have gone wrong.
+    pub(super) fn snapshot(&mut self) -> Result<Snapshot, Error> {
+        self.collect_errors()?;
+        let ((blocks, optimisers), kept) = match &self.blocks {
+            Place::OnProcessor(blocks) => (blocks.state(), blocks.kept()),
             #[cfg(feature = "cuda")]
-            Place::OnGpu(blocks) => blocks.kept()?,
+            Place::OnGpu(blocks) => (blocks.state()?, blocks.kept()?),
         };
-        Ok(State { blocks, optimisers, record: self.kept.front().unwrap_or(&self.record).clone() })
+        let state = State { blocks, optimisers, record: self.record.clone() };
+        Ok(Snapshot {
+            state,
+            errors: self.errors.clone(),
+            kept: kept.into_iter().zip(self.kept.iter().copied()).collect(),
+        })
     }
 }
