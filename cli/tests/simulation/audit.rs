@@ -261,11 +261,12 @@ impl Audit {
             ensure(!holders.is_empty(), FENCED, || format!("an output of {id} was accepted while nobody held it"))?;
         }
 
-        let timed_out = holders.iter().any(|holder| {
-            let stands = standing(new).any(|(lease, _)| key(lease) == *holder);
-            !stands && self.had_its_time(holder, now)
-        });
-        self.budgets_change(&old, new, timed_out)?;
+        let is_lost = |holder: &&Key| {
+            let is_said = self.handed_back.contains(*holder) && !self.had_its_time(holder, now);
+            !is_said && !standing(new).any(|(lease, _)| key(lease) == **holder)
+        };
+        let lost = holders.iter().filter(is_lost).count() as u32;
+        self.budgets_change(&old, new, lost)?;
         let recaptures: u32 = self.recaptured.values().sum();
         ensure(recaptures as usize <= self.broken_shards.len(), FENCED, || {
             format!("{recaptures} outputs are made again, {} were found broken", self.broken_shards.len())

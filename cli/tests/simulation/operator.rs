@@ -39,7 +39,10 @@ pub(crate) async fn of_job(world: Arc<World>, number: u64) {
     loop {
         world.pass(500..5_000).await;
         let Some(view) = look(&world, &job).await else { continue };
-        let state = match &view.state {
+        // A coordinator that can't write shows what it was about to do; what counts is what it says when it can.
+        let id = job.clone();
+        let durable = call(&world, move |state, _, _| state.job(&id).map(|job| job.state.clone())).await.flatten();
+        let state = match durable.unwrap_or(JobState::Running) {
             JobState::Done => "done",
             JobState::Cancelled => "cancelled",
             JobState::Running | JobState::Failed(_) => {

@@ -80,20 +80,20 @@ impl Audit {
         Ok(())
     }
 
-    /// Counts what the change blames the task for.
+    /// Counts what the change blames the task for, which at most `lost` workers left with nobody to say why.
     pub(super) fn budgets_change(
         &mut self,
         old: &v1::TaskRecord,
         new: &v1::TaskRecord,
-        timed_out: bool,
+        lost: u32,
     ) -> Result<(), Violation> {
         let id = &new.task_id;
         let recorded = self.recorded_failures.entry(id.clone()).or_default();
         *recorded += new.failed.len().saturating_sub(old.failed.len());
         let (recorded, own) = (*recorded, self.own_failures.get(id).map_or(0, BTreeSet::len));
         ensure(recorded <= own, PREEMPTED, || format!("{id} has {recorded} failures, of which {own} were its own"))?;
-        ensure(new.lost <= old.lost || timed_out, BUDGETS, || {
-            format!("{id} lost {} workers, the last of which was not lost", new.lost)
+        ensure(new.lost <= old.lost + lost, BUDGETS, || {
+            format!("{id} lost {} workers after {}, and {lost} were lost", new.lost, old.lost)
         })?;
         let forgets = new.failed.len() < old.failed.len()
             || old.quarantined && !new.quarantined
