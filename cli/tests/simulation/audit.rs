@@ -196,7 +196,7 @@ impl Audit {
                 format!("{} was {} and is {}", new.job_id, old.state, new.state)
             })?;
             self.job_was_asked(&old, new)?;
-            if new.state == "running" {
+            if old.state == "failed" && new.state == "running" {
                 self.unwritten.remove(&new.job_id);
             }
         }

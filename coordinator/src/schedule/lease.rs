@@ -287,8 +287,7 @@ impl State {
 
     fn release(&mut self, slot: Slot, epoch: u64, now: Now, effects: &mut Effects) {
         self.end_lease(slot, epoch);
-        self.write_task(slot, effects);
-        self.wake_idle(now, effects);
+        self.left_alone(slot, now, effects);
     }
 
     /// Ends the leases whose time has come, and looks for attempts that take too long and jobs of which nothing moves.

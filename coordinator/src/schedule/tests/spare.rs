@@ -114,3 +114,26 @@ fn while_a_shard_is_written_again_the_first_attempt_is_accepted_and_nobody_is_gi
     c.carry_out();
     assert!(c.state.tasks[&task].is_committed());
 }
+
+/// The third machine on which a task fails may be one of two that are at it.
+#[test]
+fn a_task_that_failed_on_three_machines_is_quarantined_once_its_other_attempt_ends_without_an_output() {
+    for is_lost in [true, false] {
+        let (mut c, slow, start) = straggling(50);
+        let second = spare(&mut c, "fast").expect("a second attempt");
+        let fast = c.state.workers.keys().last().expect("workers").clone();
+        let (task, message) = (task_of(&start), String::from("no memory"));
+        let slot = c.state.tasks.slot(&task).expect("known");
+        let failed_on = |node: &str| Failed { node: node.into(), message: message.clone() };
+        c.state.change(slot, |task| task.failures = vec![failed_on("node1"), failed_on("node2")]);
+        c.sync(&slow, vec![report(&start.lease, failed("no memory"))]);
+        assert!(!c.state.tasks[&task].is_quarantined(), "the second attempt may do it");
+        match is_lost {
+            true => c.wait(TTL),
+            false => drop(c.sync(&fast, vec![report(&second.lease, Report::Released(v1::Progress::default()))])),
+        }
+        assert!(c.state.tasks[&task].is_quarantined());
+        c.crash();
+        assert!(c.state.tasks[&task].is_quarantined());
+    }
+}
