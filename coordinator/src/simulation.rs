@@ -88,6 +88,11 @@ impl Coordinator {
         self.core.call(transition).await.ok()
     }
 
+    /// Looks at the state, also at one that can't be written; `None` when the core has ended.
+    pub async fn read<R: Send + 'static>(&self, look: impl FnOnce(&State, Now) -> R + Send + 'static) -> Option<R> {
+        self.core.read(look).await.ok()
+    }
+
     /// Tells the state of what was done; answers when that is durable, or with `None` when the core has ended.
     pub async fn tell<R: Send + 'static>(
         &self,

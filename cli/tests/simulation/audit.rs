@@ -1,10 +1,16 @@
 //! What must hold after every event. It is told what happens on the wire and what becomes durable, and knows nothing of how
 //! the coordinator decides.
 
+mod changes;
+mod machines;
+
+pub(crate) use changes::Change;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
+use deltaconv_coordinator::simulation::Planted;
 use deltaconv_coordinator::store::Write;
 use deltaconv_proto::ids::JobId;
 use deltaconv_proto::keys::Written;
@@ -27,6 +33,17 @@ const REPEATED: &str = "no more work is repeated than a checkpoint interval's";
 const CHECKED: &str = "an output can be checked while its lease lasts";
 const ENDS: &str = "a job ends for a reason";
 const REMOVED: &str = "what is removed is needed no more";
+
+/// The invariant that the bug breaks.
+pub(crate) fn broken_by(bug: Planted) -> &'static str {
+    match bug {
+        Planted::AckBeforeDurable => NOTHING_LOST,
+        Planted::NoFenceOnComplete => FENCED,
+        Planted::LeaseByWallClock => WHOLE_LEASE,
+        Planted::PreemptionCountsAsFailure => PREEMPTED,
+        Planted::DoubleCommit => COMMITS_ONCE,
+    }
+}
 
 /// An invariant that doesn't hold.
 #[derive(Clone, Debug)]
@@ -73,6 +90,8 @@ enum Promise {
     Acknowledged(Key),
     /// A worker: the task can be gone on with from here.
     Checkpoint(String, u64),
+    /// The operator: the change of this request is made.
+    Made(String),
 }
 
 /// The furthest that an attempt at a task said it was at, and was answered.
@@ -89,10 +108,31 @@ pub(crate) struct Audit {
     meta: v1::MetaRecord,
     tasks: BTreeMap<String, v1::TaskRecord>,
     jobs: BTreeMap<String, v1::JobRecord>,
+    workers: BTreeMap<String, v1::WorkerRecord>,
+    /// Machines that are out, by name.
+    out: BTreeMap<String, v1::NodeRecord>,
+    requests: BTreeSet<String>,
+    /// Changes that the group of writes makes that is looked at.
+    at_hand: Vec<Change>,
+    /// Tasks that it says are in quarantine.
+    quarantines: BTreeSet<String>,
+    /// The machine of every worker that ever was.
+    machines: BTreeMap<String, String>,
+    /// The worker of every lease that ever was.
+    holders: BTreeMap<Key, String>,
+    /// By task, how many failures were ever on record, and how often it was to be done again.
+    recorded_failures: BTreeMap<String, usize>,
+    recaptured: BTreeMap<String, u32>,
     /// By epoch, every lease that ever was.
     leases: BTreeMap<u64, Key>,
 
     // What happened.
+    /// Workers that a task may lose.
+    max_lost: u32,
+    asked: BTreeMap<String, Change>,
+    broken_devices: BTreeSet<String>,
+    /// Jobs whose model or report could not be written.
+    unwritten: BTreeSet<String>,
     /// The disk failed, and what is on it was not looked at again since.
     read_only: bool,
     /// When a lease was given, or last stated by its worker, or taken up by a coordinator that began.
@@ -104,7 +144,6 @@ pub(crate) struct Audit {
     /// What each step of an attempt took.
     steps: BTreeMap<Key, BTreeMap<u64, Duration>>,
     reached: BTreeMap<String, Reached>,
-    cancelled: BTreeSet<String>,
     checkpoints: BTreeSet<String>,
     promises: BTreeSet<Promise>,
     /// Epochs that workers were told.
@@ -112,51 +151,75 @@ pub(crate) struct Audit {
 }
 
 impl Audit {
+    /// Nothing happened yet; a task may lose so many workers.
+    pub(crate) fn new(max_lost: u32) -> Self {
+        Self { max_lost, ..Self::default() }
+    }
+
     /// A group of writes can't be taken back any more.
     pub(crate) fn becomes_durable(&mut self, writes: &[Write], now: Duration) -> Result<(), Violation> {
+        self.at_hand = self.changes_of(writes);
+        let quarantined = |write: &Write| match write {
+            Write::Task(task) if task.quarantined => Some(task.task_id.clone()),
+            _ => None,
+        };
+        self.quarantines = writes.iter().filter_map(quarantined).collect();
         let mut ended = Vec::new();
         for write in writes {
             match write {
                 Write::Meta(meta) => self.meta = *meta,
                 Write::Job(job) => self.job_changes(job)?,
                 Write::Task(task) => ended.extend(self.task_changes(task, now)?),
-                Write::Worker(_) | Write::ForgetWorker(_) => {}
-                Write::Node(_) | Write::ForgetNode(_) | Write::Request(_) | Write::ForgetRequest(_) => {}
+                Write::Worker(worker) => self.worker_changes(worker)?,
+                Write::ForgetWorker(worker) => drop(self.workers.remove(worker.as_str())),
+                Write::Node(node) => self.node_changes(node)?,
+                Write::ForgetNode(node) => {
+                    self.node_changes(&v1::NodeRecord { node: node.clone(), ..v1::NodeRecord::default() })?;
+                }
+                Write::Request(request) => self.request_made(request)?,
+                Write::ForgetRequest(request) => _ = self.requests.remove(request),
             }
         }
-        for key in ended {
-            self.lease_ended(&key, now)?;
+        for key in &ended {
+            self.lease_ended(key, now)?;
         }
         for job in writes.iter().filter_map(|write| if let Write::Job(job) = write { Some(job) } else { None }) {
-            self.job_ended(job)?;
+            self.job_ended(job, &ended)?;
         }
         Ok(())
     }
 
     fn job_changes(&mut self, new: &v1::JobRecord) -> Result<(), Violation> {
         if let Some(old) = self.jobs.insert(new.job_id.clone(), new.clone()) {
-            let stands = old.state == "running" || old.state == new.state;
-            ensure(stands, ENDS, || format!("{} was {} and is {}", new.job_id, old.state, new.state))?;
+            let is_over = matches!(old.state.as_str(), "done" | "cancelled");
+            ensure(!is_over || old.state == new.state, ENDS, || {
+                format!("{} was {} and is {}", new.job_id, old.state, new.state)
+            })?;
+            self.job_was_asked(&old, new)?;
+            if old.state == "failed" && new.state == "running" {
+                self.unwritten.remove(&new.job_id);
+            }
         }
         Ok(())
     }
 
     /// Looked at once all that is written with it is known.
-    fn job_ended(&self, job: &v1::JobRecord) -> Result<(), Violation> {
+    fn job_ended(&self, job: &v1::JobRecord, ended: &[Key]) -> Result<(), Violation> {
         let id = &job.job_id;
+        if self.jobs.get(id).is_some_and(|last| last.state != job.state) {
+            // It was brought back by a change that was made durable with this one.
+            return Ok(());
+        }
         let mut tasks = self.tasks_of(id);
         match job.state.as_str() {
+            "failed" if self.unwritten.contains(id) => Ok(()),
             "failed" => {
-                let exhausted = |task: &v1::TaskRecord| {
-                    task.failed.len() >= MAX_FAILURES as usize || task.recaptures >= MAX_RECAPTURES
-                };
-                let has_reason = !job.reason.is_empty() && tasks.any(exhausted);
-                ensure(has_reason, ENDS, || {
-                    format!("{id} failed with {:?}, and no task's budget is used up", job.reason)
-                })
-            }
-            "cancelled" => {
-                ensure(self.cancelled.contains(id), ENDS, || format!("{id} was cancelled and nobody asked for it"))
+                let has_reason = !job.reason.is_empty();
+                ensure(has_reason, ENDS, || format!("{id} failed and nobody knows why"))?;
+                match tasks.any(|task| task.recaptures >= MAX_RECAPTURES) {
+                    true => Ok(()),
+                    false => self.is_stuck(id, ended),
+                }
             }
             "done" => {
                 let all = tasks.all(|task| task.committed);
@@ -174,13 +237,18 @@ impl Audit {
         let holds = |attempt: &str| holders.iter().any(|(_, holder)| holder == attempt);
 
         let accepted = new.samples > old.samples || (new.committed && !old.committed);
-        ensure(new.samples <= 1 + u64::from(new.recaptures), COMMITS_ONCE, || {
-            format!("an output of {id} was accepted {} times, and {} were found broken", new.samples, new.recaptures)
+        let recaptured = self.recaptured.entry(id.clone()).or_default();
+        *recaptured += new.recaptures.saturating_sub(old.recaptures);
+        let recaptured = *recaptured;
+        ensure(new.samples <= 1 + u64::from(recaptured), COMMITS_ONCE, || {
+            format!("an output of {id} was accepted {} times, and {recaptured} were found broken", new.samples)
         })?;
         ensure(new.committed || !old.committed || new.recaptures > old.recaptures, COMMITS_ONCE, || {
             format!("{id} was committed and isn't any more")
         })?;
-        ensure(!(new.committed && old.committed) || *new == old, FENCED, || {
+        let forgiven = v1::TaskRecord { failed: new.failed.clone(), recaptures: new.recaptures, lost: new.lost, ..old.clone() };
+        let is_same = *new == old || *new == forgiven && self.is_retried(id);
+        ensure(!(new.committed && old.committed) || is_same, FENCED, || {
             format!("{id} is committed and changed from {old:?} to {new:?}")
         })?;
         if accepted {
@@ -193,11 +261,13 @@ impl Audit {
             ensure(!holders.is_empty(), FENCED, || format!("an output of {id} was accepted while nobody held it"))?;
         }
 
-        let own_failures = self.own_failures.get(id).map_or(0, BTreeSet::len);
-        ensure(new.failed.len() <= own_failures, PREEMPTED, || {
-            format!("{id} has {} failures, of which {own_failures} were its own", new.failed.len())
-        })?;
-        let recaptures: u32 = self.tasks.values().map(|task| task.recaptures).sum();
+        let is_lost = |holder: &&Key| {
+            let is_said = self.handed_back.contains(*holder) && !self.had_its_time(holder, now);
+            !is_said && !standing(new).any(|(lease, _)| key(lease) == **holder)
+        };
+        let lost = holders.iter().filter(is_lost).count() as u32;
+        self.budgets_change(&old, new, lost)?;
+        let recaptures: u32 = self.recaptured.values().sum();
         ensure(recaptures as usize <= self.broken_shards.len(), FENCED, || {
             format!("{recaptures} outputs are made again, {} were found broken", self.broken_shards.len())
         })?;
@@ -211,7 +281,9 @@ impl Audit {
             })?;
         }
 
-        for (lease, _) in standing(new).filter(|(lease, _)| !holds(&lease.attempt_id)) {
+        for (lease, worker) in standing(new).filter(|(lease, _)| !holds(&lease.attempt_id)) {
+            self.is_given(&old, new, &lease.attempt_id)?;
+            self.holders.insert(key(lease), worker.to_owned());
             let taken = self.leases.insert(lease.epoch, key(lease));
             ensure(taken.is_none(), EPOCHS, || format!("epoch {} of {:?} and {lease:?}", lease.epoch, taken))?;
             ensure(self.meta.epoch >= lease.epoch, EPOCHS, || {
@@ -231,11 +303,13 @@ impl Audit {
         let (task, attempt) = key;
         let failed = self.own_failures.get(task).is_some_and(|attempts| attempts.contains(attempt));
         let is_over = self.jobs.get(job_of(task)).is_some_and(|job| job.state != "running");
-        let since = now.saturating_sub(self.heard.get(key).copied().unwrap_or_default());
-        let had_its_time = since >= LEASE_TTL;
-        ensure(failed || is_over || had_its_time || self.handed_back.contains(key), WHOLE_LEASE, || {
-            format!("{task} was taken from {attempt} {since:?} after it was heard of")
+        ensure(failed || is_over || self.had_its_time(key, now) || self.handed_back.contains(key), WHOLE_LEASE, || {
+            format!("{task} was taken from {attempt} at {now:?}, last heard of at {:?}", self.heard.get(key))
         })
+    }
+
+    fn had_its_time(&self, key: &Key, now: Duration) -> bool {
+        now.saturating_sub(self.heard.get(key).copied().unwrap_or_default()) >= LEASE_TTL
     }
 
     fn tasks_of(&self, job: &str) -> impl Iterator<Item = &v1::TaskRecord> {
@@ -270,11 +344,13 @@ impl Audit {
         let holds = match promise {
             Promise::Accepted(job) => self.jobs.contains_key(job),
             Promise::Ended(job, state) => self.jobs.get(job).is_some_and(|job| job.state == *state),
+            Promise::Made(request) => self.requests.contains(request),
             Promise::Joined(number) => self.meta.workers >= *number,
             Promise::Leased(key, epoch) => self.leases.get(epoch) == Some(key),
             Promise::Acknowledged((task, attempt)) => self.tasks.get(task).is_some_and(|record| {
                 let failures = self.acknowledged_failures.get(task).map_or(0, BTreeSet::len);
-                standing(record).all(|(lease, _)| lease.attempt_id != *attempt) && record.failed.len() >= failures
+                let recorded = self.recorded_failures.get(task).copied().unwrap_or(0);
+                standing(record).all(|(lease, _)| lease.attempt_id != *attempt) && recorded >= failures
             }),
             Promise::Checkpoint(task, step) => self.tasks.get(task).is_some_and(|record| {
                 record.committed
@@ -344,6 +420,7 @@ impl Audit {
             }
             if let Report::Failed(failure) = state
                 && failure.broken_shard.is_none()
+                && !failure.of_device
             {
                 let failures = self.acknowledged_failures.entry(lease.task_id.clone()).or_default();
                 failures.insert(lease.attempt_id.clone());
@@ -396,14 +473,14 @@ impl Audit {
         self.promise(Promise::Accepted(job.to_string()))
     }
 
-    /// The operator is told that the job ended.
+    /// The operator is told that the job ended for good.
     pub(crate) fn ended(&mut self, job: &JobId, state: &'static str) -> Result<(), Violation> {
         self.promise(Promise::Ended(job.to_string(), state))
     }
 
-    /// The operator asks for the job's end.
-    pub(crate) fn is_cancelled(&mut self, job: &JobId) {
-        self.cancelled.insert(job.to_string());
+    /// The job's model, or its report, can't be written.
+    pub(crate) fn is_unwritten(&mut self, job: &JobId) {
+        self.unwritten.insert(job.to_string());
     }
 
     /// The attempt fails, and it is the task's own fault.
@@ -439,14 +516,14 @@ impl Audit {
         self.promises.iter().filter(|promise| matches!(promise, Promise::Accepted(_))).count()
     }
 
-    /// Whether every job that was accepted is over.
+    /// Whether every job that was accepted is done, but for those that an operator ended.
     pub(crate) fn is_over(&self) -> bool {
-        self.jobs.values().all(|job| job.state != "running")
+        self.jobs.values().all(|job| matches!(job.state.as_str(), "done" | "cancelled"))
     }
 
     /// What is left to do, for people.
     pub(crate) fn left(&self) -> String {
-        let running = self.jobs.values().filter(|job| job.state == "running");
+        let running = self.jobs.values().filter(|job| !matches!(job.state.as_str(), "done" | "cancelled"));
         let open = self.tasks.values().filter(|task| !task.committed);
         let tasks: Vec<String> = open.map(|task| format!("{} {:?}", task.task_id, task.lease)).collect();
         format!("{:?}; open: {}", running.map(|job| &job.job_id).collect::<Vec<_>>(), tasks.join(", "))

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use deltaconv_coordinator::schedule::{Command, Settings, State};
 use deltaconv_coordinator::simulation::{Coordinator, Process};
+use deltaconv_proto::ids::JobId;
 use deltaconv_proto::v1;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +20,8 @@ pub(crate) struct Alive {
     pub(crate) coordinator: Coordinator,
     /// It is dead.
     pub(crate) gone: CancellationToken,
+    /// Whose turn it is at what a job has once.
+    turn: tokio::sync::Mutex<()>,
 }
 
 /// Starts the coordinator again whenever it ended.
@@ -27,7 +30,7 @@ pub(crate) async fn live(world: Arc<World>) {
         let settings = Settings {
             lease_ttl: LEASE_TTL,
             max_failures: MAX_FAILURES,
-            max_lost: 1000,
+            max_lost: world.max_lost,
             max_recaptures: MAX_RECAPTURES,
             forget_workers: Duration::from_secs(15),
             identity: "sim".into(),
@@ -40,7 +43,7 @@ pub(crate) async fn live(world: Arc<World>) {
             Err(error) => return world.fail(Violation::new("what is durable can be read", error.to_string())),
         };
         world.trace(format_args!("the coordinator starts"));
-        let alive = Arc::new(Alive { coordinator, gone: CancellationToken::new() });
+        let alive = Arc::new(Alive { coordinator, gone: CancellationToken::new(), turn: tokio::sync::Mutex::default() });
         *lock(&world.alive) = Some(alive.clone());
         world.spawn(carry_out(world.clone(), alive.clone(), commands));
         tokio::select! {
@@ -72,14 +75,15 @@ async fn carry_out(world: Arc<World>, alive: Arc<Alive>, mut commands: mpsc::Unb
             tokio::select! {
                 biased;
                 () = alive.gone.cancelled() => {}
-                _ = carry_out_one(&in_world, &alive.coordinator, command) => {}
+                _ = carry_out_one(&in_world, &alive, command) => {}
             }
         });
     }
 }
 
 /// `None` when the coordinator has ended meanwhile.
-async fn carry_out_one(world: &World, coordinator: &Coordinator, command: Command) -> Option<()> {
+async fn carry_out_one(world: &World, alive: &Alive, command: Command) -> Option<()> {
+    let coordinator = &alive.coordinator;
     match command {
         Command::Wake(_) | Command::Say { .. } => {}
         Command::Verify { task, lease, done } => {
@@ -109,18 +113,30 @@ async fn carry_out_one(world: &World, coordinator: &Coordinator, command: Comman
             coordinator.tell(told).await?;
         }
         Command::Assemble(job) => {
+            let _turn = alive.turn.lock().await;
+            let id = job.clone();
+            let waits = move |state: &mut State, _, _: &mut _| {
+                state.job(&id).is_some_and(|job| job.is_running() && job.output.is_empty())
+            };
+            if !coordinator.call(waits).await? {
+                return Some(());
+            }
             world.pass(100..2_000).await;
             let output = vec![job::object("output/model.safetensors")];
-            let told = move |state: &mut State, now, effects: &mut _| {
-                state.assembled(&job, Ok(("digest".to_owned(), output)), now, effects);
-            };
+            let result = written(world, &job, ("digest".to_owned(), output));
+            let told = move |state: &mut State, now, effects: &mut _| state.assembled(&job, result, now, effects);
             coordinator.tell(told).await?;
         }
         Command::Report(job) => {
+            let _turn = alive.turn.lock().await;
+            let id = job.clone();
+            let waits = move |state: &mut State, _, _: &mut _| state.job(&id).is_some_and(|job| job.is_running());
+            if !coordinator.call(waits).await? {
+                return Some(());
+            }
             world.pass(100..1_000).await;
-            let told = move |state: &mut State, now, effects: &mut _| {
-                state.reported(&job, Ok(v1::Figures::default()), now, effects);
-            };
+            let result = written(world, &job, v1::Figures::default());
+            let told = move |state: &mut State, now, effects: &mut _| state.reported(&job, result, now, effects);
             coordinator.tell(told).await?;
         }
         Command::Discard { job, key } => {
@@ -134,4 +150,14 @@ async fn carry_out_one(world: &World, coordinator: &Coordinator, command: Comman
         }
     }
     Some(())
+}
+
+/// What is written of a job, or that the store is away.
+fn written<T>(world: &World, job: &JobId, what: T) -> Result<T, String> {
+    if !world.chance(world.weather().failed_writes) {
+        return Ok(what);
+    }
+    world.trace(format_args!("what {job} has come to can't be written"));
+    lock(&world.audit).is_unwritten(job);
+    Err("the store is away".into())
 }

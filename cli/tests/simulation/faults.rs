@@ -7,6 +7,7 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
 use crate::network::Cut;
+use crate::worker;
 use crate::world::{World, lock};
 
 const HOUR_MS: i64 = 3_600_000;
@@ -24,12 +25,18 @@ pub(crate) struct Weather {
     pub(crate) disk_errors: f64,
     /// Attempts that fail by their task's fault, and outputs that are refused.
     pub(crate) own_failures: f64,
+    /// Tasks that fail wherever they are tried.
+    pub(crate) curses: f64,
     /// Attempts that find a shard broken.
     pub(crate) broken_shards: f64,
     /// Checks of outputs that can't be made.
     pub(crate) failed_checks: f64,
     /// Checks of outputs that take longer than a lease may.
     pub(crate) slow_checks: f64,
+    /// Models and reports that can't be written.
+    pub(crate) failed_writes: f64,
+    /// Looks of operators that lead to a change.
+    pub(crate) changes: f64,
     /// Milliseconds between two things that are done to the run, on average.
     pub(crate) pause_ms: u64,
 }
@@ -42,9 +49,12 @@ impl Weather {
         delay_ms: 10,
         disk_errors: 0.0,
         own_failures: 0.0,
+        curses: 0.0,
         broken_shards: 0.0,
         failed_checks: 0.0,
         slow_checks: 0.0,
+        failed_writes: 0.0,
+        changes: 0.0,
         pause_ms: 0,
     };
 
@@ -57,9 +67,12 @@ impl Weather {
             delay_ms: one_of([5.0, 50.0, 300.0, 2_000.0]) as u64,
             disk_errors: one_of([0.0, 0.0, 0.005, 0.03]),
             own_failures: one_of([0.0, 0.0, 0.05, 0.4]),
+            curses: one_of([0.0, 0.0, 0.05, 0.3]),
             broken_shards: one_of([0.0, 0.0, 0.03, 0.1]),
             failed_checks: one_of([0.0, 0.0, 0.05, 0.2]),
             slow_checks: one_of([0.0, 0.0, 0.1, 0.3]),
+            failed_writes: one_of([0.0, 0.0, 0.1, 0.5]),
+            changes: one_of([0.0, 0.1, 0.3, 0.7]),
             pause_ms: one_of([700.0, 2_000.0, 5_000.0, 15_000.0]) as u64,
         }
     }
@@ -71,7 +84,7 @@ pub(crate) async fn strike(world: Arc<World>, lasting: Duration) {
         world.pass(1..2 * world.weather().pause_ms).await;
         let index = world.draw(0..world.slots.len() as u64) as usize;
         let slot = &world.slots[index];
-        match world.draw(0..10) {
+        match world.draw(0..14) {
             0 => world.coordinator_crash.notify_one(),
             1 => lock(&world.platters).break_once(),
             2 | 3 => {
@@ -99,8 +112,20 @@ pub(crate) async fn strike(world: Arc<World>, lasting: Duration) {
                 world.trace(format_args!("the clock jumps by {ahead} ms"));
                 world.jump(ahead);
             }
+            9 => {
+                world.trace(format_args!("the device of slot {index} breaks"));
+                let node = &world.nodes[slot.node];
+                lock(&world.audit).device_breaks(&node.name);
+                lock(&node.health).device_broken = true;
+            }
+            10 => {
+                world.trace(format_args!("all fails on the machine of slot {index}"));
+                lock(&world.nodes[slot.node].health).faulty = true;
+            }
+            11 => worker::mend(&world, slot.node),
             _ => {
-                let slowness = world.draw(0..700);
+                // A little slower, or a straggler.
+                let slowness = if world.chance(0.5) { world.draw(0..700) } else { world.draw(600..2_850) };
                 world.trace(format_args!("slot {index} takes {slowness} ms more for a step"));
                 *lock(&slot.slowness) = slowness;
             }
@@ -112,6 +137,7 @@ pub(crate) async fn strike(world: Arc<World>, lasting: Duration) {
 pub(crate) fn end(world: &World) {
     world.trace(format_args!("faults stop"));
     world.calm_down();
+    (0..world.nodes.len()).for_each(|node| worker::mend(world, node));
     for slot in &world.slots {
         *lock(&slot.cut) = Cut::default();
         *lock(&slot.slowness) = 0;

@@ -12,7 +12,7 @@ pub(crate) fn draw(world: &World, number: u64) -> (v1::JobSpec, v1::JobPlan) {
     let synthesis = v1::Synthesis { latents, ..v1::Synthesis::default() };
     let finetune = v1::Finetune { steps: 10, batch: 2, learning_rate: 1e-3, features: 0.1 };
     let recipe = v1::Recipe {
-        samples: 2 * world.draw(1..4) as u32,
+        samples: 2 * world.draw(1..6) as u32,
         held_out_samples: 2,
         shard_samples: 2,
         steps: 30,
@@ -32,7 +32,7 @@ pub(crate) fn draw(world: &World, number: u64) -> (v1::JobSpec, v1::JobPlan) {
         retention: world.chance(0.5).then(|| "results".into()),
         ..v1::JobSpec::default()
     };
-    let layers = world.draw(1..4) as u32;
+    let layers = world.draw(1..6) as u32;
     let layer = |index: u32| v1::LayerPlan { index, name: format!("layer{index}"), ..v1::LayerPlan::default() };
     (spec, v1::JobPlan { latents, layers: (0..layers).map(layer).collect(), ..v1::JobPlan::default() })
 }
@@ -94,7 +94,7 @@ pub(crate) fn done(kind: &task_spec::Kind, task: &TaskId, attempt: &AttemptId) -
             v1::done::Output::Evaluate(v1::EvaluateOutput { part })
         }
     };
-    v1::Done { busy_seconds: 1.0, samples: 1, output: Some(output) }
+    v1::Done { samples: 1, output: Some(output), ..v1::Done::default() }
 }
 
 /// Whether all that was written is this attempt's.

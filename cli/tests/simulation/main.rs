@@ -10,6 +10,7 @@ mod disk;
 mod faults;
 mod job;
 mod network;
+mod operator;
 mod run;
 mod worker;
 mod world;
@@ -124,7 +125,7 @@ fn trials(asked: &Asked, notes: &Arc<Mutex<Vec<String>>>) -> Vec<Trial> {
         return vec![bug(planted)];
     }
     let seeds = asked.seeds.unwrap_or(SEEDS);
-    let invariants = Trial::test("simulation::invariants_hold", move || match first_failure(seeds, None) {
+    let invariants = Trial::test("simulation::invariants_hold", move || match first_failure(seeds, None, |_| true) {
         None => Ok(()),
         Some((seed, failure)) => Err(report(seed, None, &failure).into()),
     });
@@ -133,8 +134,12 @@ fn trials(asked: &Asked, notes: &Arc<Mutex<Vec<String>>>) -> Vec<Trial> {
     [invariants, repeats].into_iter().chain(Planted::ALL.map(bug)).collect()
 }
 
-/// Runs the seeds up to `seeds` on all cores, until one fails; the lowest that was seen to.
-fn first_failure(seeds: u64, planted: Option<Planted>) -> Option<(u64, String)> {
+/// Runs the seeds up to `seeds` on all cores, until one fails in the way that is looked for; the lowest that was seen to.
+fn first_failure(
+    seeds: u64,
+    planted: Option<Planted>,
+    is_looked_for: impl Fn(&str) -> bool + Sync,
+) -> Option<(u64, String)> {
     let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
     let found = Mutex::new(None::<(u64, String)>);
     let work = || {
@@ -143,7 +148,7 @@ fn first_failure(seeds: u64, planted: Option<Planted>) -> Option<(u64, String)> 
             if seed >= seeds {
                 return;
             }
-            if let Some(failure) = run(seed, planted, Trace::Off).failure {
+            if let Some(failure) = run(seed, planted, Trace::Off).failure.filter(|failure| is_looked_for(failure)) {
                 failed.store(true, Ordering::Relaxed);
                 let mut found = lock(&found);
                 if found.as_ref().is_none_or(|(lowest, _)| seed < *lowest) {
@@ -157,10 +162,10 @@ fn first_failure(seeds: u64, planted: Option<Planted>) -> Option<(u64, String)> 
     lock(&found).take()
 }
 
-/// In how many seeds the bug is caught.
+/// In how many seeds the bug is caught, by the invariant that it breaks.
 fn look_for(bug: Planted, seeds: u64) -> Result<String, Failed> {
     let name = name_of(bug);
-    match first_failure(seeds, Some(bug)) {
+    match first_failure(seeds, Some(bug), |failure| failure.starts_with(audit::broken_by(bug))) {
         Some((seed, failure)) => {
             Ok(format!("planted {name}: caught after {} seeds, in seed {seed}: {failure}", seed + 1))
         }

@@ -38,15 +38,15 @@ enum Answer {
 }
 
 /// What becomes of one call on its way.
-struct Passage {
-    there: Duration,
-    back: Duration,
-    loses_request: bool,
-    loses_answer: bool,
+pub(crate) struct Passage {
+    pub(crate) there: Duration,
+    pub(crate) back: Duration,
+    pub(crate) loses_request: bool,
+    pub(crate) loses_answer: bool,
     /// The request arrives once more, so much later.
-    again: Option<Duration>,
+    pub(crate) again: Option<Duration>,
     /// So long after a loss the caller sees that the connection is dead.
-    notices: Duration,
+    pub(crate) notices: Duration,
     /// The coordinator doesn't see that the caller has given up.
     hangs_on: bool,
 }
@@ -57,7 +57,12 @@ impl agent::Coordinator for Link {
     }
 
     async fn join(&mut self) -> Result<v1::JoinResponse, Unanswered> {
-        let request = v1::JoinRequest { name: format!("slot {}", self.slot), ..v1::JoinRequest::default() };
+        let node = self.world.slots[self.slot].node;
+        let request = v1::JoinRequest {
+            name: format!("slot {}", self.slot),
+            node: self.world.nodes[node].name.clone(),
+            ..v1::JoinRequest::default()
+        };
         match self.call(Request::Join(request)).await? {
             Answer::Join(answer) => Ok(answer),
             Answer::Sync(_) => Err(Unanswered::Away("another call's answer".into())),
@@ -85,7 +90,7 @@ impl Link {
 }
 
 impl Passage {
-    fn draw(world: &World) -> Self {
+    pub(crate) fn draw(world: &World) -> Self {
         let weather = world.weather();
         let delay = || Duration::from_millis(world.draw(0..weather.delay_ms));
         Self {
@@ -178,6 +183,7 @@ async fn deliver(world: &Arc<World>, slot: usize, request: Request) -> Result<An
 /// is seen by itself.
 async fn fenced(world: &World, alive: &Alive, request: v1::SyncRequest) -> Result<v1::SyncResponse, tonic::Status> {
     let worker = request.worker_id.clone();
+    let device_fails = !request.device_error.is_empty();
     let transition = move |state: &mut State, now: Now, effects: &mut Effects| {
         let (writes, commands) = (effects.writes.len(), effects.commands.len());
         let answer = state.sync(&request, now, effects);
@@ -190,7 +196,8 @@ async fn fenced(world: &World, alive: &Alive, request: v1::SyncRequest) -> Resul
         Write::Meta(_) => true,
         Write::Worker(record) => record.worker_id == worker,
         Write::Task(task) => answer.start.iter().any(|start| start.lease == task.lease || start.lease == task.spare),
-        Write::Job(_) | Write::ForgetWorker(_) | Write::Node(_) | Write::ForgetNode(_) => false,
+        Write::Node(record) => device_fails && !record.device.is_empty(),
+        Write::Job(_) | Write::ForgetWorker(_) | Write::ForgetNode(_) => false,
         Write::Request(_) | Write::ForgetRequest(_) => false,
     };
     let foreign = writes.iter().filter(|write| !is_own(write)).map(|write| format!("{write:?}"));

@@ -5,16 +5,14 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deltaconv_coordinator::schedule::{Effects, JobState, Now, State};
 use deltaconv_coordinator::simulation::Planted;
-use deltaconv_proto::ids::JobId;
 use tokio::runtime::Builder;
 
 use crate::audit::Violation;
 use crate::world::{Trace, World, lock};
-use crate::{coordinator, faults, job, worker};
+use crate::{coordinator, faults, operator, worker};
 
-/// Once faults stopped, jobs are over within this time.
+/// Once faults stopped and operators bring back what failed, jobs are done within this time.
 const ENOUGH: Duration = Duration::from_secs(600);
 
 /// What came of a run.
@@ -69,8 +67,9 @@ async fn story(world: &Arc<World>) {
     }
     let jobs = world.draw(1..3);
     for number in 0..jobs {
-        world.spawn(operate(world.clone(), number));
+        world.spawn(operator::of_job(world.clone(), number));
     }
+    world.spawn(operator::of_workers(world.clone()));
     let lasting = Duration::from_millis(world.draw(10_000..60_000));
     faults::strike(world.clone(), lasting).await;
     faults::end(world);
@@ -85,64 +84,4 @@ async fn story(world: &Arc<World>) {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     world.check(|audit, _| audit.promises_hold());
-}
-
-/// Submits a job, looks at it from time to time, and ends some.
-async fn operate(world: Arc<World>, number: u64) {
-    let (spec, plan) = job::draw(&world, number);
-    world.pass(0..10_000).await;
-    let job = loop {
-        let (spec, plan) = (spec.clone(), plan.clone());
-        let submitted = call(&world, move |state, now, effects| state.submit(spec, plan, now, effects)).await;
-        match submitted {
-            Some(Ok((job, _))) => break job,
-            Some(Err(error)) => return world.fail(Violation::new("a job is accepted", error.to_string())),
-            None => world.pass(100..1_000).await,
-        }
-    };
-    world.trace(format_args!("{job} is accepted"));
-    world.check(|audit, _| audit.accepted(&job));
-    loop {
-        world.pass(500..5_000).await;
-        if world.chance(world.weather().own_failures / 10.0) {
-            world.trace(format_args!("{job} is to be cancelled"));
-            lock(&world.audit).is_cancelled(&job);
-            let id = job.clone();
-            let told = call(&world, move |state, now, effects| state.cancel(&id, now, effects)).await;
-            if let Some(Ok(())) = told {
-                world.check(|audit, _| audit.ended(&job, "cancelled"));
-            }
-        }
-        let Some(state) = state_of(&world, &job).await else { continue };
-        let state = match state {
-            JobState::Running => continue,
-            JobState::Done => "done",
-            JobState::Failed(_) => "failed",
-            JobState::Cancelled => "cancelled",
-        };
-        world.trace(format_args!("{job} is {state}"));
-        return world.check(|audit, _| audit.ended(&job, state));
-    }
-}
-
-async fn state_of(world: &World, job: &JobId) -> Option<JobState> {
-    let id = job.clone();
-    let state = call(world, move |state, _, _| state.job(&id).map(|job| job.state.clone())).await?;
-    if state.is_none() {
-        world.fail(Violation::new("no acknowledged change is lost", format!("{job} is not known any more")));
-    }
-    state
-}
-
-/// `None` when there is no coordinator, or it ended before it answered.
-async fn call<R: Send + 'static>(
-    world: &World,
-    transition: impl FnOnce(&mut State, Now, &mut Effects) -> R + Send + 'static,
-) -> Option<R> {
-    let alive = lock(&world.alive).clone()?;
-    tokio::select! {
-        biased;
-        () = alive.gone.cancelled() => None,
-        answer = alive.coordinator.call(transition) => answer,
-    }
 }

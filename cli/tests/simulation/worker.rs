@@ -15,10 +15,28 @@ use crate::world::{World, lock};
 
 /// How long a process has to leave.
 const GRACE: Duration = Duration::from_secs(25);
+const DEVICE_ERROR: &str = "the device has fallen off the bus";
 
 /// A machine.
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) health: Mutex<Health>,
+}
+
+/// What is wrong with a machine until it is mended.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Health {
+    /// Its device can't be used.
+    pub(crate) device_broken: bool,
+    /// Whatever is tried on it fails.
+    pub(crate) faulty: bool,
+}
+
+/// Where there is a worker.
 #[derive(Default)]
 pub(crate) struct Slot {
+    /// The position of its machine.
+    pub(crate) node: usize,
     pub(crate) cut: Mutex<Cut>,
     /// What the process on it listens to.
     pub(crate) signals: Mutex<Signals>,
@@ -26,6 +44,27 @@ pub(crate) struct Slot {
     pub(crate) slowness: Mutex<u64>,
     /// What its cache folder holds, which outlasts processes.
     cached: Mutex<Vec<u64>>,
+}
+
+impl Node {
+    pub(crate) fn new(index: usize) -> Self {
+        Self { name: format!("node {index}"), health: Mutex::default() }
+    }
+}
+
+impl Slot {
+    pub(crate) fn on(node: usize) -> Self {
+        Self { node, ..Self::default() }
+    }
+}
+
+/// Mends the machine. Where its device was broken its processes end for it.
+pub(crate) fn mend(world: &World, node: usize) {
+    let was = std::mem::take(&mut *lock(&world.nodes[node].health));
+    world.trace(format_args!("{} is mended: {was:?}", world.nodes[node].name));
+    for slot in world.slots.iter().filter(|slot| was.device_broken && slot.node == node) {
+        lock(&slot.signals).killed.cancel();
+    }
 }
 
 /// Ends of a process.
@@ -99,6 +138,14 @@ impl agent::Runner for Runner {
         let shards = lock(&self.world.slots[self.slot].cached).clone();
         v1::NodeCache { version: shards.len() as u64, shards }
     }
+
+    fn device_error(&self) -> Option<String> {
+        is_broken(&self.world, self.slot).then(|| DEVICE_ERROR.to_owned())
+    }
+}
+
+fn is_broken(world: &World, slot: usize) -> bool {
+    lock(&world.nodes[world.slots[slot].node].health).device_broken
 }
 
 impl agent::Attempt for Attempt {
@@ -144,6 +191,7 @@ impl Run {
         if let Some(object) = resume.and_then(|checkpoint| checkpoint.object.as_ref()) {
             world.check(|audit, _| audit.resumes(&object.key));
         }
+        let began = world.now();
         let mut step = resume.map_or(0, |checkpoint| checkpoint.step);
         *lock(&attempt.progress) = v1::Progress { step, steps, checkpoint: resume.cloned(), ..v1::Progress::default() };
         let fault = self.fault(&spec);
@@ -166,6 +214,10 @@ impl Run {
             if leaves {
                 return Outcome::Released;
             }
+            if is_broken(world, self.slot) {
+                let message = DEVICE_ERROR.to_owned();
+                return Outcome::Failed(v1::Failure { message, of_device: true, ..v1::Failure::default() });
+            }
             if step >= steps {
                 break;
             }
@@ -180,14 +232,16 @@ impl Run {
             step += 1;
             lock(&attempt.progress).step = step;
         }
-        let done = job::done(kind, &task, &id);
+        let done = v1::Done { busy_seconds: (world.now() - began).as_secs_f64(), ..job::done(kind, &task, &id) };
         self.keep(&done);
         Outcome::Done(done)
     }
 
     fn fault(&self, spec: &v1::TaskSpec) -> Option<Fault> {
         let weather = self.world.weather();
-        if self.world.chance(weather.own_failures) {
+        let is_faulty = lock(&self.world.nodes[self.world.slots[self.slot].node].health).faulty;
+        let is_cursed = self.world.is_cursed(&self.lease.task_id);
+        if self.world.chance(weather.own_failures) || is_faulty || is_cursed {
             return Some(Fault::Own);
         }
         let read = match spec.kind.as_ref()? {

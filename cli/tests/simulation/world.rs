@@ -1,5 +1,6 @@
 //! What all parts of one simulated run share: its dice, its clocks, its weather, and what is watched.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::future::Future;
 use std::hash::{DefaultHasher, Hasher};
@@ -20,7 +21,7 @@ use crate::coordinator::Alive;
 use crate::disk::Platters;
 use crate::faults::Weather;
 use crate::run;
-use crate::worker::Slot;
+use crate::worker::{Node, Slot};
 
 /// What happened, as far as anybody looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +42,11 @@ pub(crate) struct World {
     /// The coordinator that serves, if one does.
     pub(crate) alive: Mutex<Option<Arc<Alive>>>,
     /// The machines that workers run on.
+    pub(crate) nodes: Vec<Node>,
+    /// Where there is a worker.
     pub(crate) slots: Vec<Slot>,
+    /// Workers that a task may lose before it is given to nobody any more.
+    pub(crate) max_lost: u32,
     /// Has the coordinator's process end at once.
     pub(crate) coordinator_crash: Notify,
     /// Something is wrong.
@@ -54,6 +59,8 @@ pub(crate) struct World {
 struct Fate {
     dice: ChaCha8Rng,
     weather: Weather,
+    /// Whether a task fails wherever it is tried, of those that were.
+    cursed: BTreeMap<String, bool>,
     /// How far the clock that people set is ahead, in milliseconds.
     wall_ahead: i64,
     trace: Trace,
@@ -66,18 +73,23 @@ impl World {
     pub(crate) fn new(seed: u64, planted: Option<Planted>, trace: Trace) -> Arc<Self> {
         let mut dice = ChaCha8Rng::seed_from_u64(seed);
         let weather = Weather::draw(&mut dice);
-        let workers = dice.random_range(1..5);
+        let (workers, nodes) = (dice.random_range(1..7), dice.random_range(1..6));
+        let nodes: Vec<Node> = (0..nodes).map(Node::new).collect();
+        let slots = (0..workers).map(|_| Slot::on(dice.random_range(0..nodes.len()))).collect();
+        let max_lost = if dice.random_bool(0.5) { 3 } else { 1000 };
         let hash = DefaultHasher::new();
         let world = Self {
             planted,
-            audit: Mutex::default(),
+            audit: Mutex::new(Audit::new(max_lost)),
             platters: Mutex::default(),
             alive: Mutex::default(),
-            slots: (0..workers).map(|_| Slot::default()).collect(),
+            nodes,
+            slots,
+            max_lost,
             coordinator_crash: Notify::new(),
             failed: Notify::new(),
             began: Instant::now(),
-            fate: Mutex::new(Fate { dice, weather, wall_ahead: 0, trace, hash, failure: None }),
+            fate: Mutex::new(Fate { dice, weather, cursed: BTreeMap::new(), wall_ahead: 0, trace, hash, failure: None }),
             tasks: TaskTracker::new(),
         };
         world.trace(format_args!("{workers} workers; {weather:?}"));
@@ -125,6 +137,18 @@ impl World {
     /// No fault happens by itself any more.
     pub(crate) fn calm_down(&self) {
         lock(&self.fate).weather = Weather::CALM;
+    }
+
+    /// Whether faults have stopped.
+    pub(crate) fn is_calm(&self) -> bool {
+        self.weather().pause_ms == 0
+    }
+
+    /// Whether the task fails wherever it is tried, until faults stop.
+    pub(crate) fn is_cursed(&self, task: &str) -> bool {
+        let probability = self.weather().curses;
+        let drawn = self.chance(probability);
+        probability > 0.0 && *lock(&self.fate).cursed.entry(task.to_owned()).or_insert(drawn)
     }
 
     /// Runs beside the rest, to the end of the run at most. A panic in it fails the run.

@@ -97,6 +97,14 @@ impl State {
             task.last_failure = format!("its worker was lost {} times, always before the next checkpoint", task.lost);
             self.quarantine(slot, effects);
         }
+        self.left_alone(slot, now, effects);
+    }
+
+    /// A lease of the task ended by nobody's fault. Where it had failed everywhere else that attempt was its last.
+    pub(super) fn left_alone(&mut self, slot: Slot, now: Now, effects: &mut Effects) {
+        if self.tasks[slot].is_pending() && self.has_failed_everywhere(slot) {
+            self.quarantine(slot, effects);
+        }
         self.write_task(slot, effects);
         let job = self.tasks[slot].job.clone();
         self.fail_if_stuck(&job, now, effects);
@@ -194,8 +202,14 @@ impl State {
     /// Whether the task failed everywhere, or as often as it may with nowhere else to go.
     fn is_hopeless(&self, slot: Slot, now: Now) -> bool {
         let (task, most) = (&self.tasks[slot], self.settings.max_failures as usize);
-        let nodes: BTreeSet<&str> = task.failures.iter().map(|failed| failed.node.as_str()).collect();
-        task.leases().is_empty() && (nodes.len() >= most || task.failures.len() >= most && !self.has_untried(slot, now))
+        let has_nowhere_to_go = || task.failures.len() >= most && !self.has_untried(slot, now);
+        task.leases().is_empty() && (self.has_failed_everywhere(slot) || has_nowhere_to_go())
+    }
+
+    /// Whether the task failed on as many machines as it may.
+    fn has_failed_everywhere(&self, slot: Slot) -> bool {
+        let nodes: BTreeSet<&str> = self.tasks[slot].failures.iter().map(|failed| failed.node.as_str()).collect();
+        nodes.len() >= self.settings.max_failures as usize
     }
 
     /// Gives the task to nobody any more, and takes back what it had machines blamed for.

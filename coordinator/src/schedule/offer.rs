@@ -203,19 +203,25 @@ impl State {
         Some((self.spec(self.jobs.get(&task.job)?, task)?, leased.attempt.clone()))
     }
 
-    /// The message that has a worker begin an attempt.
-    fn start(&self, task: &Task, leased: &Leased) -> Option<v1::Start> {
+    /// The message that has a worker begin an attempt. None while something that it reads is made again.
+    pub(super) fn start(&self, task: &Task, leased: &Leased) -> Option<v1::Start> {
         let job = self.jobs.get(&task.job)?;
-        let latents = match &task.kind {
+        let mut spec = self.spec(job, task)?;
+        spec.latents = match &task.kind {
             Kind::Capture { .. } | Kind::Finetune | Kind::Evaluate(_) => self.latents(job)?,
             Kind::Distill { round, .. } if job.finds_costs(*round) => self.latents(job)?,
             Kind::Synthesise { .. } | Kind::Distill { .. } => Vec::new(),
         };
-        let spec = v1::TaskSpec { latents, ..self.spec(job, task)? };
+        if let (Kind::Distill { round, layer }, Some(v1::task_spec::Kind::Distill(distill))) =
+            (&task.kind, &mut spec.kind)
+        {
+            distill.shards = self.shards_of_layer(job, *round, *layer)?;
+        }
         Some(v1::Start { lease: Some(task.message(leased)), task: Some(spec) })
     }
 
-    /// What the task is, without the latents that it reads: while they are made again its output can be checked nevertheless.
+    /// What the task is, without the latents and shards that it reads: while they are made again its output can be checked
+    /// nevertheless.
     fn spec(&self, job: &Job, task: &Task) -> Option<v1::TaskSpec> {
         let kind = match &task.kind {
             Kind::Synthesise { range } => v1::task_spec::Kind::Synthesise(v1::SynthesiseTask { range: Some(*range) }),
@@ -229,7 +235,7 @@ impl State {
             Kind::Distill { round, layer } => v1::task_spec::Kind::Distill(v1::DistillTask {
                 round: *round,
                 layer: self.plan_of_round(job, *round).layers.get(*layer).cloned(),
-                shards: self.shards_of_layer(job, *round, *layer)?,
+                shards: Vec::new(),
                 resume: task.checkpoint.as_deref().cloned(),
                 start: round.checked_sub(1).and_then(|before| self.block_of(job, before, *layer)),
                 alone: job.finds_costs(*round),

@@ -72,6 +72,8 @@ impl State {
                 && !job.is_full()
                 && worker.meets(job.spec.requires.as_ref())
                 && self.may_try(**slot, worker, now)
+                // Something that it reads may be made again.
+                && self.start(task, leased).is_some()
         };
         self.stragglers.iter().find(suits).copied()
     }

@@ -79,3 +79,61 @@ fn what_is_left_of_two_attempts_goes_on() {
     let standing: Vec<String> = c.state.tasks[&task].leases().iter().map(|leased| leased.attempt.to_string()).collect();
     assert_eq!(standing, [second.lease.expect("a lease").attempt_id]);
 }
+
+/// A spare attempt finds a shard broken that the first one has read whole.
+#[test]
+fn while_a_shard_is_written_again_the_first_attempt_is_accepted_and_nobody_is_given_a_second_one() {
+    let mut c = Coordinator::new();
+    let layer = |index: u32| v1::LayerPlan { index, name: format!("layer{index}"), ..v1::LayerPlan::default() };
+    let plan = v1::JobPlan { layers: (0..4).map(layer).collect(), ..job_plan() };
+    c.run(|state, now, effects| state.submit(spec(), plan, now, effects)).expect("accepted");
+    let slow = c.join_on("slow");
+    for _ in 0..6 {
+        c.answer(&slow, |start| Report::Done(v1::Done { busy_seconds: 10.0, ..done(start) }));
+    }
+    let start = c.sync(&slow, Vec::new()).start.remove(0);
+    for at in [0, 25, 50] {
+        c.sync(&slow, vec![report(&start.lease, progress(at))]);
+        c.wait(Duration::from_secs(5));
+    }
+    c.sync(&slow, vec![report(&start.lease, progress(50))]);
+    let second = spare(&mut c, "fast").expect("a second attempt");
+    let Some(v1::task_spec::Kind::Distill(read)) = second.task.and_then(|task| task.kind) else { panic!("a training") };
+    let key = read.shards[0].object.clone().expect("an object").key;
+    let broken_shard = Some(v1::BrokenShard { key, ..v1::BrokenShard::default() });
+    let failure = v1::Failure { message: "broken".into(), broken_shard, ..v1::Failure::default() };
+    let fast = c.state.workers.keys().last().expect("workers").clone();
+    c.sync(&fast, vec![report(&second.lease, Report::Failed(failure))]);
+    assert!(task_of(&c.sync(&fast, Vec::new()).start[0]).local().starts_with("r0/capture/"));
+
+    assert_eq!(spare(&mut c, "third"), None);
+    let task = task_of(&start);
+    assert_eq!(c.state.tasks[&task].leases().len(), 1, "a lease that can't begin is none");
+    assert!(c.state.expectation(&start.lease.clone().expect("a lease")).is_some(), "there is what to check against");
+    c.sync(&slow, vec![report(&start.lease, Report::Done(done(&start)))]);
+    c.carry_out();
+    assert!(c.state.tasks[&task].is_committed());
+}
+
+/// The third machine on which a task fails may be one of two that are at it.
+#[test]
+fn a_task_that_failed_on_three_machines_is_quarantined_once_its_other_attempt_ends_without_an_output() {
+    for is_lost in [true, false] {
+        let (mut c, slow, start) = straggling(50);
+        let second = spare(&mut c, "fast").expect("a second attempt");
+        let fast = c.state.workers.keys().last().expect("workers").clone();
+        let (task, message) = (task_of(&start), String::from("no memory"));
+        let slot = c.state.tasks.slot(&task).expect("known");
+        let failed_on = |node: &str| Failed { node: node.into(), message: message.clone() };
+        c.state.change(slot, |task| task.failures = vec![failed_on("node1"), failed_on("node2")]);
+        c.sync(&slow, vec![report(&start.lease, failed("no memory"))]);
+        assert!(!c.state.tasks[&task].is_quarantined(), "the second attempt may do it");
+        match is_lost {
+            true => c.wait(TTL),
+            false => drop(c.sync(&fast, vec![report(&second.lease, Report::Released(v1::Progress::default()))])),
+        }
+        assert!(c.state.tasks[&task].is_quarantined());
+        c.crash();
+        assert!(c.state.tasks[&task].is_quarantined());
+    }
+}
