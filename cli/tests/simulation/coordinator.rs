@@ -82,7 +82,8 @@ async fn carry_out(world: Arc<World>, alive: Arc<Alive>, mut commands: mpsc::Unb
 /// `None` when the coordinator has ended meanwhile.
 async fn carry_out_one(world: &World, coordinator: &Coordinator, command: Command) -> Option<()> {
     match command {
-        Command::Wake(_) => {}
+        // There is no store to write to.
+        Command::Wake(_) | Command::Manifest(_) => {}
         Command::Verify { task, lease, done } => {
             let of = lease.clone();
             let expected = coordinator.call(move |state, _, _| state.expectation(&of)).await?;

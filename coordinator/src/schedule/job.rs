@@ -301,6 +301,17 @@ impl State {
         }
     }
 
+    /// Ends a job whose output another coordinator took over.
+    pub fn fenced(&mut self, id: &JobId, reason: String, now: Now, effects: &mut Effects) {
+        self.fail(id, reason, now, effects);
+    }
+
+    /// The jobs that are running, and where they write.
+    pub fn running(&self) -> Vec<(JobId, String)> {
+        let running = self.jobs.values().filter(|job| job.is_running());
+        running.map(|job| (job.id.clone(), job.spec.output_url.clone())).collect()
+    }
+
     pub(super) fn fail(&mut self, id: &JobId, reason: String, now: Now, effects: &mut Effects) {
         self.end(id, JobState::Failed(reason), now, effects);
     }
@@ -319,6 +330,7 @@ impl State {
         let tasks: Vec<TaskId> = self.tasks_of(&self.jobs[id]).map(|task| task.id.clone()).collect();
         self.placement.end(&tasks);
         self.write_job(id, effects);
+        effects.commands.push(Command::Manifest(id.clone()));
         self.reclaim(&self.jobs[id], effects);
     }
 
@@ -358,6 +370,7 @@ impl State {
         let Some(job) = self.jobs.get(id) else { return };
         if job.stages != before {
             self.write_job(id, effects);
+            effects.commands.push(Command::Manifest(id.clone()));
         }
         self.fail_if_stuck(id, now, effects);
         self.wake_idle(now, effects);

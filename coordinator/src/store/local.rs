@@ -6,14 +6,18 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 
-use super::{Records, Store, Write};
+use super::{Journal, Records, Store, Write};
 
 /// Before every value, so that a later format is told apart from a broken record.
-const VERSION: u8 = 3;
+pub(crate) const VERSION: u8 = 3;
 /// The oldest format that is still read: every later one only adds fields.
-const OLDEST: u8 = 2;
+pub(crate) const OLDEST: u8 = 2;
+/// The database, within the folder.
+pub(crate) const DATABASE: &str = "sled";
+/// The identity, within the folder.
+pub(crate) const IDENTITY: &str = "IDENTITY";
 /// sled leaks the space of larger values.
-const MAX_VALUE: usize = 64 * 1024;
+pub(crate) const MAX_VALUE: usize = 64 * 1024;
 
 /// What can go wrong with the state folder.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +87,7 @@ pub struct LocalStore {
     database: sled::Db,
     /// fsynced after every flush, which by itself isn't one.
     log: File,
+    journal: Journal,
     _lock: File,
 }
 
@@ -104,7 +109,7 @@ impl LocalStore {
             Err(std::fs::TryLockError::Error(source)) => return Err(Error::Io { path: lock_path, source }),
         }
 
-        let path = folder.join("sled");
+        let path = folder.join(DATABASE);
         let running = folder.join("RUNNING");
         if running.exists() && path.exists() {
             // The last coordinator did not close the database. sled repairs it while opening; should that go wrong,
@@ -118,12 +123,17 @@ impl LocalStore {
         write_durably(&running, identity.as_bytes()).map_err(io(&running))?;
         let log_path = path.join("db");
         let log = File::open(&log_path).map_err(io(&log_path))?;
-        Ok(Self { folder: folder.into(), identity, database, log, _lock: lock })
+        Ok(Self { folder: folder.into(), identity, database, log, journal: Journal::default(), _lock: lock })
     }
 
     /// Names this state; differs from that of every other.
     pub fn identity(&self) -> &str {
         &self.identity
+    }
+
+    /// Hears what is applied from now on.
+    pub(crate) fn journal(&self) -> Journal {
+        self.journal.clone()
     }
 
     /// Closes the state in order.
@@ -135,7 +145,7 @@ impl LocalStore {
     }
 
     fn flush(&self) -> Result<(), Error> {
-        let path = self.folder.join("sled");
+        let path = self.folder.join(DATABASE);
         self.database.flush().map_err(|source| Error::Database { path: path.clone(), source })?;
         self.log.sync_all().map_err(|source| Error::Io { path: path.join("db"), source })
     }
@@ -144,11 +154,11 @@ impl LocalStore {
 /// Refuses a folder that holds what no coordinator put there.
 fn refuse_foreign(folder: &Path) -> Result<(), Error> {
     let io = |source| Error::Io { path: folder.into(), source };
-    let ours = ["IDENTITY", "LOCK", "RUNNING", "sled", "before-recovery", "worker.token", "address"];
+    let ours = [IDENTITY, "LOCK", "RUNNING", DATABASE, "before-recovery", "worker.token", "address"];
     for entry in std::fs::read_dir(folder).map_err(io)? {
         let name = entry.map_err(io)?.file_name().to_string_lossy().into_owned();
         let temporary = name.ends_with(".new");
-        if !ours.contains(&name.as_str()) && !temporary && !folder.join("IDENTITY").exists() {
+        if !ours.contains(&name.as_str()) && !temporary && !folder.join(IDENTITY).exists() {
             return Err(Error::NotState { folder: folder.into(), found: name });
         }
     }
@@ -158,7 +168,7 @@ fn refuse_foreign(folder: &Path) -> Result<(), Error> {
 /// Reads the identity of the state, or gives it one. An identity beside an empty database tells of a lost one: sled
 /// opens as empty when its snapshot is gone.
 fn identity(folder: &Path, database_is_empty: bool) -> Result<String, Error> {
-    let path = folder.join("IDENTITY");
+    let path = folder.join(IDENTITY);
     let io = |source| Error::Io { path: path.clone(), source };
     if path.exists() {
         if database_is_empty {
@@ -214,7 +224,7 @@ fn copy_below(from: &Path, to: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-fn key(write: &Write) -> String {
+pub(super) fn key(write: &Write) -> String {
     match write {
         Write::Meta(_) => "meta".into(),
         Write::Job(job) => format!("job/{}", job.job_id),
@@ -228,7 +238,7 @@ fn key(write: &Write) -> String {
     }
 }
 
-fn value(write: &Write) -> Option<Vec<u8>> {
+pub(super) fn value(write: &Write) -> Option<Vec<u8>> {
     let mut bytes = vec![VERSION];
     match write {
         Write::Meta(record) => bytes.extend(record.encode_to_vec()),
@@ -242,7 +252,7 @@ fn value(write: &Write) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-fn decode<T: Message + Default>(key: &str, value: &[u8]) -> Result<T, Error> {
+pub(super) fn decode<T: Message + Default>(key: &str, value: &[u8]) -> Result<T, Error> {
     let (version, bytes) = value.split_first().unwrap_or((&0, &[]));
     if !(OLDEST..=VERSION).contains(version) {
         return Err(Error::Version { found: *version });
@@ -254,7 +264,7 @@ impl Store for LocalStore {
     fn load(&mut self) -> Result<Records, Error> {
         let mut records = Records::default();
         for entry in self.database.iter() {
-            let (key, value) = entry.map_err(|source| Error::Database { path: self.folder.join("sled"), source })?;
+            let (key, value) = entry.map_err(|source| Error::Database { path: self.folder.join(DATABASE), source })?;
             let key = String::from_utf8_lossy(&key).into_owned();
             match key.split_once('/').map_or(key.as_str(), |(table, _)| table) {
                 "meta" => records.meta = decode(&key, &value)?,
@@ -279,15 +289,16 @@ impl Store for LocalStore {
                 None => batch.remove(key.as_bytes()),
             }
         }
-        let path = self.folder.join("sled");
+        let path = self.folder.join(DATABASE);
         self.database.apply_batch(batch).map_err(|source| Error::Database { path, source })?;
         self.flush()?;
         // The first record makes the database more than empty; from here on an empty one was lost.
-        let identity = self.folder.join("IDENTITY");
+        let identity = self.folder.join(IDENTITY);
         if !identity.exists() {
             write_durably(&identity, self.identity.as_bytes())
                 .map_err(|source| Error::Io { path: identity, source })?;
         }
+        self.journal.record(writes);
         Ok(())
     }
 }
@@ -347,7 +358,7 @@ mod tests {
         let mut store = LocalStore::open(folder.path()).expect("opens");
         store.apply(&[task("a/1", 1)]).expect("applied");
         store.close().expect("closes");
-        std::fs::remove_dir_all(folder.path().join("sled")).expect("removed");
+        std::fs::remove_dir_all(folder.path().join(DATABASE)).expect("removed");
         assert!(matches!(LocalStore::open(folder.path()), Err(Error::Lost(_))));
     }
 
