@@ -16,9 +16,9 @@ use crate::api::Wakers;
 use crate::assemble::verify::{self, Expectation};
 use crate::core::Handle as CoreHandle;
 use crate::observe::report::{self, ReportInput, StageFigures};
-use crate::{assemble, manifest, reclaim};
 use crate::schedule::{Command, Now};
 use crate::term::{self, Terms};
+use crate::{assemble, manifest, reclaim};
 
 /// Runs until `stop`. What is interrupted then is commanded again by the coordinator's next start.
 pub(crate) async fn run(
@@ -41,7 +41,9 @@ pub(crate) async fn run(
             Some(command) => {
                 let (core, terms, stop, runtime) = (core.clone(), terms.clone(), stop.clone(), Handle::current());
                 // Hashing and drawing take longer than an async thread may be kept.
-                running.spawn_blocking(move || runtime.block_on(stop.run_until_cancelled(carry_out(core, terms, command))));
+                running.spawn_blocking(move || {
+                    runtime.block_on(stop.run_until_cancelled(carry_out(core, terms, command)))
+                });
             }
         }
     }
@@ -188,7 +190,13 @@ async fn manifest(core: CoreHandle, terms: Terms, job: JobId) {
     let Some(url) = output(&core, &job).await else { return };
     let work = async |term| {
         manifest::write(&core, &job, &Objects::open(&url)?, term, terms.identity()).await?;
-        Ok::<_, manifest::Error>(core.call({ let url = url.clone(); move |state, _, _| state.is_written_to(&url) }).await?)
+        Ok::<_, manifest::Error>(
+            core.call({
+                let url = url.clone();
+                move |state, _, _| state.is_written_to(&url)
+            })
+            .await?,
+        )
     };
     match hold(&core, &terms, &job, &url, work).await {
         None | Some(Ok(true)) => {}

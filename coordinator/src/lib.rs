@@ -14,6 +14,8 @@ pub mod plan;
 mod planted;
 mod reclaim;
 pub mod restore;
+#[cfg(test)]
+mod running;
 pub mod schedule;
 mod server;
 pub mod simulation;

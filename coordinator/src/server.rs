@@ -126,7 +126,8 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
 
     let wakers = Wakers::default();
     let carrying_out = CancellationToken::new();
-    let carrier = tokio::spawn(carry_out::run(given, handle.clone(), terms.clone(), wakers.clone(), carrying_out.clone()));
+    let carrier =
+        tokio::spawn(carry_out::run(given, handle.clone(), terms.clone(), wakers.clone(), carrying_out.clone()));
 
     if let Some(path) = &options.address_file {
         let told = write_whole(path, &format!("http://{address}"));

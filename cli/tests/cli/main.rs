@@ -12,6 +12,7 @@ mod hybrid;
 mod inspect;
 mod kills;
 mod process;
+mod restore;
 mod retention;
 mod rounds;
 mod scaled;

@@ -110,7 +110,9 @@ impl OperatorService for OperatorApi {
         let spec = spec_of(spec)?;
         let wanted = spec.clone();
         let known = self.core.call(move |state, _, _| {
-            state.job_writing_to(&wanted.output_url).map(|job| (job.is_running() || job.state == JobState::Done, job.spec == wanted))
+            state
+                .job_writing_to(&wanted.output_url)
+                .map(|job| (job.is_running() || job.state == JobState::Done, job.spec == wanted))
         });
         let known = known.await?;
         let plan = plan::plan(&spec).await.map_err(planning_failed)?;

@@ -61,7 +61,9 @@ pub(crate) async fn find(
 ) -> Result<Option<Found>, ReadError<Infallible>> {
     let mut manifests = counting(objects, job).await?;
     manifests.retain(|manifest| manifest.position >= from);
-    let Some(last) = manifests.iter().max_by_key(|manifest| (manifest.term, manifest.position)) else { return Ok(None) };
+    let Some(last) = manifests.iter().max_by_key(|manifest| (manifest.term, manifest.position)) else {
+        return Ok(None);
+    };
     let mut found = Found::default();
     for manifest in &manifests {
         let take = |writes: Vec<Write>| {

@@ -42,7 +42,8 @@ pub(super) async fn from_manifests(
         }
         found.push(job);
     }
-    let more: BTreeMap<String, u64> = found.iter().map(|found| (found.job.job_id.clone(), committed(&found.tasks))).collect();
+    let more: BTreeMap<String, u64> =
+        found.iter().map(|found| (found.job.job_id.clone(), committed(&found.tasks))).collect();
     let mut changed = Vec::new();
     for Found { meta, job, tasks } in found {
         records.meta.epoch = records.meta.epoch.max(meta.epoch);

@@ -72,7 +72,7 @@ impl Keeper {
     }
 
     /// Takes one unless nothing changed since the last.
-    pub(super) async fn take_if_changed(&mut self) -> Result<(), Error> {
+    pub(crate) async fn take_if_changed(&mut self) -> Result<(), Error> {
         let groups = self.journal.groups();
         if self.covered == Some(groups) {
             return Ok(());

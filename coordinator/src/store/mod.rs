@@ -10,8 +10,8 @@ use deltaconv_proto::v1;
 
 pub(crate) use entry::Entry;
 pub(crate) use journal::Journal;
-pub use local::{Error, LocalStore};
 pub(crate) use local::{DATABASE, IDENTITY, MAX_VALUE, OLDEST, VERSION};
+pub use local::{Error, LocalStore};
 pub use memory::MemoryStore;
 
 /// One change of the durable state.

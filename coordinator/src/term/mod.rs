@@ -227,7 +227,10 @@ impl Terms {
 
 async fn numbers(objects: &Objects) -> Result<Vec<u32>, objects::Error> {
     let listed = objects.below(keys::TERMS)?.listing();
-    listed.try_filter_map(|(key, _)| async move { Ok(keys::term_of(&format!("{}/{key}", keys::TERMS))) }).try_collect().await
+    listed
+        .try_filter_map(|(key, _)| async move { Ok(keys::term_of(&format!("{}/{key}", keys::TERMS))) })
+        .try_collect()
+        .await
 }
 
 /// The highest term, if the prefix has any.

@@ -46,7 +46,8 @@ async fn look(core: &Handle, terms: &Terms, job: JobId, url: String) {
 
 /// Ends a job whose output is another's.
 pub(crate) async fn fence(core: &Handle, job: &JobId, held: &Error) -> Result<(), Stopped> {
-    let reason = format!("another coordinator took the output over, and this one touches nothing there any more: {held}");
+    let reason =
+        format!("another coordinator took the output over, and this one touches nothing there any more: {held}");
     tracing::error!(%job, reason, "job ended");
     let id = job.clone();
     core.call(move |state, now, effects| state.fenced(&id, reason, now, effects)).await

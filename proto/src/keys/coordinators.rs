@@ -68,7 +68,9 @@ mod tests {
     #[test]
     fn keys_are_read_back_and_others_are_nobodys() {
         assert_eq!(term_of(&term(7)), Some(7));
-        for key in ["coordinator/7.json", "coordinator/00000007.json.bak", "00000007.json", "x/coordinator/00000007.json"] {
+        for key in
+            ["coordinator/7.json", "coordinator/00000007.json.bak", "00000007.json", "x/coordinator/00000007.json"]
+        {
             assert_eq!(term_of(key), None, "{key}");
         }
         let manifest = Manifest {
@@ -81,7 +83,9 @@ mod tests {
         let key = manifest.to_string();
         assert_eq!(key, "manifests/tiny-unet-1/0003-distill-r0-00000012-0a1b2c3d.records");
         assert_eq!(Manifest::parse(&key), Some(manifest));
-        for key in ["manifests/a/3-x-00000001-i.records", "manifests/0003-x-00000001-i.records", "manifests/a/notes.txt"] {
+        for key in
+            ["manifests/a/3-x-00000001-i.records", "manifests/0003-x-00000001-i.records", "manifests/a/notes.txt"]
+        {
             assert_eq!(Manifest::parse(key), None, "{key}");
         }
     }
