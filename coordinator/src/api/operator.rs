@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 use super::job_id;
 use crate::core::Handle;
 use crate::observe::report;
-use crate::schedule::{self, Effects, Explanation, JobState, Now, State};
+use crate::schedule::{self, Effects, Explanation, Job, JobState, Now, State};
 use crate::term::Terms;
 use crate::{plan, reclaim};
 
@@ -212,11 +212,15 @@ impl OperatorService for OperatorApi {
     async fn retry(&self, request: Request<v1::RetryRequest>) -> Result<Response<v1::JobStatus>, Status> {
         let v1::RetryRequest { id: name, request_id, take_over } = request.into_inner();
         let named = name.clone();
+        // What is over for good is refused, and needs no output.
         let url = self.core.call(move |state, _, _| {
-            let job = state.job_of(&named)?;
-            Ok::<_, schedule::Error>(state.job(&job).map(|job| job.spec.output_url.clone()).unwrap_or_default())
+            let job = state.job(&state.job_of(&named)?);
+            let goes_on = |job: &&Job| job.is_running() || matches!(job.state, JobState::Failed(_));
+            Ok::<_, schedule::Error>(job.filter(goes_on).map(|job| job.spec.output_url.clone()))
         });
-        self.own(&url.await??, take_over).await?;
+        if let Some(url) = url.await?? {
+            self.own(&url, take_over).await?;
+        }
         let named = name.clone();
         let job = self.core.call(move |state, now, effects| {
             state.once(&request_id, effects, |state, effects| state.retry(&name, now, effects))?;

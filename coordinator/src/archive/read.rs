@@ -4,7 +4,7 @@ use deltaconv_proto::objects::{self, Objects, PART};
 
 use super::Error;
 use super::decode::Decoder;
-use crate::store::Write;
+use crate::store::{self, Write};
 
 /// A state of 10 million tasks has a tenth of it.
 const LARGEST: u64 = 64 << 30;
@@ -28,6 +28,14 @@ pub enum ReadError<E> {
     /// Who takes the records can't.
     #[error(transparent)]
     Taker(E),
+}
+
+impl<E> ReadError<E> {
+    /// Whether what was written is lost. One of a later version can still be read, by that version.
+    pub(crate) fn is_broken(&self) -> bool {
+        let Self::Archive { source, .. } = self else { return false };
+        !matches!(source, Error::Version { .. } | Error::Record(store::Error::Version { .. }))
+    }
 }
 
 /// Gives every record of an object to `take`, in their order. Only once this returns is it known that they are right.

@@ -14,9 +14,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use deltaconv_proto::objects::Objects;
+use deltaconv_proto::utc;
 use serde::Serialize;
 
-use crate::archive::{self, ReadError};
+use crate::archive;
 use crate::schedule::{Now, Settings, State};
 use crate::snapshot::Snapshot;
 use crate::store::{Records, Store, Write};
@@ -103,7 +104,9 @@ pub async fn restore(options: Options) -> Result<Restored, Error> {
     for job in restored.jobs.iter().filter(|job| job.state == "running") {
         if let Err(error) = terms.take_over(&job.output_url).await {
             let job = &job.job_id;
-            restored.remarks.push(format!("the output of {job} could not be taken over, which `deltaconv retry {job} --take-over` does later: {error}"));
+            restored.remarks.push(format!(
+                "the output of {job} could not be taken over, which `deltaconv retry {job} --take-over` does later: {error}"
+            ));
         }
     }
     building.finish()?;
@@ -120,6 +123,13 @@ async fn from_snapshot(options: &Options, url: &str, restored: &mut Restored) ->
     if snapshots.is_empty() {
         return Err(Error::NoSnapshot { url: objects.url().to_owned(), named: options.snapshot.clone() });
     }
+    if let Some(newest) = snapshots.last().map(|newest| newest.identity.clone()) {
+        let other = snapshots.iter().rfind(|other| other.identity != newest);
+        restored.remarks.extend(other.map(|other| {
+            let (key, taken) = (other.key(), utc(other.unix_ms));
+            format!("the last snapshot of another state is of {taken}; `--snapshot {key}` takes that one")
+        }));
+    }
     while let Some(snapshot) = snapshots.pop() {
         let mut building = Building::new(&options.state)?;
         let key = snapshot.key();
@@ -129,9 +139,7 @@ async fn from_snapshot(options: &Options, url: &str, restored: &mut Restored) ->
                 (restored.snapshot, restored.snapshot_unix_ms) = (key, snapshot.unix_ms);
                 return Ok(building);
             }
-            // An older one would be of an older state, and there is a way to read this one.
-            Err(error @ ReadError::Archive { source: archive::Error::Version { .. }, .. }) => return Err(error.into()),
-            Err(error @ ReadError::Archive { .. }) if !snapshots.is_empty() => {
+            Err(error) if error.is_broken() && !snapshots.is_empty() => {
                 restored.remarks.push(format!("{error}; the one before is taken"));
             }
             Err(error) => return Err(error.into()),

@@ -306,6 +306,11 @@ impl State {
         self.fail(id, reason, now, effects);
     }
 
+    /// Whether there is any job, whatever became of it.
+    pub fn has_jobs(&self) -> bool {
+        !self.jobs.is_empty()
+    }
+
     /// The jobs that are running, and where they write.
     pub fn running(&self) -> Vec<(JobId, String)> {
         let running = self.jobs.values().filter(|job| job.is_running());

@@ -71,10 +71,11 @@ impl Keeper {
         }
     }
 
-    /// Takes one unless nothing changed since the last.
+    /// Takes one unless nothing changed since the last, or there is no job yet.
     pub(crate) async fn take_if_changed(&mut self) -> Result<(), Error> {
         let groups = self.journal.groups();
-        if self.covered == Some(groups) {
+        // A state that was lost and begun anew would have the newest snapshot, of nothing.
+        if self.covered == Some(groups) || !self.core.call(|state, _, _| state.has_jobs()).await? {
             return Ok(());
         }
         let mut own = Snapshot::list(&self.objects).await?;
