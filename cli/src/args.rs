@@ -55,7 +55,7 @@ pub(crate) enum Command {
     /// Have a paused job go on
     Resume(OfJob),
     /// Have a failed job go on, or a quarantined task tried again
-    Retry(OfJobOrTask),
+    Retry(commands::retry::Arguments),
     /// Remove what a job needs no more: its activations, latents and checkpoints, and what attempts left behind
     Gc(commands::gc::Arguments),
 }
@@ -66,6 +66,14 @@ pub(crate) struct Connection {
     /// URL of the coordinator
     #[arg(long, value_name = "URL", env = "DELTACONV_COORDINATOR", default_value = "http://127.0.0.1:7433")]
     pub(crate) coordinator: String,
+}
+
+/// What becomes of another coordinator that works on the same output.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Ownership {
+    /// Also where another coordinator works on the job's output: that one stops and touches nothing there any more
+    #[arg(long)]
+    pub(crate) take_over: bool,
 }
 
 /// How what is shown is written to stdout.

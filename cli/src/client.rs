@@ -36,8 +36,10 @@ impl Client {
         self.answer(answer)?.plan.ok_or_else(|| Error::Incomplete { url: self.url.clone(), part: "plan" })
     }
 
-    pub(crate) async fn submit(&mut self, spec: v1::JobSpec) -> Result<v1::SubmitResponse, Error> {
-        let answer = self.service.submit(request(v1::SubmitRequest { spec: Some(spec) })).await;
+    /// With `take_over` also where another coordinator works on the output.
+    pub(crate) async fn submit(&mut self, spec: v1::JobSpec, take_over: bool) -> Result<v1::SubmitResponse, Error> {
+        let message = v1::SubmitRequest { spec: Some(spec), take_over };
+        let answer = self.service.submit(request(message)).await;
         self.answer(answer)
     }
 
@@ -75,9 +77,10 @@ impl Client {
         self.answer(answer)
     }
 
-    /// Of a job, or of one of its tasks.
-    pub(crate) async fn retry(&mut self, id: &str) -> Result<v1::JobStatus, Error> {
-        let answer = self.service.retry(request(v1::RetryRequest { id: id.into(), request_id: request_id() })).await;
+    /// Of a job, or of one of its tasks; with `take_over` also where another coordinator works on the output.
+    pub(crate) async fn retry(&mut self, id: &str, take_over: bool) -> Result<v1::JobStatus, Error> {
+        let message = v1::RetryRequest { id: id.into(), request_id: request_id(), take_over };
+        let answer = self.service.retry(request(message)).await;
         self.answer(answer)
     }
 

@@ -12,6 +12,7 @@ mod demo;
 mod duration;
 mod ending;
 mod error;
+mod host;
 mod job_file;
 mod location;
 mod logs;

@@ -213,6 +213,7 @@ async fn take(core: Handle, command: Command) {
         Command::Report(job) => {
             core.call(move |state, now, effects| state.reported(&job, Ok(v1::Figures::default()), now, effects)).await
         }
-        Command::Wake(_) | Command::Say { .. } | Command::Discard { .. } | Command::Reclaim(_) => Ok(()),
+        Command::Wake(_) | Command::Say { .. } => Ok(()),
+        Command::Discard { .. } | Command::Reclaim(_) | Command::Manifest(_) => Ok(()),
     };
 }

@@ -1,6 +1,7 @@
 //! Carries out what the state machine commands, and tells it what came of it.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::sync::Arc;
 
 use deltaconv_proto::ids::{JobId, TaskId};
@@ -14,17 +15,18 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Wakers;
-use crate::assemble;
 use crate::assemble::verify::{self, Expectation};
 use crate::core::Handle as CoreHandle;
 use crate::observe::report::{self, ReportInput, StageFigures};
-use crate::reclaim;
 use crate::schedule::{Command, Now};
+use crate::term::{self, Terms};
+use crate::{assemble, manifest, reclaim};
 
 /// Runs until `stop`. What is interrupted then is commanded again by the coordinator's next start.
 pub(crate) async fn run(
     mut commands: mpsc::UnboundedReceiver<Command>,
     core: CoreHandle,
+    terms: Terms,
     wakers: Wakers,
     stop: CancellationToken,
 ) {
@@ -41,14 +43,14 @@ pub(crate) async fn run(
             Some(Command::Wake(worker)) => wakers.ring(&worker),
             Some(Command::Say { job, waiting }) => tracing::warn!(%job, waiting, "nothing of the job moves"),
             Some(command) => {
-                let (core, stop, runtime) = (core.clone(), stop.clone(), Handle::current());
+                let (core, terms, stop, runtime) = (core.clone(), terms.clone(), stop.clone(), Handle::current());
                 let turn = turns.of(&command);
                 let carry_out = async move {
                     let _turn = match &turn {
                         Some(turn) => Some(turn.lock().await),
                         None => None,
                     };
-                    carry_out(core, command).await;
+                    carry_out(core, terms, command).await;
                 };
                 // Hashing and drawing take longer than an async thread may be kept.
                 running.spawn_blocking(move || runtime.block_on(stop.run_until_cancelled(carry_out)));
@@ -66,7 +68,7 @@ impl Turns {
     /// What the command waits for, if it is one that a job has once.
     fn of(&mut self, command: &Command) -> Option<Arc<Mutex<()>>> {
         let job = match command {
-            Command::Assemble(job) | Command::Report(job) | Command::Reclaim(job) => job,
+            Command::Assemble(job) | Command::Report(job) | Command::Reclaim(job) | Command::Manifest(job) => job,
             Command::Wake(_) | Command::Say { .. } | Command::Verify { .. } | Command::Discard { .. } => return None,
         };
         self.0.retain(|_, turn| Arc::strong_count(turn) > 1);
@@ -74,14 +76,15 @@ impl Turns {
     }
 }
 
-async fn carry_out(core: CoreHandle, command: Command) {
+async fn carry_out(core: CoreHandle, terms: Terms, command: Command) {
     match command {
         Command::Wake(_) | Command::Say { .. } => {}
         Command::Verify { task, lease, done } => verify(core, task, lease, *done).await,
-        Command::Assemble(job) => assemble(core, job).await,
-        Command::Report(job) => report(core, job).await,
-        Command::Reclaim(job) => reclaim(core, job).await,
-        Command::Discard { job, key } => discard(core, job, key).await,
+        Command::Assemble(job) => assemble(core, terms, job).await,
+        Command::Report(job) => report(core, terms, job).await,
+        Command::Manifest(job) => manifest(core, terms, job).await,
+        Command::Reclaim(job) => reclaim(core, terms, job).await,
+        Command::Discard { job, key } => discard(core, terms, job, key).await,
     }
 }
 
@@ -135,15 +138,41 @@ async fn check(
     })
 }
 
-async fn assemble(core: CoreHandle, job: JobId) {
+/// Does `work` under a job's output for as long as that is this coordinator's. `None` where it is another's: then the job has
+/// ended.
+async fn hold<T, E: Display, W: Future<Output = Result<T, E>>>(
+    core: &CoreHandle,
+    terms: &Terms,
+    job: &JobId,
+    url: &str,
+    work: impl FnOnce(u32) -> W,
+) -> Option<Result<T, String>> {
+    match terms.hold(url, work).await {
+        Ok(result) => Some(result.map_err(|error| error.to_string())),
+        Err(held @ term::Error::Held { .. }) => {
+            // A core that stops has nothing more to be told.
+            let _ = term::fence(core, job, &held).await;
+            None
+        }
+        Err(error) => Some(Err(error.to_string())),
+    }
+}
+
+async fn output(core: &CoreHandle, job: &JobId) -> Option<String> {
+    let id = job.clone();
+    core.call(move |state, _, _| state.job(&id).map(|job| job.spec.output_url.clone())).await.ok()?
+}
+
+async fn assemble(core: CoreHandle, terms: Terms, job: JobId) {
     let id = job.clone();
     let inputs = core.call(move |state, _, _| {
         let job = state.job(&id).filter(|job| job.is_running() && job.output.is_empty())?;
         Some((job.spec.clone(), state.plan_of_student(job), state.blocks_of_student(&id)))
     });
     let Ok(Some((spec, plan, blocks))) = inputs.await else { return };
-    let result = assemble::assemble(&spec, &plan, &blocks).await;
-    let result = result.map(|assembled| (assembled.teacher_digest, assembled.objects)).map_err(|e| e.to_string());
+    let work = |_| assemble::assemble(&spec, &plan, &blocks);
+    let Some(result) = hold(&core, &terms, &job, &spec.output_url, work).await else { return };
+    let result = result.map(|assembled| (assembled.teacher_digest, assembled.objects));
     match &result {
         Ok((_, objects)) => tracing::info!(%job, objects = objects.len(), "model assembled"),
         Err(reason) => tracing::error!(%job, reason, "assembling failed"),
@@ -151,7 +180,7 @@ async fn assemble(core: CoreHandle, job: JobId) {
     let _ = core.tell(move |state, now, effects| state.assembled(&job, result, now, effects)).await;
 }
 
-async fn report(core: CoreHandle, job: JobId) {
+async fn report(core: CoreHandle, terms: Terms, job: JobId) {
     let id = job.clone();
     let inputs = core.call(move |state, now, _| {
         let parts = state.evaluation_parts(&id);
@@ -175,7 +204,8 @@ async fn report(core: CoreHandle, job: JobId) {
         staying: &staying,
         finetuned: finetuned.as_ref(),
     };
-    let result = report::write(input).await.map_err(|error| error.to_string());
+    let written = hold(&core, &terms, &job, &spec.output_url, |_| report::write(input)).await;
+    let Some(result) = written else { return };
     match &result {
         Ok(figures) => tracing::info!(%job, epsilon = figures.epsilon_relative_mse, "report written"),
         Err(reason) => tracing::error!(%job, reason, "the report failed"),
@@ -183,8 +213,31 @@ async fn report(core: CoreHandle, job: JobId) {
     let _ = core.tell(move |state, now, effects| state.reported(&job, result, now, effects)).await;
 }
 
-async fn reclaim(core: CoreHandle, job: JobId) {
-    match reclaim::reclaim(&core, &job, false).await {
+async fn manifest(core: CoreHandle, terms: Terms, job: JobId) {
+    let Some(url) = output(&core, &job).await else { return };
+    let work = async |term| {
+        manifest::write(&core, &job, &Objects::open(&url)?, term, terms.identity()).await?;
+        Ok::<_, manifest::Error>(
+            core.call({
+                let url = url.clone();
+                move |state, _, _| state.is_written_to(&url)
+            })
+            .await?,
+        )
+    };
+    match hold(&core, &terms, &job, &url, work).await {
+        None | Some(Ok(true)) => {}
+        Some(Ok(false)) => {
+            if let Err(error) = terms.release(&url).await {
+                tracing::warn!(%job, %error, "the output stays this coordinator's; another takes it with --take-over");
+            }
+        }
+        Some(Err(error)) => tracing::warn!(%job, error, "no manifest; the next step writes it"),
+    }
+}
+
+async fn reclaim(core: CoreHandle, terms: Terms, job: JobId) {
+    match reclaim::collect(&core, &terms, &job).await {
         Ok(tally) if tally.failed == 0 => {
             let (objects, bytes) = tally.total();
             tracing::info!(%job, objects, bytes, "activations and checkpoints removed");
@@ -200,13 +253,11 @@ async fn reclaim(core: CoreHandle, job: JobId) {
     }
 }
 
-async fn discard(core: CoreHandle, job: JobId, key: String) {
-    let id = job.clone();
-    let url = core.call(move |state, _, _| state.job(&id).map(|job| job.spec.output_url.clone())).await;
-    let Ok(Some(url)) = url else { return };
-    let removed = async { Objects::open(&url)?.remove(vec![key.clone()]).try_next().await };
-    if let Err(error) = removed.await {
-        tracing::warn!(%job, key, %error, "a former checkpoint can't be removed; it stays until the job is over");
+async fn discard(core: CoreHandle, terms: Terms, job: JobId, key: String) {
+    let Some(url) = output(&core, &job).await else { return };
+    let remove = async |_| Objects::open(&url)?.remove(vec![key.clone()]).try_next().await;
+    if let Some(Err(error)) = hold(&core, &terms, &job, &url, remove).await {
+        tracing::warn!(%job, key, error, "a former checkpoint can't be removed; it stays until the job is over");
     }
 }
 

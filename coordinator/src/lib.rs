@@ -4,18 +4,26 @@
 //! ways in and out. `simulation` runs all but `carry_out` without network and disk.
 
 mod api;
+mod archive;
 pub mod assemble;
 pub mod bench;
 mod carry_out;
 mod core;
+mod manifest;
 pub mod observe;
 pub mod plan;
 mod planted;
 mod reclaim;
+pub mod restore;
+#[cfg(test)]
+mod running;
 pub mod schedule;
 mod server;
 pub mod simulation;
+mod snapshot;
 pub mod store;
+mod term;
 
 pub use api::TokenError;
 pub use server::{Error, Options, run};
+pub use snapshot::Options as Snapshots;

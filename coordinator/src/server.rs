@@ -4,10 +4,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use deltaconv_proto::objects::{self, Objects};
 use deltaconv_proto::v1::operator_service_server::OperatorServiceServer;
 use deltaconv_proto::v1::worker_service_server::WorkerServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -16,7 +18,9 @@ use crate::api::{OperatorApi, Token, TokenError, Wakers, WorkerApi};
 use crate::carry_out;
 use crate::core::{Clock, Core, Running};
 use crate::schedule::{self, Settings};
+use crate::snapshot::{self, Keeper};
 use crate::store::{self, LocalStore};
+use crate::term::{self, Terms};
 
 /// How a coordinator runs.
 #[derive(Clone, Debug)]
@@ -35,6 +39,10 @@ pub struct Options {
     pub checkpoint_interval: Duration,
     /// Bytes that stay free where the state lies: with less the coordinator is read-only.
     pub keep_free: u64,
+    /// Copies of the state in object storage; none where nothing is said.
+    pub snapshots: Option<snapshot::Options>,
+    /// This machine, for who finds its name at a job's output.
+    pub host: String,
 }
 
 /// What keeps a coordinator from running.
@@ -57,6 +65,12 @@ pub enum Error {
     /// No token.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// Snapshots can't go where they shall.
+    #[error("--snapshots: {0}")]
+    Snapshots(#[from] objects::Error),
+    /// The system has no random numbers.
+    #[error("no random numbers: {0}")]
+    Random(String),
     /// The address can't be told.
     #[error("{path}: {source}")]
     AddressFile {
@@ -79,16 +93,22 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     let listener = TcpListener::bind(options.listen).await.map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
 
+    let snapshots = match &options.snapshots {
+        Some(snapshots) => Some((Objects::open(&snapshots.url)?, snapshots.every)),
+        None => None,
+    };
+
     let clock = Clock::start(SystemTime::now);
     let store = LocalStore::open(&options.state, options.keep_free)?;
     let token = Token::read_or_make(&options.token_file)?;
+    let (identity, journal) = (store.identity().to_owned(), store.journal());
     let settings = Settings {
         lease_ttl: options.lease_ttl,
         max_failures: 3,
         max_lost: 5,
         max_recaptures: 3,
         forget_workers: Duration::from_secs(600),
-        identity: store.identity().into(),
+        identity: identity.clone(),
         #[cfg(feature = "planted-bugs")]
         planted: None,
     };
@@ -96,9 +116,19 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     let (core, handle, first) = Core::open(settings, store, clock, commands)?;
     let Running { thread, ended: mut core_ended } = core.spawn(first).map_err(listen)?;
 
+    let terms = Terms::new(&identity, &options.host).map_err(|error| Error::Random(error.to_string()))?;
+    let mut beside = JoinSet::new();
+    let (watching, keeping) = (CancellationToken::new(), CancellationToken::new());
+    if let Some((objects, every)) = snapshots {
+        let keeper = Keeper::new(objects, every, handle.clone(), journal, identity);
+        beside.spawn(keeper.run(keeping.clone()));
+    }
+    beside.spawn(term::watch(handle.clone(), terms.clone(), watching.clone()));
+
     let wakers = Wakers::default();
     let carrying_out = CancellationToken::new();
-    let carrier = tokio::spawn(carry_out::run(given, handle.clone(), wakers.clone(), carrying_out.clone()));
+    let carrier =
+        tokio::spawn(carry_out::run(given, handle.clone(), terms.clone(), wakers.clone(), carrying_out.clone()));
 
     if let Some(path) = &options.address_file {
         let told = write_whole(path, &format!("http://{address}"));
@@ -108,7 +138,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
 
     let stop_serving = shutdown.child_token();
     let worker_api = WorkerApi::new(handle.clone(), wakers, options.lease_ttl, options.checkpoint_interval);
-    let operator_api = OperatorApi::new(handle.clone(), stop_serving.clone());
+    let operator_api = OperatorApi::new(handle.clone(), terms, stop_serving.clone());
     let serve = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .add_service(WorkerServiceServer::with_interceptor(worker_api, token))
@@ -128,11 +158,18 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     stop_serving.cancel();
     carrying_out.cancel();
     let carried = carrier.await;
+    // The core still answers, for the last snapshot.
+    watching.cancel();
+    keeping.cancel();
+    let mut ended_beside = Ok(());
+    while let Some(joined) = beside.join_next().await {
+        ended_beside = ended_beside.and(joined.map_err(|_| Error::Fault));
+    }
     handle.stop();
     let closed = if core_runs { core_result(core_ended.await) } else { Ok(()) };
     let joined = thread.join().map_err(|_| Error::Fault);
     tracing::info!("coordinator stopped");
-    outcome.and(closed).and(joined).and(carried.map_err(|_| Error::Fault))
+    outcome.and(closed).and(joined).and(carried.map_err(|_| Error::Fault)).and(ended_beside)
 }
 
 fn core_result(ended: Result<Result<(), Error>, oneshot::error::RecvError>) -> Result<(), Error> {

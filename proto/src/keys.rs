@@ -1,7 +1,9 @@
 //! Where a job's objects lie, as keys under its prefix.
 
+mod coordinators;
 mod written;
 
+pub use coordinators::{Manifest, term, term_of};
 pub use written::{Kind, Written};
 
 use crate::ids::{AttemptId, TaskId};
@@ -13,6 +15,10 @@ pub const SPEC: &str = "spec.json";
 pub const OUTPUT: &str = "output";
 /// What conversion achieved, for people and for scripts.
 pub const REPORT: &str = "report";
+/// What each step came to, for a coordinator whose state was lost.
+pub const MANIFESTS: &str = "manifests";
+/// Which coordinators have written here, one after the other.
+pub const TERMS: &str = "coordinator";
 /// The blocks alone, within [`OUTPUT`].
 pub const BLOCKS: &str = "blocks.safetensors";
 /// The converted model's description, within [`OUTPUT`].

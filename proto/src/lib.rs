@@ -17,7 +17,10 @@ mod recipe;
 pub mod safetensors;
 pub mod shard;
 pub mod teacher;
+mod utc;
 pub mod weights;
+
+pub use utc::utc;
 
 /// The messages of package `deltaconv.v1`, generated from `proto/deltaconv/v1/*.proto`, where they are documented.
 #[allow(missing_docs, clippy::all, clippy::unwrap_used)]

@@ -2,22 +2,29 @@
 
 use std::process::ExitCode;
 
-use crate::args::{Format, OfJobOrTask};
+use clap::Args;
+
+use crate::args::{Format, OfJobOrTask, Ownership};
 use crate::client::Client;
 use crate::error::Error;
-use crate::{output, watching};
+use crate::watching;
 
-pub(crate) async fn run(arguments: OfJobOrTask) -> Result<ExitCode, Error> {
-    let status = Client::connect(&arguments.connection.coordinator).await?.retry(&arguments.id).await?;
-    match arguments.output.format {
-        Format::Json => output::print_json(&status),
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    of: OfJobOrTask,
+    #[command(flatten)]
+    ownership: Ownership,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
+    let OfJobOrTask { id, connection, output } = arguments.of;
+    let status = Client::connect(&connection.coordinator).await?.retry(&id, arguments.ownership.take_over).await?;
+    match output.format {
+        Format::Json => crate::output::print_json(&status),
         Format::Text => {
             let job = status.summary.as_ref().map_or("", |summary| &summary.job_id);
-            output::print(&format!(
-                "{job} is {}; what failed of {} is tried again",
-                watching::state(&status),
-                arguments.id
-            ));
+            crate::output::print(&format!("{job} is {}; what failed of {id} is tried again", watching::state(&status)));
         }
     }
     Ok(ExitCode::SUCCESS)

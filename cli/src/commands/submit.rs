@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use deltaconv_proto::v1;
 
-use crate::args::{Connection, Format, Output};
+use crate::args::{Connection, Format, Output, Ownership};
 use crate::client::Client;
 use crate::error::Error;
 use crate::{job_file, output, stage, table};
@@ -19,6 +19,8 @@ pub(crate) struct Arguments {
     /// Show what would be done, and do nothing
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    ownership: Ownership,
     #[command(flatten)]
     connection: Connection,
     #[command(flatten)]
@@ -38,7 +40,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let submitted = client.submit(spec).await?;
+    let submitted = client.submit(spec, arguments.ownership.take_over).await?;
     match arguments.output.format {
         Format::Text => {
             output::print(&submitted.job_id);

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::INTERRUPTED;
 use crate::args::{Connection, Device};
 use crate::error::{Error, explain};
-use crate::{byte_size, duration, ending, logs};
+use crate::{byte_size, duration, ending, host, logs};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -86,7 +86,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         coordinator: arguments.connection.coordinator,
         token_file: arguments.token_file,
         name: arguments.name.unwrap_or_else(host_and_process),
-        node: arguments.node.unwrap_or_else(host),
+        node: arguments.node.unwrap_or_else(host::name),
         threads: arguments.threads.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZero::get),
         device: arguments.device.into(),
         cache: arguments.cache.options(),
@@ -103,11 +103,6 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     }
 }
 
-fn host() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    Some(host.trim()).filter(|host| !host.is_empty()).unwrap_or("worker").to_owned()
-}
-
 fn host_and_process() -> String {
-    format!("{}-{}", host(), process::id())
+    format!("{}-{}", host::name(), process::id())
 }

@@ -219,7 +219,8 @@ async fn drive(
 
 async fn follow(url: &str, spec: &v1::JobSpec, progress: &mut Progress) -> Result<v1::JobStatus, Error> {
     // The coordinator was there a moment ago; if it isn't now, it is being started again.
-    let submit = || async { Client::connect(url).await?.submit(spec.clone()).await };
+    // The folder is the demo's alone, and its state may be gone.
+    let submit = || async { Client::connect(url).await?.submit(spec.clone(), true).await };
     let submitted = watching::patiently(submit).await?;
     if submitted.existed {
         progress.say(&format!("going on with {}", submitted.job_id));

@@ -13,6 +13,7 @@ mod inspect;
 mod kills;
 mod preempted;
 mod process;
+mod restore;
 mod retention;
 mod rounds;
 mod scaled;

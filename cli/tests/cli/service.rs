@@ -18,6 +18,7 @@ pub(crate) struct Coordinator {
     pub(crate) process: Running,
     folder: PathBuf,
     environment: Vec<(String, String)>,
+    options: Vec<String>,
 }
 
 impl Coordinator {
@@ -31,16 +32,25 @@ impl Coordinator {
         Self::listen(folder, "127.0.0.1:0", environment)
     }
 
+    /// The same, with more options of its own.
+    pub(crate) fn start_with(folder: &Path, options: &[&str]) -> Self {
+        Self::listen_with(folder, "127.0.0.1:0", &[], options.iter().map(|option| (*option).to_owned()).collect())
+    }
+
     /// Starts one again where the last one in this folder listened.
     pub(crate) fn start_again(self) -> Self {
         let address = self.url.trim_start_matches("http://").to_owned();
-        let (folder, environment) = (self.folder.clone(), self.environment.clone());
+        let (folder, environment, options) = (self.folder.clone(), self.environment.clone(), self.options.clone());
         drop(self);
-        Self::listen(&folder, &address, &environment)
+        Self::listen_with(&folder, &address, &environment, options)
     }
 
     /// Starts one that listens there.
     pub(crate) fn listen(folder: &Path, address: &str, environment: &[(String, String)]) -> Self {
+        Self::listen_with(folder, address, environment, Vec::new())
+    }
+
+    fn listen_with(folder: &Path, address: &str, environment: &[(String, String)], options: Vec<String>) -> Self {
         let address_file = folder.join("address");
         if address_file.exists() {
             std::fs::remove_file(&address_file).expect("removed");
@@ -49,13 +59,13 @@ impl Coordinator {
         command.args(["coordinator", "--exit-with-parent", "--listen", address]);
         command.args(["--lease-ttl", LEASE_TTL, "--checkpoint-interval", CHECKPOINT_INTERVAL]);
         command.arg("--state").arg(state(folder)).arg("--address-file").arg(&address_file);
-        command.envs(environment.iter().cloned());
+        command.args(&options).envs(environment.iter().cloned());
         let mut process = Running::start(&mut command, folder, "coordinator");
         let url = until("the coordinator to listen", || {
             assert!(!process.has_ended(), "{}", process.stderr());
             std::fs::read_to_string(&address_file).ok().filter(|url| !url.is_empty())
         });
-        Self { url: url.trim().into(), process, folder: folder.into(), environment: environment.to_vec() }
+        Self { url: url.trim().into(), process, folder: folder.into(), environment: environment.to_vec(), options }
     }
 
     /// Starts a worker that joins this coordinator.

@@ -43,7 +43,8 @@ pub(crate) async fn live(world: Arc<World>) {
             Err(error) => return world.fail(Violation::new("what is durable can be read", error.to_string())),
         };
         world.trace(format_args!("the coordinator starts"));
-        let alive = Arc::new(Alive { coordinator, gone: CancellationToken::new(), turn: tokio::sync::Mutex::default() });
+        let alive =
+            Arc::new(Alive { coordinator, gone: CancellationToken::new(), turn: tokio::sync::Mutex::default() });
         *lock(&world.alive) = Some(alive.clone());
         world.spawn(carry_out(world.clone(), alive.clone(), commands));
         tokio::select! {
@@ -85,7 +86,8 @@ async fn carry_out(world: Arc<World>, alive: Arc<Alive>, mut commands: mpsc::Unb
 async fn carry_out_one(world: &World, alive: &Alive, command: Command) -> Option<()> {
     let coordinator = &alive.coordinator;
     match command {
-        Command::Wake(_) | Command::Say { .. } => {}
+        // There is no store to write to.
+        Command::Wake(_) | Command::Say { .. } | Command::Manifest(_) => {}
         Command::Verify { task, lease, done } => {
             let of = lease.clone();
             let expected = coordinator.tell(move |state, _, _| state.expectation(&of)).await?;

@@ -15,7 +15,7 @@ use deltaconv_proto::ids::{InvalidId, JobId};
 use tonic::Status;
 
 use crate::core::Unserved;
-use crate::{reclaim, schedule};
+use crate::{reclaim, schedule, term};
 
 impl From<Unserved> for Status {
     fn from(unserved: Unserved) -> Self {
@@ -46,8 +46,20 @@ impl From<reclaim::Error> for Status {
         match error {
             reclaim::Error::Job(error) => error.into(),
             reclaim::Error::Unserved(unserved) => unserved.into(),
-            error @ (reclaim::Error::Output(_) | reclaim::Error::Objects(_)) => {
+            error @ (reclaim::Error::Output(_) | reclaim::Error::Term(_) | reclaim::Error::Objects(_)) => {
                 Self::failed_precondition(error.to_string())
+            }
+        }
+    }
+}
+
+impl From<term::Error> for Status {
+    fn from(error: term::Error) -> Self {
+        let message = error.to_string();
+        match error {
+            term::Error::Held { .. } => Self::already_exists(message),
+            term::Error::Objects(_) | term::Error::Contended { .. } | term::Error::Foreign { .. } => {
+                Self::failed_precondition(message)
             }
         }
     }

@@ -14,7 +14,8 @@ use tonic::{Request, Response, Status};
 use super::job_id;
 use crate::core::Handle;
 use crate::observe::report;
-use crate::schedule::{self, Effects, Explanation, Now, State};
+use crate::schedule::{self, Effects, Explanation, Job, JobState, Now, State};
+use crate::term::Terms;
 use crate::{plan, reclaim};
 
 /// How often a watched job is looked at.
@@ -25,13 +26,23 @@ const MAX_REPORT_BYTES: u64 = 3 << 20;
 /// The operator service.
 pub(crate) struct OperatorApi {
     core: Handle,
+    terms: Terms,
     shutdown: CancellationToken,
 }
 
 impl OperatorApi {
     /// A service on `core` whose streams end with `shutdown`.
-    pub(crate) fn new(core: Handle, shutdown: CancellationToken) -> Self {
-        Self { core, shutdown }
+    pub(crate) fn new(core: Handle, terms: Terms, shutdown: CancellationToken) -> Self {
+        Self { core, terms, shutdown }
+    }
+
+    /// Makes the output this coordinator's, where it is no other's or shall be taken over.
+    async fn own(&self, url: &str, take_over: bool) -> Result<(), Status> {
+        match take_over {
+            true => self.terms.take_over(url).await?,
+            false => self.terms.own(url).await?,
+        };
+        Ok(())
     }
 
     async fn status(&self, id: JobId) -> Result<v1::JobStatus, Status> {
@@ -95,12 +106,22 @@ impl OperatorService for OperatorApi {
     }
 
     async fn submit(&self, request: Request<v1::SubmitRequest>) -> Result<Response<v1::SubmitResponse>, Status> {
-        let spec = spec_of(request.into_inner().spec)?;
-        let url = spec.output_url.clone();
-        let known = self.core.read(move |state, _| state.job_writing_to(&url).is_some()).await?;
+        let v1::SubmitRequest { spec, take_over } = request.into_inner();
+        let spec = spec_of(spec)?;
+        let wanted = spec.clone();
+        let known = self.core.read(move |state, _| {
+            state
+                .job_writing_to(&wanted.output_url)
+                .map(|job| (job.is_running() || job.state == JobState::Done, job.spec == wanted))
+        });
+        let known = known.await?;
         let plan = plan::plan(&spec).await.map_err(planning_failed)?;
-        if !known {
+        if known.is_none() {
             plan::claim_output(&spec).await.map_err(planning_failed)?;
+        }
+        // What is there already, or refused, needs no output.
+        if known.is_none_or(|(stands, same)| !stands && same) {
+            self.own(&spec.output_url, take_over).await?;
         }
         let (stages, stored_bytes) = (plan.stages.clone(), plan.stored_bytes);
         let submitted = self.core.call(move |state, now, effects| state.submit(spec, plan, now, effects));
@@ -189,7 +210,17 @@ impl OperatorService for OperatorApi {
     }
 
     async fn retry(&self, request: Request<v1::RetryRequest>) -> Result<Response<v1::JobStatus>, Status> {
-        let v1::RetryRequest { id: name, request_id } = request.into_inner();
+        let v1::RetryRequest { id: name, request_id, take_over } = request.into_inner();
+        let named = name.clone();
+        // What is over for good is refused, and needs no output.
+        let url = self.core.call(move |state, _, _| {
+            let job = state.job(&state.job_of(&named)?);
+            let goes_on = |job: &&Job| job.is_running() || matches!(job.state, JobState::Failed(_));
+            Ok::<_, schedule::Error>(job.filter(goes_on).map(|job| job.spec.output_url.clone()))
+        });
+        if let Some(url) = url.await?? {
+            self.own(&url, take_over).await?;
+        }
         let named = name.clone();
         let job = self.core.call(move |state, now, effects| {
             state.once(&request_id, effects, |state, effects| state.retry(&name, now, effects))?;
@@ -229,7 +260,10 @@ impl OperatorService for OperatorApi {
     ) -> Result<Response<v1::CollectGarbageResponse>, Status> {
         let v1::CollectGarbageRequest { job_id: id, dry_run } = request.into_inner();
         let job = job_id(id)?;
-        let tally = reclaim::reclaim(&self.core, &job, dry_run).await?;
+        let tally = match dry_run {
+            true => reclaim::reclaim(&self.core, &job, true).await?,
+            false => reclaim::collect(&self.core, &self.terms, &job).await?,
+        };
         if !dry_run {
             let (objects, bytes) = tally.total();
             tracing::info!(%job, objects, bytes, "garbage collected");

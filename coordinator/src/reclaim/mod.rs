@@ -20,6 +20,7 @@ use crate::assemble::{self, abandoned};
 use crate::core::{Handle, Unserved};
 use crate::plan;
 use crate::schedule::{self, Fate, Job};
+use crate::term::{self, Terms};
 
 pub(crate) use tally::Tally;
 
@@ -38,12 +39,30 @@ pub(crate) enum Error {
     /// The prefix can't be taken for the job's.
     #[error("nothing is removed: {0}")]
     Output(#[from] plan::Error),
+    /// The prefix isn't this coordinator's.
+    #[error("nothing is removed: {0}")]
+    Term(#[from] term::Error),
     /// The store failed.
     #[error(transparent)]
     Objects(#[from] objects::Error),
     /// The coordinator stops, or can't say what is durable.
     #[error(transparent)]
     Unserved(#[from] Unserved),
+}
+
+/// Removes what can go under the output of a job, which must be this coordinator's: to another, what that one's attempts write
+/// is left by nobody it knows. Gives the output back where no job is running there.
+pub(crate) async fn collect(core: &Handle, terms: &Terms, job: &JobId) -> Result<Tally, Error> {
+    let id = job.clone();
+    let url = core.call(move |state, _, _| {
+        state.job(&id).map(|job| job.spec.output_url.clone()).ok_or(schedule::Error::UnknownJob(id))
+    });
+    let url = url.await?.map_err(Error::Job)?;
+    let tally = terms.hold(&url, |_| reclaim(core, job, false)).await??;
+    if !tally.running {
+        terms.release(&url).await?;
+    }
+    Ok(tally)
 }
 
 /// Removes what can go under the output of a job, or with `dry_run` counts it alone.
@@ -170,8 +189,11 @@ impl Sweep<'_> {
     }
 }
 
-/// Whether a key is the spec's, or of what the operator asked for: none of these is ever removed.
+/// Whether a key is the spec's, of what the operator asked for, or of what a coordinator needs to go on: none of these is removed
+/// here.
 fn is_result(key: &str) -> bool {
     let first = key.split('/').next().unwrap_or_default();
     [keys::SPEC, keys::OUTPUT, keys::REPORT].contains(&first)
+        || keys::term_of(key).is_some()
+        || keys::Manifest::parse(key).is_some()
 }

@@ -35,7 +35,7 @@ impl Node {
         Ok((record.node, Self { failures, device, faulty }))
     }
 
-    fn write(&self, name: &str) -> Write {
+    pub(super) fn write(&self, name: &str) -> Write {
         if self.failures.is_empty() && self.out().is_none() {
             return Write::ForgetNode(name.to_owned());
         }

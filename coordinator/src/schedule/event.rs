@@ -39,6 +39,8 @@ pub enum Command {
         /// Its key.
         key: String,
     },
+    /// Write the manifests of what of the job is over and has none yet.
+    Manifest(JobId),
     /// Remove what the job's retention doesn't keep, then call `reclaimed`.
     Reclaim(JobId),
     /// Tell people why nothing of a job moves.

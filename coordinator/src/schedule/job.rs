@@ -310,6 +310,22 @@ impl State {
         }
     }
 
+    /// Ends a job whose output another coordinator took over.
+    pub fn fenced(&mut self, id: &JobId, reason: String, now: Now, effects: &mut Effects) {
+        self.fail(id, reason, now, effects);
+    }
+
+    /// Whether there is any job, whatever became of it.
+    pub fn has_jobs(&self) -> bool {
+        !self.jobs.is_empty()
+    }
+
+    /// The jobs that are running, and where they write.
+    pub fn running(&self) -> Vec<(JobId, String)> {
+        let running = self.jobs.values().filter(|job| job.is_running());
+        running.map(|job| (job.id.clone(), job.spec.output_url.clone())).collect()
+    }
+
     pub(super) fn fail(&mut self, id: &JobId, reason: String, now: Now, effects: &mut Effects) {
         self.end(id, JobState::Failed(reason), now, effects);
     }
@@ -327,6 +343,7 @@ impl State {
         at_work.into_iter().for_each(|slot| self.write_task(slot, effects));
         self.displace_job(id);
         self.write_job(id, effects);
+        effects.commands.push(Command::Manifest(id.clone()));
         self.reclaim(&self.jobs[id], effects);
     }
 
@@ -366,6 +383,7 @@ impl State {
         let Some(job) = self.jobs.get(id) else { return };
         if job.stages != before {
             self.write_job(id, effects);
+            effects.commands.push(Command::Manifest(id.clone()));
         }
         self.fail_if_stuck(id, now, effects);
         self.wake_idle(now, effects);

@@ -8,6 +8,7 @@ mod blame;
 mod budget;
 mod event;
 mod explain;
+mod export;
 mod job;
 mod lease;
 mod offer;
@@ -40,6 +41,7 @@ use deltaconv_proto::v1;
 
 pub use event::{Command, Effects, Now};
 pub use explain::Explanation;
+pub use export::{Export, Over};
 pub use job::{Job, JobState};
 pub use retention::Fate;
 pub use step::{Stage, Step};
@@ -182,6 +184,7 @@ impl State {
         for job in running {
             state.advance(&job, now, &mut effects);
             state.resume_stage(&job, &mut effects);
+            effects.commands.push(Command::Manifest(job));
         }
         for job in state.jobs.values() {
             state.reclaim(job, &mut effects);

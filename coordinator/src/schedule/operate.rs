@@ -27,6 +27,11 @@ impl Requests {
         let known = records.iter().map(|record| record.request_id.clone()).collect();
         Self { known, in_order: records.into_iter().map(|record| (record.sequence, record.request_id)).collect() }
     }
+
+    /// All that are remembered.
+    pub(super) fn records(&self) -> impl Iterator<Item = v1::RequestRecord> {
+        self.in_order.iter().map(|(sequence, id)| v1::RequestRecord { request_id: id.clone(), sequence: *sequence })
+    }
 }
 
 /// What `retry` is of.

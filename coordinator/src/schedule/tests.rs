@@ -187,7 +187,7 @@ impl Coordinator {
     fn carry_out(&mut self) {
         for command in std::mem::take(&mut self.commands) {
             match command {
-                Command::Wake(_) | Command::Say { .. } | Command::Discard { .. } => {}
+                Command::Wake(_) | Command::Say { .. } | Command::Discard { .. } | Command::Manifest(_) => {}
                 Command::Verify { task, lease, done } => {
                     self.run(|state, now, effects| state.verified(&task, &lease, *done, Ok(()), now, effects));
                 }

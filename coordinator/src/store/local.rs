@@ -6,22 +6,24 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 
-use super::{Records, Store, Write};
+use super::{Journal, Records, Store, Write};
 
 /// Before every value, so that a later format is told apart from a broken record.
-const VERSION: u8 = 3;
+pub(crate) const VERSION: u8 = 3;
 /// The oldest format that is still read: every later one only adds fields.
-const OLDEST: u8 = 2;
+pub(crate) const OLDEST: u8 = 2;
+/// The database, within the folder.
+pub(crate) const DATABASE: &str = "sled";
+/// The identity, within the folder.
+pub(crate) const IDENTITY: &str = "IDENTITY";
 /// sled leaks the space of larger values.
-const MAX_VALUE: usize = 64 * 1024;
+pub(crate) const MAX_VALUE: usize = 64 * 1024;
 /// What sled keeps of the database in memory. All of it is read once, at the start.
 const CACHE_BYTES: u64 = 64 << 20;
 
 /// What must fit on a disk that is to be written again.
 const PROBE_BYTES: usize = 64 << 10;
 
-/// Names the state, from its first record on.
-const IDENTITY: &str = "IDENTITY";
 /// There while a coordinator has the database open: whether it closed it.
 const RUNNING: &str = "RUNNING";
 
@@ -103,6 +105,7 @@ pub struct LocalStore {
     identity: String,
     /// Gone after it failed: sled takes nothing more then, and what it holds is found by opening it again.
     database: Option<Database>,
+    journal: Journal,
     _lock: File,
 }
 
@@ -134,12 +137,18 @@ impl LocalStore {
         let identity = identity(folder, database.sled.is_empty())?;
         let running = folder.join(RUNNING);
         write_durably(&running, identity.as_bytes()).map_err(io(&running))?;
-        Ok(Self { folder: folder.into(), keep_free, identity, database: Some(database), _lock: lock })
+        let (database, journal) = (Some(database), Journal::default());
+        Ok(Self { folder: folder.into(), keep_free, identity, database, journal, _lock: lock })
     }
 
     /// Names this state; differs from that of every other.
     pub fn identity(&self) -> &str {
         &self.identity
+    }
+
+    /// Hears what is applied from now on.
+    pub(crate) fn journal(&self) -> Journal {
+        self.journal.clone()
     }
 
     /// Closes the state in order.
@@ -181,7 +190,7 @@ impl LocalStore {
 
 impl Database {
     fn open(folder: &Path) -> Result<Self, Error> {
-        let path = folder.join("sled");
+        let path = folder.join(DATABASE);
         if folder.join(RUNNING).exists() && path.exists() {
             // The database was not closed. sled repairs it while opening; should that go wrong, the copy still has
             // everything.
@@ -196,14 +205,14 @@ impl Database {
     }
 
     fn flush(&self, folder: &Path) -> Result<(), Error> {
-        let path = folder.join("sled");
+        let path = folder.join(DATABASE);
         self.sled.flush().map_err(|source| Error::Database { path: path.clone(), source })?;
         self.log.sync_all().map_err(|source| Error::Io { path: path.join("db"), source })
     }
 
     fn apply(&self, folder: &Path, batch: sled::Batch) -> Result<(), Error> {
         let applied = self.sled.apply_batch(batch);
-        applied.map_err(|source| Error::Database { path: folder.join("sled"), source })?;
+        applied.map_err(|source| Error::Database { path: folder.join(DATABASE), source })?;
         self.flush(folder)
     }
 }
@@ -211,7 +220,7 @@ impl Database {
 /// Refuses a folder that holds what no coordinator put there.
 fn refuse_foreign(folder: &Path) -> Result<(), Error> {
     let io = |source| Error::Io { path: folder.into(), source };
-    let ours = [IDENTITY, "LOCK", RUNNING, "sled", "before-recovery", "worker.token", "address"];
+    let ours = [IDENTITY, "LOCK", RUNNING, DATABASE, "before-recovery", "worker.token", "address"];
     for entry in std::fs::read_dir(folder).map_err(io)? {
         let name = entry.map_err(io)?.file_name().to_string_lossy().into_owned();
         let temporary = name.ends_with(".new");
@@ -281,7 +290,7 @@ fn copy_below(from: &Path, to: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-fn key(write: &Write) -> String {
+pub(super) fn key(write: &Write) -> String {
     match write {
         Write::Meta(_) => "meta".into(),
         Write::Job(job) => format!("job/{}", job.job_id),
@@ -295,7 +304,7 @@ fn key(write: &Write) -> String {
     }
 }
 
-fn value(write: &Write) -> Option<Vec<u8>> {
+pub(super) fn value(write: &Write) -> Option<Vec<u8>> {
     let mut bytes = vec![VERSION];
     match write {
         Write::Meta(record) => bytes.extend(record.encode_to_vec()),
@@ -309,7 +318,7 @@ fn value(write: &Write) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-fn decode<T: Message + Default>(key: &str, value: &[u8]) -> Result<T, Error> {
+pub(super) fn decode<T: Message + Default>(key: &str, value: &[u8]) -> Result<T, Error> {
     let (version, bytes) = value.split_first().unwrap_or((&0, &[]));
     if !(OLDEST..=VERSION).contains(version) {
         return Err(Error::Version { found: *version });
@@ -319,7 +328,7 @@ fn decode<T: Message + Default>(key: &str, value: &[u8]) -> Result<T, Error> {
 
 impl Store for LocalStore {
     fn load(&mut self) -> Result<Records, Error> {
-        let path = self.folder.join("sled");
+        let path = self.folder.join(DATABASE);
         let mut records = Records::default();
         for entry in self.database()?.sled.iter() {
             let (key, value) = entry.map_err(|source| Error::Database { path: path.clone(), source })?;
@@ -366,6 +375,7 @@ impl Store for LocalStore {
             write_durably(&identity, self.identity.as_bytes())
                 .map_err(|source| Error::Io { path: identity, source })?;
         }
+        self.journal.record(writes);
         Ok(())
     }
 }
@@ -460,7 +470,7 @@ mod tests {
         let mut store = LocalStore::open(folder.path(), 0).expect("opens");
         store.apply(&[task("a/1", 1)]).expect("applied");
         store.close().expect("closes");
-        std::fs::remove_dir_all(folder.path().join("sled")).expect("removed");
+        std::fs::remove_dir_all(folder.path().join(DATABASE)).expect("removed");
         assert!(matches!(LocalStore::open(folder.path(), 0), Err(Error::Lost(_))));
     }
 

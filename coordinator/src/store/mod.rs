@@ -1,11 +1,16 @@
 //! What the coordinator must not forget, behind a narrow trait.
 
+mod entry;
+mod journal;
 mod local;
 mod memory;
 
 use deltaconv_proto::ids::WorkerId;
 use deltaconv_proto::v1;
 
+pub(crate) use entry::Entry;
+pub(crate) use journal::Journal;
+pub(crate) use local::{DATABASE, IDENTITY, MAX_VALUE, OLDEST, VERSION};
 pub use local::{Error, LocalStore};
 pub use memory::MemoryStore;
 

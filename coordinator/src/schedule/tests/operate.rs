@@ -54,6 +54,7 @@ fn a_paused_job_is_handed_back_without_blame_and_goes_on_when_it_is_resumed() {
     let mut c = Coordinator::new();
     let (job, worker) = (c.submit(), c.join());
     let start = c.sync(&worker, Vec::new()).start.remove(0);
+    c.commands.clear();
     c.run(|state, _, effects| state.pause(&job, effects)).expect("paused");
     assert_eq!(c.commands, [Command::Wake(worker.clone())]);
     c.crash();

@@ -164,7 +164,7 @@ fn a_job_that_keeps_its_results_alone_is_reclaimed_once_and_after_a_restart() {
     let results = v1::JobSpec { retention: Some("results".into()), ..spec() };
     let (job, worker) = (c.submit_spec(results), c.join());
     run_to_end(&mut c, &job, &worker);
-    assert_eq!(c.commands, [Command::Reclaim(job.clone())]);
+    assert_eq!(c.commands, [Command::Manifest(job.clone()), Command::Reclaim(job.clone())]);
     c.crash();
     assert_eq!(c.commands, [Command::Reclaim(job)], "the coordinator died before it was done");
     c.carry_out();
@@ -177,7 +177,7 @@ fn other_jobs_keep_what_they_recorded() {
     let mut c = Coordinator::new();
     let (job, worker) = (c.submit(), c.join());
     run_to_end(&mut c, &job, &worker);
-    assert_eq!(c.commands, [], "everything is kept by default");
+    assert_eq!(c.commands, [Command::Manifest(job)], "everything is kept by default");
 
     let mut c = Coordinator::new();
     let job = c.submit_spec(v1::JobSpec { retention: Some("results".into()), ..spec() });

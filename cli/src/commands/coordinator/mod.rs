@@ -1,19 +1,38 @@
 //! `deltaconv coordinator`.
 
+mod restore;
+
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
 use super::interrupted;
 use crate::error::{Error, explain};
-use crate::{byte_size, duration, ending, logs};
+use crate::{byte_size, duration, ending, host, location, logs};
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    service: Option<Service>,
+}
+
+/// What else is done with a coordinator's state.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a state folder anew from a snapshot, or from what jobs left in their outputs
+    Restore(restore::Arguments),
+}
+
+/// How it serves.
+#[derive(Debug, Args)]
+struct Service {
     /// Folder of the durable state; made if it isn't there
     #[arg(long, value_name = "DIR")]
     state: PathBuf,
@@ -38,17 +57,33 @@ pub(crate) struct Arguments {
     /// Change nothing while fewer bytes than this are free where the state lies
     #[arg(long, value_name = "SIZE", default_value = "64 MiB", value_parser = byte_size::parse)]
     keep_free: u64,
+    /// Write snapshots of the state to this folder, by path or URL [default: none]
+    #[arg(long, value_name = "URL")]
+    snapshots: Option<String>,
+    /// Time between two snapshots, where something changed
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration::parse)]
+    snapshot_every: Duration,
     /// End when stdin closes
     #[arg(long, hide = true)]
     exit_with_parent: bool,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
+    match (arguments.command, arguments.service) {
+        (Some(Command::Restore(arguments)), _) => restore::run(arguments).await,
+        (None, Some(service)) => serve(service).await,
+        (None, None) => Err(Error::Coordinator { message: "give --state a folder for the durable state".to_owned() }),
+    }
+}
+
+async fn serve(arguments: Service) -> Result<ExitCode, Error> {
     if !arguments.listen.ip().is_loopback() && !arguments.allow_plaintext {
         return Err(Error::Plaintext { address: arguments.listen });
     }
     logs::start();
     give_large_buffers_back();
+    let snapshots = arguments.snapshots.as_deref().map(|named| location::url(named, Path::new(""))).transpose()?;
+    let every = arguments.snapshot_every;
     let options = deltaconv_coordinator::Options {
         token_file: arguments.token_file.unwrap_or_else(|| arguments.state.join("worker.token")),
         state: arguments.state,
@@ -57,6 +92,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         lease_ttl: arguments.lease_ttl,
         checkpoint_interval: arguments.checkpoint_interval,
         keep_free: arguments.keep_free,
+        snapshots: snapshots.map(|url| deltaconv_coordinator::Snapshots { url, every }),
+        host: host::name(),
     };
     let shutdown = CancellationToken::new();
     let service = deltaconv_coordinator::run(options, shutdown.clone());

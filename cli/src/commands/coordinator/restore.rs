@@ -1,0 +1,67 @@
+//! `deltaconv coordinator restore`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use deltaconv_coordinator::restore::{self, Restored};
+use deltaconv_proto::utc;
+
+use crate::args::{Format, Output};
+use crate::error::{Error, explain};
+use crate::{host, location, output, table};
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Folder of the state that is made; may hold a token for workers, and nothing else
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
+    /// Where the lost coordinator wrote its snapshots; the newest that is whole is taken
+    #[arg(long, value_name = "URL", required_unless_present = "jobs")]
+    snapshots: Option<String>,
+    /// Take this snapshot, by its name there
+    #[arg(long, value_name = "NAME", requires = "snapshots")]
+    snapshot: Option<String>,
+    /// Output of a job that is taken up as its manifests have it: for each where there is no snapshot, or one that came after it
+    #[arg(long = "job", value_name = "URL")]
+    jobs: Vec<String>,
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(super) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
+    let url = |named: &String| location::url(named, Path::new(""));
+    let options = restore::Options {
+        state: arguments.state.clone(),
+        snapshots: arguments.snapshots.as_ref().map(url).transpose()?,
+        snapshot: arguments.snapshot,
+        jobs: arguments.jobs.iter().map(url).collect::<Result<_, _>>()?,
+        host: host::name(),
+    };
+    let restored = restore::restore(options).await;
+    let restored = restored.map_err(|error| Error::Coordinator { message: explain(&error) })?;
+    match arguments.output.format {
+        Format::Json => output::print_json(&restored),
+        Format::Text => {
+            restored.remarks.iter().for_each(|remark| output::say(remark));
+            output::print(&describe(&restored));
+            let state = arguments.state.display();
+            output::say(&format!("start it with `deltaconv coordinator --state {state}`"));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(restored: &Restored) -> String {
+    let mut listing = table::table(["job", "state", "accepted tasks", "of them from manifests", "output"]);
+    for job in &restored.jobs {
+        let (committed, from_manifests) = (job.committed.to_string(), job.from_manifests.to_string());
+        listing.add_row([&job.job_id, &job.state, &committed, &from_manifests, &job.output_url]);
+    }
+    table::numbers(&mut listing, &[2, 3]);
+    let source = match restored.snapshot.as_str() {
+        "" => "from manifests".to_owned(),
+        key => format!("from {key}, as it was at {}", utc(restored.snapshot_unix_ms)),
+    };
+    format!("{source}\n\n{}", table::text(&listing))
+}

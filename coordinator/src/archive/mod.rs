@@ -1,0 +1,62 @@
+//! Records of the state as one object: what snapshots and manifests are.
+//!
+//! ```text
+//! "deltaconv records\n"  version byte
+//! for each record:       length of its key, key, 0 if it was removed or 1 + length of its value, value
+//! 0                      after the last
+//! BLAKE3 of all before   32 bytes
+//! ```
+//! Lengths are varints, as protobuf has them; keys and values are those of the state folder. A record that comes again takes the
+//! place of the one before, so that records can be written while they change. Written and read in pieces: neither side holds
+//! all of them at a time.
+
+mod decode;
+mod read;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use crate::store;
+
+pub(crate) use read::{ReadError, read};
+pub(crate) use write::Writer;
+
+const MAGIC: &[u8] = b"deltaconv records\n";
+const DIGEST: usize = blake3::OUT_LEN;
+/// Keys are tables and ids.
+const LONGEST_KEY: usize = 1024;
+
+/// Why an object's records can't be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Something else.
+    #[error("it is none of deltaconv's: it begins with {0:?}")]
+    Foreign(String),
+    /// Written by a later version.
+    #[error(
+        "it has format {found}, and this version reads {} to {}; use the version that wrote it",
+        store::OLDEST,
+        store::VERSION
+    )]
+    Version {
+        /// The version byte.
+        found: u8,
+    },
+    /// It ends early.
+    #[error("it ends after {0} bytes, in the middle")]
+    Truncated(u64),
+    /// Its bytes are not those that were written.
+    #[error("its digest is not that of its bytes: it was altered")]
+    Altered,
+    /// A part of it can't be what was written.
+    #[error("it is broken at byte {at}: {reason}")]
+    Broken {
+        /// Where.
+        at: u64,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// A record of it isn't one.
+    #[error(transparent)]
+    Record(store::Error),
+}

@@ -1,0 +1,121 @@
+//! What keeps a state from being restored.
+
+use std::convert::Infallible;
+use std::path::PathBuf;
+
+use deltaconv_proto::objects;
+
+use crate::archive::ReadError;
+use crate::{schedule, store};
+
+/// Why there is no restored state.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Neither snapshots nor jobs.
+    #[error("nothing is named to restore from: give --snapshots URL, or --job URL with the output of each job")]
+    NothingNamed,
+    /// There is a state already.
+    #[error("{folder} has a state ({found:?} is in it); give another --state, or move that one away")]
+    State {
+        /// The folder.
+        folder: PathBuf,
+        /// What was found first.
+        found: String,
+    },
+    /// No snapshot lies there.
+    #[error("{}", no_snapshot(url, named.as_deref()))]
+    NoSnapshot {
+        /// Where it was looked for.
+        url: String,
+        /// The key that was asked for.
+        named: Option<String>,
+    },
+    /// No manifests lie there.
+    #[error(
+        "{url} has no manifests of a job; --job takes a job's output, as its job file has it; a job of an earlier version \
+         has none"
+    )]
+    NoManifests {
+        /// The output.
+        url: String,
+    },
+    /// Two outputs have a job of one name.
+    #[error("{url} has job {job}, which {other} has, too; restore one of them alone")]
+    Twice {
+        /// The job.
+        job: String,
+        /// The one output.
+        url: String,
+        /// The other.
+        other: String,
+    },
+    /// A snapshot or a manifest is not as it was written.
+    #[error("{url}/{key} can't be read: {source}")]
+    Archive {
+        /// Where it lies.
+        url: String,
+        /// Its key there.
+        key: String,
+        /// What is wrong.
+        source: crate::archive::Error,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Objects(#[from] objects::Error),
+    /// The new state can't be written.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The records don't fit together.
+    #[error(transparent)]
+    Records(#[from] schedule::Error),
+    /// The file system failed.
+    #[error("{path}: {source}")]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// What it said.
+        source: std::io::Error,
+    },
+    /// The system has no random numbers.
+    #[error("no random numbers: {0}")]
+    Random(String),
+}
+
+fn no_snapshot(url: &str, named: Option<&str>) -> String {
+    match named {
+        Some(key) => format!("{url} has no snapshot {key:?}; without --snapshot the newest is taken"),
+        None => format!(
+            "{url} has no snapshots; give --snapshots as the coordinator had it, or restore from the jobs' manifests with \
+             --job URL"
+        ),
+    }
+}
+
+impl From<ReadError<Self>> for Error {
+    fn from(error: ReadError<Self>) -> Self {
+        match error {
+            ReadError::Objects(error) => error.into(),
+            ReadError::Archive { url, key, source } => Self::Archive { url, key, source },
+            ReadError::Taker(error) => error,
+        }
+    }
+}
+
+impl From<ReadError<store::Error>> for Error {
+    fn from(error: ReadError<store::Error>) -> Self {
+        match error {
+            ReadError::Objects(error) => error.into(),
+            ReadError::Archive { url, key, source } => Self::Archive { url, key, source },
+            ReadError::Taker(error) => error.into(),
+        }
+    }
+}
+
+impl From<ReadError<Infallible>> for Error {
+    fn from(error: ReadError<Infallible>) -> Self {
+        match error {
+            ReadError::Objects(error) => error.into(),
+            ReadError::Archive { url, key, source } => Self::Archive { url, key, source },
+        }
+    }
+}
