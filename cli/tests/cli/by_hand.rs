@@ -45,7 +45,7 @@ fn a_worker_started_first_waits_and_joins() {
     until("the worker to say that it waits", || early.stderr().contains("waiting").then_some(()));
     assert!(!early.has_ended(), "{}", early.stderr());
 
-    let coordinator = Coordinator::listen(folder.path(), &address, &[]);
+    let coordinator = Coordinator::listen(folder.path(), &address, &[], &[]);
     let joined = || {
         let workers = coordinator.json(&["workers"]);
         workers["workers"].as_array().is_some_and(|workers| workers.iter().any(|worker| worker["name"] == "early"))

@@ -6,21 +6,14 @@ use serde_json::Value;
 
 use crate::process::until;
 use crate::scaled;
-use crate::service::{self, Checkpoint, Coordinator, checkpoints, digest, freeze, logged, tasks_in, thaw};
+use crate::service::{
+    self, Checkpoint, Coordinator, attempts, checkpoints, digest, freeze, logged, steps, tasks_in, thaw,
+};
 
-/// The worker of this name, as the coordinator knows it.
-fn worker_id(coordinator: &Coordinator, name: &str) -> String {
-    let workers = coordinator.json(&["workers"]);
-    let workers = workers["workers"].as_array().expect("workers").clone();
-    let found = workers.into_iter().find(|worker| worker["name"] == name);
-    found.expect("the worker has joined")["worker_id"].as_str().expect("an id").to_owned()
-}
-
-fn attempts(status: &Value, task: &str) -> u64 {
-    let tasks = status["tasks"].as_array().expect("tasks");
-    let task = tasks.iter().find(|other| other["task_id"] == task).expect("the task");
-    task["attempts"].as_u64().expect("a number")
-}
+/// Long enough to be in the middle of a training for some seconds.
+const STEPS: u32 = 400;
+/// From when a coordinator listens again to the first lease that it renews.
+const MOST_SECONDS: f64 = 2.0;
 
 #[test]
 fn a_worker_killed_in_the_middle_of_a_task_costs_nothing_but_time() {
@@ -34,7 +27,7 @@ fn a_worker_killed_in_the_middle_of_a_task_costs_nothing_but_time() {
     let task = until("the victim to train a block", || {
         let status = coordinator.status(&job);
         tasks_in(&status, "distill", "running").first()?;
-        let victim_id = worker_id(&coordinator, "victim");
+        let victim_id = coordinator.worker_id("victim").expect("the worker has joined");
         // Frozen, it can't finish between the look and the kill.
         freeze(&[&victim]);
         let status = coordinator.status(&job);
@@ -130,5 +123,55 @@ fn a_coordinator_killed_in_the_middle_of_a_job_goes_on_where_it_was() {
     assert_eq!(digest(&coordinator.done(&job)), scaled::quiet().digest);
     for worker in &workers {
         assert!(service::state(folder.path()).exists() && !worker.stderr().contains("panicked"), "{}", worker.stderr());
+    }
+}
+
+/// When the first line with `text` was logged, in seconds of the day.
+fn logged_at(log: &str, text: &str) -> f64 {
+    let line = log.lines().find(|line| line.contains(text)).unwrap_or_else(|| panic!("no {text:?} in {log}"));
+    let time = line.split(['T', 'Z']).nth(1).expect("a time");
+    time.split(':').fold(0.0, |seconds, part| 60.0 * seconds + part.parse::<f64>().expect("a number"))
+}
+
+#[test]
+fn trainings_go_on_while_their_coordinator_is_killed_and_started_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut coordinator = Coordinator::start(folder.path());
+    let job = scaled::job_file_of(folder.path(), &scaled::teacher(), &folder.path().join("out"), STEPS);
+    let job = coordinator.submit(&job);
+    let workers = ["a", "b"].map(|name| coordinator.worker(name));
+
+    let attempts_of = |status: &Value| {
+        let name = |task: &&Value| ["task_id", "attempt_id"].map(|key| task[key].as_str().expect("an id").to_owned());
+        tasks_in(status, "distill", "running").iter().map(name).collect::<Vec<_>>()
+    };
+    let before = until("two blocks to train", || {
+        let status = coordinator.status(&job);
+        let running = attempts_of(&status);
+        let all_train = running.iter().all(|[task, _]| steps(&status, task) > 0);
+        (running.len() == workers.len() && all_train).then_some(status)
+    });
+    coordinator.process.kill();
+    let coordinator = coordinator.start_again();
+
+    let back = "the coordinator is back";
+    until("the workers to be back", || workers.iter().all(|worker| worker.stderr().contains(back)).then_some(()));
+    let listens = logged_at(&coordinator.process.stderr(), "coordinator listens");
+    let renewed = workers.iter().map(|worker| (logged_at(&worker.stderr(), back) - listens).rem_euclid(24.0 * 3600.0));
+    let first = renewed.min_by(f64::total_cmp).expect("a worker");
+    assert!(first <= MOST_SECONDS, "the first lease was renewed after {first:.2} s");
+
+    let running = attempts_of(&before);
+    let ended = until("their blocks to be done", || {
+        let status = coordinator.status(&job);
+        let committed = tasks_in(&status, "distill", "committed");
+        let is_committed = |[id, _]: &[String; 2]| committed.iter().any(|task| task["task_id"] == id.as_str());
+        running.iter().all(is_committed).then_some(status)
+    });
+    for [task, attempt] in &running {
+        assert_eq!(attempts(&ended, task), 1, "{task} was given away again: {ended:#}");
+        let begun = workers.iter().flat_map(|worker| worker.stderr().lines().map(str::to_owned).collect::<Vec<_>>());
+        let begun = begun.filter(|line| line.contains("attempt started") && line.contains(attempt.as_str())).count();
+        assert_eq!(begun, 1, "{attempt} of {task} began {begun} times");
     }
 }

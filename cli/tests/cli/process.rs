@@ -59,13 +59,17 @@ impl Running {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, signal).expect("a signal to a process of this test");
+        kill_process(self.pid(), signal).expect("a signal to a process of this test");
     }
 
-    pub(crate) fn kill(&mut self) {
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// Kills it, and says how it ended: by that, unless it had ended before.
+    pub(crate) fn kill(&mut self) -> ExitStatus {
         self.child.kill().expect("killed");
-        self.child.wait().expect("waited for");
+        self.child.wait().expect("waited for")
     }
 
     pub(crate) fn wait(&mut self) -> ExitStatus {

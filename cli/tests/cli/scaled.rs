@@ -50,11 +50,16 @@ pub(crate) fn demo_of(out: &Path, workers: u32, steps: u32) -> Command {
 
 /// The job as a file beside its output.
 pub(crate) fn job_file(folder: &Path, teacher: &Path, output: &Path) -> PathBuf {
+    job_file_of(folder, teacher, output, STEPS)
+}
+
+/// The same with another number of steps.
+pub(crate) fn job_file_of(folder: &Path, teacher: &Path, output: &Path, steps: u32) -> PathBuf {
     let path = folder.join(format!("{}.toml", output.file_name().expect("a name").to_string_lossy()));
     let text = format!(
         "name = 'tiny'\nteacher = '{}'\noutput = '{}'\n\
          [recipe]\npreset = 'fast'\nsamples = {SAMPLES}\nheld_out_samples = {HELD_OUT_SAMPLES}\nshard_samples = {SHARD_SAMPLES}\n\
-         steps = {STEPS}\nwarmup_steps = {WARMUP_STEPS}\n\
+         steps = {steps}\nwarmup_steps = {WARMUP_STEPS}\n\
          [evaluation]\nsamples = {EVALUATE_SAMPLES}\nprompts = {EVALUATE_PROMPTS}\nddim_steps = {DDIM_STEPS}\n",
         teacher.display(),
         output.display(),
@@ -75,13 +80,16 @@ pub(crate) struct Quiet {
 /// Runs the undisturbed demo once for all tests.
 pub(crate) fn quiet() -> &'static Quiet {
     static QUIET: OnceLock<Quiet> = OnceLock::new();
-    QUIET.get_or_init(|| {
-        let folder = tempfile::tempdir().expect("a folder");
-        let out = folder.path().join("quiet");
-        let output = demo(&out, 2).output().expect("runs");
-        assert!(output.status.success(), "{}", said(&output));
-        let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-        let digest = told["figures"]["blocks_digest"].as_str().expect("a digest").to_owned();
-        Quiet { out, told, digest, _folder: folder }
-    })
+    QUIET.get_or_init(|| quiet_of(STEPS))
+}
+
+/// Runs the same with another number of steps.
+pub(crate) fn quiet_of(steps: u32) -> Quiet {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("quiet");
+    let output = demo_of(&out, 2, steps).output().expect("runs");
+    assert!(output.status.success(), "{}", said(&output));
+    let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let digest = told["figures"]["blocks_digest"].as_str().expect("a digest").to_owned();
+    Quiet { out, told, digest, _folder: folder }
 }

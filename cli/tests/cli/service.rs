@@ -24,17 +24,18 @@ pub(crate) struct Coordinator {
 impl Coordinator {
     /// Starts one with its state, logs and address in `folder`.
     pub(crate) fn start(folder: &Path) -> Self {
-        Self::listen(folder, "127.0.0.1:0", &[])
+        Self::listen(folder, "127.0.0.1:0", &[], &[])
     }
 
     /// The same, where it and its workers have these variables.
     pub(crate) fn start_in(folder: &Path, environment: &[(String, String)]) -> Self {
-        Self::listen(folder, "127.0.0.1:0", environment)
+        Self::listen(folder, "127.0.0.1:0", environment, &[])
     }
 
     /// The same, with more options of its own.
     pub(crate) fn start_with(folder: &Path, options: &[&str]) -> Self {
-        Self::listen_with(folder, "127.0.0.1:0", &[], options.iter().map(|option| (*option).to_owned()).collect())
+        let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
+        Self::listen(folder, "127.0.0.1:0", &[], &options)
     }
 
     /// Starts one again where the last one in this folder listened.
@@ -42,15 +43,11 @@ impl Coordinator {
         let address = self.url.trim_start_matches("http://").to_owned();
         let (folder, environment, options) = (self.folder.clone(), self.environment.clone(), self.options.clone());
         drop(self);
-        Self::listen_with(&folder, &address, &environment, options)
+        Self::listen(&folder, &address, &environment, &options)
     }
 
-    /// Starts one that listens there.
-    pub(crate) fn listen(folder: &Path, address: &str, environment: &[(String, String)]) -> Self {
-        Self::listen_with(folder, address, environment, Vec::new())
-    }
-
-    fn listen_with(folder: &Path, address: &str, environment: &[(String, String)], options: Vec<String>) -> Self {
+    /// Starts one that listens there, with more options.
+    pub(crate) fn listen(folder: &Path, address: &str, environment: &[(String, String)], options: &[String]) -> Self {
         let address_file = folder.join("address");
         if address_file.exists() {
             std::fs::remove_file(&address_file).expect("removed");
@@ -59,13 +56,19 @@ impl Coordinator {
         command.args(["coordinator", "--exit-with-parent", "--listen", address]);
         command.args(["--lease-ttl", LEASE_TTL, "--checkpoint-interval", CHECKPOINT_INTERVAL]);
         command.arg("--state").arg(state(folder)).arg("--address-file").arg(&address_file);
-        command.args(&options).envs(environment.iter().cloned());
+        command.args(options).envs(environment.iter().cloned());
         let mut process = Running::start(&mut command, folder, "coordinator");
         let url = until("the coordinator to listen", || {
             assert!(!process.has_ended(), "{}", process.stderr());
             std::fs::read_to_string(&address_file).ok().filter(|url| !url.is_empty())
         });
-        Self { url: url.trim().into(), process, folder: folder.into(), environment: environment.to_vec(), options }
+        Self {
+            url: url.trim().into(),
+            process,
+            folder: folder.into(),
+            environment: environment.to_vec(),
+            options: options.to_vec(),
+        }
     }
 
     /// Starts a worker that joins this coordinator.
@@ -75,9 +78,15 @@ impl Coordinator {
 
     /// The same, with more options.
     pub(crate) fn worker_with(&self, name: &str, options: &[&str]) -> Running {
-        let mut command = worker_command(&self.folder, &self.url, name, options);
+        let mut command = self.worker_command(&self.url, name);
+        Running::start(command.args(options), &self.folder, name)
+    }
+
+    /// What starts a worker that reaches this coordinator at `url`.
+    pub(crate) fn worker_command(&self, url: &str, name: &str) -> Command {
+        let mut command = worker_command(&self.folder, url, name, &[]);
         command.envs(self.environment.iter().cloned());
-        Running::start(&mut command, &self.folder, name)
+        command
     }
 
     pub(crate) fn token_file(&self) -> PathBuf {
@@ -103,6 +112,14 @@ impl Coordinator {
     /// Where a job stands.
     pub(crate) fn status(&self, job: &str) -> Value {
         self.json(&["status", job])
+    }
+
+    /// The worker of this name, if it has joined.
+    pub(crate) fn worker_id(&self, name: &str) -> Option<String> {
+        let workers = self.json(&["workers"]);
+        let mut workers = workers["workers"].as_array().expect("workers").iter();
+        let found = workers.find(|worker| worker["name"] == name)?;
+        Some(found["worker_id"].as_str().expect("an id").to_owned())
     }
 
     /// Waits until a job is done, and answers with its last status.
@@ -181,6 +198,20 @@ pub(crate) fn logged(worker: &Running, message: &str, task: &str, field: &str) -
     let line = log.lines().rfind(|line| line.contains(message) && line.contains(task))?;
     let value = line.split(&format!(" {field}=")).nth(1)?;
     value.split(' ').next()?.parse().ok()
+}
+
+/// How often a task was leased.
+pub(crate) fn attempts(status: &Value, task: &str) -> u64 {
+    let tasks = status["tasks"].as_array().expect("tasks");
+    let task = tasks.iter().find(|other| other["task_id"] == task).expect("the task");
+    task["attempts"].as_u64().expect("a number")
+}
+
+/// Steps that the block of a training has taken.
+pub(crate) fn steps(status: &Value, task: &str) -> u64 {
+    let mut layers = status["layers"].as_array().expect("layers").iter();
+    let of_task = |layer: &&Value| layer["name"].as_str().is_some_and(|name| task.ends_with(&format!("/{name}")));
+    layers.find(of_task).expect("the task's layer")["step"].as_u64().expect("a number")
 }
 
 /// The digest of a job that is done.

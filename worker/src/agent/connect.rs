@@ -45,13 +45,20 @@ fn may_pass(status: &Status) -> bool {
     }
 }
 
+/// What the last join gave.
+struct Session {
+    client: Client,
+    bearer: Bearer,
+    /// After the time that a call may be held, its answer is waited for so long.
+    patience: Duration,
+}
+
 /// The coordinator, by gRPC.
 pub(super) struct Grpc {
     options: Options,
     device: v1::Device,
     endpoint: Endpoint,
-    /// Of the last join.
-    client: Option<Client>,
+    session: Option<Session>,
 }
 
 impl Grpc {
@@ -67,7 +74,7 @@ impl Grpc {
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(10));
         let device = device::describe(options.threads, accelerator);
-        Ok(Self { options, device, endpoint, client: None })
+        Ok(Self { options, device, endpoint, session: None })
     }
 
     async fn bearer(&self) -> Result<Bearer, Unanswered> {
@@ -99,22 +106,33 @@ impl Coordinator for Grpc {
     async fn join(&mut self) -> Result<v1::JoinResponse, Unanswered> {
         let bearer = self.bearer().await?;
         let channel = self.endpoint.connect().await.map_err(|e| Unanswered::Away(root_cause(&e)))?;
-        let mut client = WorkerServiceClient::with_interceptor(channel, bearer);
+        let mut client = WorkerServiceClient::with_interceptor(channel, bearer.clone());
         let request = v1::JoinRequest {
             name: self.options.name.clone(),
             device: Some(self.device.clone()),
             version: env!("CARGO_PKG_VERSION").into(),
             node: self.options.node.clone(),
         };
-        let joined = client.join(request).await.map_err(|status| self.unanswered(&status))?;
-        self.client = Some(client);
-        Ok(joined.into_inner())
+        let joined = client.join(request).await.map_err(|status| self.unanswered(&status))?.into_inner();
+        // Half a lease is left for another connection then.
+        let patience = Duration::from_millis(joined.lease_ttl_ms) / 2;
+        self.session = Some(Session { client, bearer, patience });
+        Ok(joined)
     }
 
     async fn sync(&mut self, request: v1::SyncRequest) -> Result<v1::SyncResponse, Unanswered> {
-        let Some(client) = &mut self.client else { return Err(Unanswered::Away("not joined yet".into())) };
-        let answer = client.sync(request).await;
-        answer.map(tonic::Response::into_inner).map_err(|status| self.unanswered(&status))
+        let Some(session) = &mut self.session else { return Err(Unanswered::Away("not joined yet".into())) };
+        let limit = Duration::from_millis(request.hold_ms) + session.patience;
+        match tokio::time::timeout(limit, session.client.sync(request)).await {
+            Ok(answer) => answer.map(tonic::Response::into_inner).map_err(|status| self.unanswered(&status)),
+            Err(_) => {
+                // Where a network swallows packets nothing ends a connection, and what is sent again on an old one comes
+                // ever later: a new one is there as soon as the network is.
+                let channel = self.endpoint.connect_lazy();
+                session.client = WorkerServiceClient::with_interceptor(channel, session.bearer.clone());
+                Err(Unanswered::Away(format!("no answer within {limit:?}")))
+            }
+        }
     }
 }
 

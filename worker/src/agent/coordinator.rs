@@ -35,10 +35,10 @@ pub trait Coordinator: Send {
     }
 }
 
-/// Waits between tries: short at first, so that a restarted coordinator is met within two seconds.
+/// Waits between tries. The jitter may double each, so that a restarted coordinator is met within a second.
 pub(super) fn waits(jitter_seed: Option<u64>) -> impl Iterator<Item = Duration> {
     let mut builder = ExponentialBuilder::default().with_min_delay(Duration::from_millis(100));
-    builder = builder.with_max_delay(Duration::from_secs(1)).with_jitter().without_max_times();
+    builder = builder.with_max_delay(Duration::from_millis(500)).with_jitter().without_max_times();
     if let Some(seed) = jitter_seed {
         builder = builder.with_jitter_seed(seed);
     }

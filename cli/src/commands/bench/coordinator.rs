@@ -134,7 +134,7 @@ pub(super) async fn serve(process: Process) -> Result<ExitCode, Error> {
     };
     let shutdown = CancellationToken::new();
     let service = bench::serve(options, ready, shutdown.clone());
-    match ending::serve(true, &shutdown, service).await? {
+    match ending::serve(true, None, &shutdown, service).await? {
         Some(Ok(())) | None => Ok(ExitCode::SUCCESS),
         Some(Err(error)) => Err(Error::Coordinator { message: explain(&error) }),
     }

@@ -35,13 +35,19 @@ impl Faults {
         Self { schedule: Arc::new(schedule), settled }
     }
 
-    pub(super) fn none() -> Self {
+    /// Nothing, until it is changed.
+    pub fn none() -> Self {
         Self::new(0, 0.0, &[], 0, "")
     }
 
     /// From now on other kinds, at another rate.
     pub fn change(&self, rate: f64, kinds: &[Fault]) {
         self.schedule.change(rate, kinds);
+    }
+
+    /// The next `count` requests are refused, whatever the seed says of them.
+    pub fn refuse(&self, count: u64) {
+        self.schedule.refuse(count);
     }
 
     /// How often a fault happened.

@@ -1,6 +1,6 @@
 //! A folder of this machine as a bucket of S3.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::thread::JoinHandle;
 
 use hyper::server::conn::http1;
@@ -22,7 +22,7 @@ const BUCKET: &str = "bucket";
 const KEY: &str = "test";
 const SECRET: &str = "test-secret";
 
-/// A server on the loopback interface with one empty bucket, until it is dropped. It has a thread and a clock of its own.
+/// A server with one empty bucket, until it is dropped. It has a thread and a clock of its own.
 pub struct S3Server {
     folder: TempDir,
     address: SocketAddr,
@@ -44,13 +44,21 @@ impl S3Server {
     /// # Panics
     /// Where there is no folder or no port for it.
     pub fn with(faults: &Faults) -> Self {
+        Self::on(IpAddr::from(Ipv4Addr::LOCALHOST), faults)
+    }
+
+    /// The same at an address of this machine that others may reach.
+    ///
+    /// # Panics
+    /// Where there is no folder or no port for it.
+    pub fn on(address: IpAddr, faults: &Faults) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::create_dir(folder.path().join(BUCKET)).expect("a folder");
         let files = s3s_fs::FileSystem::new(folder.path()).expect("a folder that is there");
         let mut service = S3ServiceBuilder::new(files);
         service.set_auth(SimpleAuth::from_single(KEY, SECRET));
         let service = FaultyService::new(service.build(), faults);
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let listener = std::net::TcpListener::bind((address, 0)).expect("a port");
         listener.set_nonblocking(true).expect("a socket");
         let address = listener.local_addr().expect("an address");
         let (stop, stopped) = oneshot::channel();

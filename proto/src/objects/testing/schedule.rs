@@ -46,6 +46,8 @@ pub(super) struct Schedule {
     /// Those that were drawn.
     flips: AtomicU64,
     longest_delay: Duration,
+    /// How many of the next operations are refused whatever the seed says.
+    refusals: AtomicU64,
     operations: AtomicU64,
     fired: [AtomicU64; Fault::ALL.len()],
 }
@@ -99,6 +101,7 @@ impl Schedule {
             most_flips: u64::MAX,
             flips: AtomicU64::new(0),
             longest_delay,
+            refusals: AtomicU64::new(0),
             operations: AtomicU64::new(0),
             fired: Default::default(),
         }
@@ -114,11 +117,20 @@ impl Schedule {
         *self.rates.lock().unwrap_or_else(PoisonError::into_inner) = (rate, kinds.to_vec());
     }
 
+    /// Refuses the next `count` operations, whatever the seed says of them.
+    pub(super) fn refuse(&self, count: u64) {
+        self.refusals.fetch_add(count, Ordering::Relaxed);
+    }
+
     /// The fault of the next operation, if it has one of the `possible` kinds.
     pub(super) fn draw(&self, possible: &[Fault]) -> Option<Drawn> {
         let operation = self.operations.fetch_add(1, Ordering::Relaxed);
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
         random.set_stream(operation);
+        let is_refused = |left: u64| left.checked_sub(1);
+        if self.refusals.fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_refused).is_ok() {
+            return Some(Drawn { fault: Fault::Busy, operation, random });
+        }
         let (rate, kinds) = self.rates.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let kinds: Vec<_> = kinds.into_iter().filter(|kind| possible.contains(kind)).collect();
         if kinds.is_empty() || !random.random_bool(rate) {
