@@ -246,7 +246,8 @@ impl Audit {
         ensure(new.committed || !old.committed || new.recaptures > old.recaptures, COMMITS_ONCE, || {
             format!("{id} was committed and isn't any more")
         })?;
-        let forgiven = v1::TaskRecord { failed: new.failed.clone(), recaptures: new.recaptures, lost: new.lost, ..old.clone() };
+        let forgiven =
+            v1::TaskRecord { failed: new.failed.clone(), recaptures: new.recaptures, lost: new.lost, ..old.clone() };
         let is_same = *new == old || *new == forgiven && self.is_retried(id);
         ensure(!(new.committed && old.committed) || is_same, FENCED, || {
             format!("{id} is committed and changed from {old:?} to {new:?}")

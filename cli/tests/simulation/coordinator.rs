@@ -43,7 +43,8 @@ pub(crate) async fn live(world: Arc<World>) {
             Err(error) => return world.fail(Violation::new("what is durable can be read", error.to_string())),
         };
         world.trace(format_args!("the coordinator starts"));
-        let alive = Arc::new(Alive { coordinator, gone: CancellationToken::new(), turn: tokio::sync::Mutex::default() });
+        let alive =
+            Arc::new(Alive { coordinator, gone: CancellationToken::new(), turn: tokio::sync::Mutex::default() });
         *lock(&world.alive) = Some(alive.clone());
         world.spawn(carry_out(world.clone(), alive.clone(), commands));
         tokio::select! {

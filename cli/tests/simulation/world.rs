@@ -89,7 +89,15 @@ impl World {
             coordinator_crash: Notify::new(),
             failed: Notify::new(),
             began: Instant::now(),
-            fate: Mutex::new(Fate { dice, weather, cursed: BTreeMap::new(), wall_ahead: 0, trace, hash, failure: None }),
+            fate: Mutex::new(Fate {
+                dice,
+                weather,
+                cursed: BTreeMap::new(),
+                wall_ahead: 0,
+                trace,
+                hash,
+                failure: None,
+            }),
             tasks: TaskTracker::new(),
         };
         world.trace(format_args!("{workers} workers; {weather:?}"));

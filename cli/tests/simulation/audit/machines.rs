@@ -95,7 +95,7 @@ impl Audit {
         ensure(new.lost <= old.lost + lost, BUDGETS, || {
             format!("{id} lost {} workers after {}, and {lost} were lost", new.lost, old.lost)
         })?;
-        let forgets = new.failed.len() < old.failed.len()
+        let forgets = new.failed.len() < old.failed.len() && new.recaptures <= old.recaptures
             || old.quarantined && !new.quarantined
             || new.lost < old.lost && new.checkpoint == old.checkpoint
             || new.recaptures < old.recaptures;
