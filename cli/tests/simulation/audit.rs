@@ -144,7 +144,8 @@ pub(crate) struct Audit {
     broken_devices: BTreeSet<String>,
     /// What of [`RARE`] came about.
     seen: BTreeSet<&'static str>,
-    /// Jobs whose model or report could not be written.
+    /// Jobs whose model or report could not be written. It stays a reason after a retry: where a disk error hid that it was
+    /// durable, it is told once more.
     unwritten: BTreeSet<String>,
     /// The disk failed, and what is on it was not looked at again since.
     read_only: bool,
@@ -210,7 +211,6 @@ impl Audit {
             })?;
             self.job_was_asked(&old, new)?;
             if old.state == "failed" && new.state == "running" {
-                self.unwritten.remove(&new.job_id);
                 self.seen.insert(RETRIED);
             }
         }
