@@ -34,6 +34,17 @@ const CHECKED: &str = "an output can be checked while its lease lasts";
 const ENDS: &str = "a job ends for a reason";
 const REMOVED: &str = "what is removed is needed no more";
 
+/// What must come about somewhere, or the invariants about it say nothing.
+pub(crate) const RARE: [&str; 8] = [SPARE, QUARANTINED, FAULTY, BROKEN, LOST, AGAIN, RETRIED, DRAINED];
+const SPARE: &str = "a spare attempt";
+const QUARANTINED: &str = "a task in quarantine";
+const FAULTY: &str = "a machine that is out for failures";
+const BROKEN: &str = "a machine that is out for its device";
+const LOST: &str = "a lost worker";
+const AGAIN: &str = "a request that came again";
+const RETRIED: &str = "a job that goes on after it failed";
+const DRAINED: &str = "a drained worker";
+
 /// The invariant that the bug breaks.
 pub(crate) fn broken_by(bug: Planted) -> &'static str {
     match bug {
@@ -131,7 +142,10 @@ pub(crate) struct Audit {
     max_lost: u32,
     asked: BTreeMap<String, Change>,
     broken_devices: BTreeSet<String>,
-    /// Jobs whose model or report could not be written.
+    /// What of [`RARE`] came about.
+    seen: BTreeSet<&'static str>,
+    /// Jobs whose model or report could not be written. It stays a reason after a retry: where a disk error hid that it was
+    /// durable, it is told once more.
     unwritten: BTreeSet<String>,
     /// The disk failed, and what is on it was not looked at again since.
     read_only: bool,
@@ -197,7 +211,7 @@ impl Audit {
             })?;
             self.job_was_asked(&old, new)?;
             if old.state == "failed" && new.state == "running" {
-                self.unwritten.remove(&new.job_id);
+                self.seen.insert(RETRIED);
             }
         }
         Ok(())
@@ -268,6 +282,8 @@ impl Audit {
         };
         let lost = holders.iter().filter(is_lost).count() as u32;
         self.budgets_change(&old, new, lost)?;
+        self.seen.extend((new.lost > old.lost).then_some(LOST));
+        self.seen.extend(new.quarantined.then_some(QUARANTINED));
         let recaptures: u32 = self.recaptured.values().sum();
         ensure(recaptures as usize <= self.broken_shards.len(), FENCED, || {
             format!("{recaptures} outputs are made again, {} were found broken", self.broken_shards.len())
@@ -285,6 +301,7 @@ impl Audit {
         for (lease, worker) in standing(new).filter(|(lease, _)| !holds(&lease.attempt_id)) {
             self.is_given(&old, new, &lease.attempt_id)?;
             self.holders.insert(key(lease), worker.to_owned());
+            self.seen.extend(new.spare.is_some().then_some(SPARE));
             let taken = self.leases.insert(lease.epoch, key(lease));
             ensure(taken.is_none(), EPOCHS, || format!("epoch {} of {:?} and {lease:?}", lease.epoch, taken))?;
             ensure(self.meta.epoch >= lease.epoch, EPOCHS, || {
@@ -520,6 +537,11 @@ impl Audit {
     /// Whether every job that was accepted is done, but for those that an operator ended.
     pub(crate) fn is_over(&self) -> bool {
         self.jobs.values().all(|job| matches!(job.state.as_str(), "done" | "cancelled"))
+    }
+
+    /// What of [`RARE`] came about.
+    pub(crate) fn seen(&self) -> BTreeSet<&'static str> {
+        self.seen.clone()
     }
 
     /// What is left to do, for people.

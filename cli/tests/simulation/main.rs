@@ -1,6 +1,7 @@
 //! The real scheduling code and the real worker's agent under a simulated network, clock and disk, by seed.
 //!
-//! `cargo test -p deltaconv --test simulation` runs 2000 seeds, some of them twice, and looks for five planted bugs.
+//! `cargo test -p deltaconv --test simulation` runs 2000 seeds, some of them twice, and looks for five planted bugs, each
+//! of which must be caught by the invariant that it breaks.
 //! `-- --seeds N` runs so many, `-- --seed S` one of them with what happens in it on stderr, and `-- --planted NAME` looks for
 //! one bug, or with `--seed` runs that seed with it. What else is given is what every test takes.
 
@@ -15,6 +16,7 @@ mod run;
 mod worker;
 mod world;
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -131,7 +133,21 @@ fn trials(asked: &Asked, notes: &Arc<Mutex<Vec<String>>>) -> Vec<Trial> {
     });
     let repeats =
         Trial::test("simulation::a_seed_gives_the_same_run", move || (0..seeds.min(TWICE)).try_for_each(same));
-    [invariants, repeats].into_iter().chain(Planted::ALL.map(bug)).collect()
+    let rare = Trial::test("simulation::what_is_rare_comes_about", move || {
+        let mut missing: BTreeSet<&str> = audit::RARE.into();
+        for seed in 0..SEEDS {
+            let seen = run(seed, None, Trace::Off).seen;
+            missing.retain(|rare| !seen.contains(rare));
+            if missing.is_empty() {
+                break;
+            }
+        }
+        match missing.is_empty() {
+            true => Ok(()),
+            false => Err(format!("not seen in {SEEDS} seeds: {missing:?}").into()),
+        }
+    });
+    [invariants, repeats, rare].into_iter().chain(Planted::ALL.map(bug)).collect()
 }
 
 /// Runs the seeds up to `seeds` on all cores, until one fails in the way that is looked for; the lowest that was seen to.
@@ -162,7 +178,7 @@ fn first_failure(
     lock(&found).take()
 }
 
-/// In how many seeds the bug is caught, by the invariant that it breaks.
+/// After how many seeds the bug is caught, by the invariant that it breaks.
 fn look_for(bug: Planted, seeds: u64) -> Result<String, Failed> {
     let name = name_of(bug);
     match first_failure(seeds, Some(bug), |failure| failure.starts_with(audit::broken_by(bug))) {

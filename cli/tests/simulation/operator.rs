@@ -7,7 +7,7 @@ use deltaconv_coordinator::schedule::{Effects, Error, Explanation, JobState, Now
 use deltaconv_proto::ids::JobId;
 use deltaconv_proto::v1;
 
-use crate::audit::{Audit, Change, Violation};
+use crate::audit::{Change, Violation};
 use crate::job;
 use crate::network::Passage;
 use crate::world::{World, lock};
@@ -157,7 +157,7 @@ async fn make(world: &Arc<World>, request: &str, change: Change) -> Option<Resul
             let writes = effects.writes[writes..].iter().map(|write| format!("{write:?}"));
             let commands = effects.commands[commands..].iter().map(|command| format!("{command:?}"));
             let changes: Vec<String> = writes.chain(commands).collect();
-            in_world.check(|_, _| Audit::asked_again(&id, &changes));
+            in_world.check(|audit, _| audit.asked_again(&id, &changes));
         }
         made
     })

@@ -1,6 +1,7 @@
 //! One run, from its seed to its end.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,8 @@ pub(crate) struct Outcome {
     pub(crate) failure: Option<String>,
     /// Of all that happened; 0 where nobody looked.
     pub(crate) hash: u64,
+    /// What came about of what must somewhere.
+    pub(crate) seen: BTreeSet<&'static str>,
 }
 
 thread_local! {
@@ -44,10 +47,11 @@ pub(crate) fn run(seed: u64, planted: Option<Planted>, trace: Trace) -> Outcome 
                 () = world.failed.notified() => {}
                 () = story(&world) => {}
             }
-            Ok(Outcome { failure: world.failure(), hash: world.hash() })
+            let seen = lock(&world.audit).seen();
+            Ok(Outcome { failure: world.failure(), hash: world.hash(), seen })
         })
     }));
-    let failed = |failure: String| Outcome { failure: Some(failure), hash: 0 };
+    let failed = |failure: String| Outcome { failure: Some(failure), hash: 0, seen: BTreeSet::new() };
     match simulated {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(error)) => failed(format!("no runtime: {}", std::io::Error::to_string(&error))),

@@ -207,7 +207,7 @@ impl State {
     }
 
     /// Whether the task failed on as many machines as it may.
-    fn has_failed_everywhere(&self, slot: Slot) -> bool {
+    pub(super) fn has_failed_everywhere(&self, slot: Slot) -> bool {
         let nodes: BTreeSet<&str> = self.tasks[slot].failures.iter().map(|failed| failed.node.as_str()).collect();
         nodes.len() >= self.settings.max_failures as usize
     }

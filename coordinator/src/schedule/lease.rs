@@ -261,6 +261,8 @@ impl State {
             }
             task.phase = Phase::Pending;
             task.recaptures += 1;
+            // It was done since.
+            task.failures.clear();
             task.last_failure.clone_from(&story);
             task.recaptures
         });

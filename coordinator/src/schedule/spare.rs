@@ -72,6 +72,7 @@ impl State {
                 && !job.is_full()
                 && worker.meets(job.spec.requires.as_ref())
                 && self.may_try(**slot, worker, now)
+                && !self.has_failed_everywhere(**slot)
                 // Something that it reads may be made again.
                 && self.start(task, leased).is_some()
         };

@@ -4,7 +4,7 @@ use deltaconv_coordinator::store::Write;
 use deltaconv_proto::ids::JobId;
 use deltaconv_proto::v1;
 
-use super::{Audit, NOTHING_LOST, Promise, Violation, ensure, job_of};
+use super::{AGAIN, Audit, DRAINED, NOTHING_LOST, Promise, Violation, ensure, job_of};
 
 const ONCE: &str = "a request changes things once";
 const ASKED: &str = "what operators decide changes when they ask";
@@ -49,7 +49,8 @@ impl Audit {
     }
 
     /// What a request led to that had been made before.
-    pub(crate) fn asked_again(request: &str, changes: &[String]) -> Result<(), Violation> {
+    pub(crate) fn asked_again(&mut self, request: &str, changes: &[String]) -> Result<(), Violation> {
+        self.seen.insert(AGAIN);
         ensure(changes.is_empty(), ONCE, || format!("{request} came again and led to {}", changes.join(", ")))
     }
 
@@ -123,6 +124,7 @@ impl Audit {
         let id = &new.worker_id;
         let was = self.workers.insert(id.clone(), new.clone()).is_some_and(|worker| worker.drained);
         self.machines.insert(id.clone(), new.node.clone());
+        self.seen.extend(new.drained.then_some(DRAINED));
         let asked = self.at_hand.iter().any(|change| match change {
             Change::Drain(name) => new.drained && is_named(new, name),
             Change::Return(name) => !new.drained && is_named(new, name),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use deltaconv_proto::v1;
 
-use super::{Audit, Key, MAX_FAILURES, PREEMPTED, Violation, ensure, job_of, standing};
+use super::{Audit, BROKEN, FAULTY, Key, MAX_FAILURES, PREEMPTED, Violation, ensure, job_of, standing};
 
 const BUDGETS: &str = "each budget counts its own";
 const TAKEN_OUT: &str = "a machine is taken out for different tasks' failures or for its device's";
@@ -48,6 +48,8 @@ impl Audit {
         })?;
         let is_faulty = new.faulty.is_empty() || !old.faulty.is_empty() || different.len() >= MAX_FAILURES as usize;
         ensure(is_faulty, TAKEN_OUT, || format!("{name} is out for failures of {different:?}"))?;
+        self.seen.extend((!new.device.is_empty()).then_some(BROKEN));
+        self.seen.extend((!new.faulty.is_empty()).then_some(FAULTY));
         let is_back = |was: &str, is: &str| !was.is_empty() && is.is_empty();
         let stays = !is_back(&old.device, &new.device) || self.is_returned(name);
         ensure(stays, TAKEN_OUT, || format!("{name} is back, and nobody returned it"))?;
@@ -95,7 +97,7 @@ impl Audit {
         ensure(new.lost <= old.lost + lost, BUDGETS, || {
             format!("{id} lost {} workers after {}, and {lost} were lost", new.lost, old.lost)
         })?;
-        let forgets = new.failed.len() < old.failed.len()
+        let forgets = new.failed.len() < old.failed.len() && new.recaptures <= old.recaptures
             || old.quarantined && !new.quarantined
             || new.lost < old.lost && new.checkpoint == old.checkpoint
             || new.recaptures < old.recaptures;

@@ -128,6 +128,7 @@ fn a_task_that_failed_on_three_machines_is_quarantined_once_its_other_attempt_en
         c.state.change(slot, |task| task.failures = vec![failed_on("node1"), failed_on("node2")]);
         c.sync(&slow, vec![report(&start.lease, failed("no memory"))]);
         assert!(!c.state.tasks[&task].is_quarantined(), "the second attempt may do it");
+        assert_eq!(spare(&mut c, "node3"), None, "nobody else is asked to");
         match is_lost {
             true => c.wait(TTL),
             false => drop(c.sync(&fast, vec![report(&second.lease, Report::Released(v1::Progress::default()))])),
