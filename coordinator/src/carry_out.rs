@@ -9,6 +9,7 @@ use deltaconv_proto::objects::Objects;
 use deltaconv_proto::shard::Contents;
 use deltaconv_proto::v1;
 use futures::TryStreamExt;
+use prost::Message;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
@@ -116,14 +117,17 @@ async fn check(
     attempt: &deltaconv_proto::ids::AttemptId,
     done: &v1::Done,
 ) -> Result<(), Option<String>> {
-    let (Some(job), Some(plan), Some(kind)) = (&spec.job, &spec.plan, &spec.kind) else { return Err(None) };
+    let (Ok(job), Ok(plan)) = (v1::JobSpec::decode(&*spec.job), v1::JobPlan::decode(&*spec.plan)) else {
+        return Err(None);
+    };
+    let Some(kind) = &spec.kind else { return Err(None) };
     let Some(output) = &done.output else { return Err(Some("the report names no output".into())) };
     let objects = Objects::open(&job.output_url).map_err(|_| None)?;
     let round = match kind {
         v1::task_spec::Kind::Capture(capture) => capture.round,
         _ => 0,
     };
-    let expectation = Expectation { plan, contents: Contents::of(job, round), task, attempt, kind };
+    let expectation = Expectation { plan: &plan, contents: Contents::of(&job, round), task, attempt, kind };
     let mut found = verify::verify(&objects, output, &expectation).await;
     if found.as_ref().is_err_and(verify::Error::is_of_output) {
         // What was altered on its way here isn't the worker's fault.

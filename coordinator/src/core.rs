@@ -219,6 +219,7 @@ impl<S: Store> Core<S> {
     pub(crate) async fn run(mut self, first: Effects) -> Result<S, schedule::Error> {
         self.settle(first, Vec::new());
         let mut next_tick = Instant::now();
+        let mut ticked = self.clock.now().monotonic;
         loop {
             let mut effects = Effects::default();
             let mut answers = Vec::new();
@@ -245,8 +246,13 @@ impl<S: Store> Core<S> {
             }
             if next_tick <= Instant::now() {
                 let now = self.now();
-                if self.read_only.is_none() {
-                    self.state.tick(now, &mut effects);
+                // Stopped by a signal, or with its machine: what workers said meanwhile is still on its way here.
+                let stood_still = self.clock.now().monotonic.saturating_sub(ticked) > self.settings.lease_ttl / 2;
+                ticked = self.clock.now().monotonic;
+                match self.read_only {
+                    Some(_) => {}
+                    None if stood_still => self.state.stood_still(now),
+                    None => self.state.tick(now, &mut effects),
                 }
                 next_tick = Instant::now() + TICK;
             }

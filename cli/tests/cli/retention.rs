@@ -97,7 +97,9 @@ fn what_is_collected_by_hand_and_by_retention_is_the_same_and_no_result() {
         assert!(said(&told).contains(part), "{part:?} is not in: {}", said(&told));
     }
     let after = files(&all);
-    let gone: Vec<u64> = left.iter().filter(|(path, _)| !after.contains_key(*path)).map(|(_, size)| *size).collect();
+    // Collecting took a term of the output, in the place of the former.
+    let is_gone = |path: &Path| !after.contains_key(path) && !path.starts_with("coordinator");
+    let gone: Vec<u64> = left.iter().filter(|(path, _)| is_gone(path)).map(|(_, size)| *size).collect();
     let of_all_kinds = |figure: &str| {
         let kinds = planned["removed"].as_array().expect("kinds").iter();
         kinds.map(|garbage| garbage[figure].as_u64().expect("a number")).sum::<u64>()

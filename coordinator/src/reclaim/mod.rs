@@ -147,6 +147,8 @@ impl Sweep<'_> {
         let mut abandoned = Vec::new();
         for (upload, written) in found.into_iter().zip(written) {
             match written.and_then(|_| fates.next()) {
+                // This coordinator's own, which may be at it.
+                None if is_kept(&upload.key) => {}
                 None if !self.is_of_output(&upload.key) => tally.unknown += 1,
                 Some(Fate::Orphaned) => abandoned.push(upload),
                 // Whoever is at work may be writing it now.
@@ -193,7 +195,10 @@ impl Sweep<'_> {
 /// here.
 fn is_result(key: &str) -> bool {
     let first = key.split('/').next().unwrap_or_default();
-    [keys::SPEC, keys::OUTPUT, keys::REPORT].contains(&first)
-        || keys::term_of(key).is_some()
-        || keys::Manifest::parse(key).is_some()
+    [keys::SPEC, keys::OUTPUT, keys::REPORT].contains(&first) || is_kept(key)
+}
+
+/// Whether a coordinator needs it to go on.
+fn is_kept(key: &str) -> bool {
+    keys::term_of(key).is_some() || keys::Manifest::parse(key).is_some()
 }

@@ -1,7 +1,7 @@
 //! Jobs: how they come, go from stage to stage, and end.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use deltaconv_proto::ids::{JobId, TaskId};
 use deltaconv_proto::{keys, v1};
@@ -97,12 +97,23 @@ pub struct Job {
     pub(super) quarantined: BTreeSet<Slot>,
     /// Where it stands among others.
     pub(super) place: Place,
+    /// Once a task was given.
+    pub(super) encoded: OnceLock<Encoded>,
     /// Whether nobody works on it, as last looked.
     pub(super) still: Option<Still>,
     /// Of the plan's layers, in its order: one copy for all shards.
     pub(super) names: Arc<[Arc<str>]>,
     /// By round: how many shards of a layer its distill task reads.
     pub(super) shards: Vec<usize>,
+}
+
+/// What every task of a job comes with.
+#[derive(Clone, Debug)]
+pub(super) struct Encoded {
+    /// The job's spec.
+    pub(super) spec: Vec<u8>,
+    /// Its plan.
+    pub(super) plan: Vec<u8>,
 }
 
 impl Job {
@@ -135,6 +146,7 @@ impl Job {
             attempts: 0,
             quarantined: BTreeSet::new(),
             place: Place::default(),
+            encoded: OnceLock::new(),
             still: None,
             shards: Vec::new(),
         };
@@ -334,6 +346,7 @@ impl State {
         let Some(job) = self.jobs.get_mut(id).filter(|job| job.is_running()) else { return };
         job.state = state;
         job.finished_unix_ms = now.unix_ms.max(1);
+        job.encoded.take();
         let at_work = job.in_work.clone();
         for slot in &at_work {
             let workers = self.tasks[*slot].leases().iter().map(|leased| Command::Wake(leased.worker.clone()));

@@ -11,6 +11,11 @@ use super::tasks::Slot;
 use super::{Command, Effects, Kind, Now, Phase, State};
 use crate::planted::Planted;
 
+/// Of all workers that only renew their leases.
+const CALLS_PER_SECOND: u32 = 2000;
+/// So often a worker calls that isn't told to wait.
+const UNPACED: Duration = Duration::from_millis(500);
+
 impl State {
     /// A worker states what it is doing; the answer says what it should be doing. `None` if the worker isn't known.
     pub fn sync(&mut self, request: &v1::SyncRequest, now: Now, effects: &mut Effects) -> Option<v1::SyncResponse> {
@@ -37,6 +42,10 @@ impl State {
             self.offer(&id, now, effects, &mut response);
         }
         self.ask_back(&id, &mut response);
+        let says_nothing = response.acknowledged.is_empty() && response.cancel.is_empty() && response.start.is_empty();
+        if !stated.is_empty() && says_nothing && !request.draining {
+            response.next_call_after_ms = self.pace().as_millis() as u64;
+        }
         let is_idle = stated.is_empty() && response.start.is_empty() && !request.draining;
         match is_idle {
             true => self.idle.insert(id),
@@ -89,6 +98,30 @@ impl State {
             (Phase::Quarantined, _) => "the task is in quarantine".into(),
             (Phase::Pending, _) => "the lease ended".into(),
             (Phase::Leased(_), _) => format!("epoch {} was leased to another since", lease.epoch),
+        }
+    }
+
+    /// How long a worker that only renews waits before its next call: many workers call less often, so that all of their calls
+    /// cost about as much.
+    fn pace(&self) -> Duration {
+        let every = Duration::from_secs(1) * self.workers.len() as u32 / CALLS_PER_SECOND;
+        every.saturating_sub(UNPACED).min(self.settings.lease_ttl / 3)
+    }
+
+    /// This process stood still for longer than leases may be silent: workers may have called meanwhile, and their leases get
+    /// their whole time again, as after a restart.
+    pub fn stood_still(&mut self, now: Now) {
+        let deadline = now.monotonic + self.settings.lease_ttl;
+        for (former, epoch, slot) in std::mem::take(&mut self.deadlines) {
+            if let Phase::Leased(leases) = &mut self.tasks[slot].phase {
+                for leased in leases.iter_mut().filter(|leased| leased.epoch == epoch) {
+                    leased.deadline = deadline.max(former);
+                    self.deadlines.insert((leased.deadline, epoch, slot));
+                }
+            }
+        }
+        for worker in self.workers.values_mut() {
+            worker.last_seen = now.monotonic;
         }
     }
 

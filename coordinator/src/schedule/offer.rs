@@ -4,7 +4,9 @@ use std::cmp::Reverse;
 
 use deltaconv_proto::ids::{AttemptId, TaskId, WorkerId};
 use deltaconv_proto::v1;
+use prost::Message;
 
+use super::job::Encoded;
 use super::placement::Fit;
 use super::status::fraction;
 use super::step::Course;
@@ -256,12 +258,13 @@ impl State {
                 resume: task.checkpoint.as_deref().cloned(),
             }),
         };
+        let encoded =
+            job.encoded.get_or_init(|| Encoded { spec: job.spec.encode_to_vec(), plan: job.plan.encode_to_vec() });
         let plan = match &task.kind {
-            Kind::Finetune | Kind::Evaluate(_) => self.plan_of_student(job),
-            Kind::Synthesise { .. } | Kind::Capture { .. } | Kind::Distill { .. } => job.plan.clone(),
+            Kind::Finetune | Kind::Evaluate(_) => self.plan_of_student(job).encode_to_vec(),
+            Kind::Synthesise { .. } | Kind::Capture { .. } | Kind::Distill { .. } => encoded.plan.clone(),
         };
-        let latents = Vec::new();
-        Some(v1::TaskSpec { job: Some(job.spec.clone()), plan: Some(plan), kind: Some(kind), latents })
+        Some(v1::TaskSpec { job: encoded.spec.clone(), plan, kind: Some(kind), latents: Vec::new() })
     }
 
     /// Has idle workers ask again, as many as there are ready tasks: first those whose nodes hold most of one.

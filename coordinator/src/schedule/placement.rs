@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, btree_map};
 
 use deltaconv_proto::digest;
 use deltaconv_proto::ids::{JobId, TaskId, WorkerId};
-use deltaconv_proto::v1::{self, NodeCache, ObjectRef};
+use deltaconv_proto::v1::{self, NodeCache};
 
 use super::tasks::Slot;
 use super::{Kind, Stage, State, Step};
@@ -34,6 +34,14 @@ struct Reads {
     bytes: u64,
     /// How many of its bytes the worker's node holds. None of them is 0.
     held: BTreeMap<WorkerId, u64>,
+}
+
+/// A shard, as far as where it lies matters.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece {
+    /// The first 8 bytes of its digest.
+    pub(super) prefix: u64,
+    pub(super) bytes: u64,
 }
 
 /// What a worker said of its node.
@@ -117,37 +125,34 @@ impl Placement {
     }
 
     /// The task reads this shard, too, from now on.
-    pub(super) fn add(&mut self, task: Slot, shard: &ObjectRef) {
+    pub(super) fn add(&mut self, task: Slot, Piece { prefix, bytes: size }: Piece) {
         let reads = self.tasks.entry(task).or_default();
         reads.shards += 1;
-        reads.bytes = reads.bytes.saturating_add(shard.size);
-        let Some(prefix) = digest::prefix(&shard.digest) else { return };
+        reads.bytes = reads.bytes.saturating_add(size);
         let (count, bytes) = self.shards.entry((prefix, task)).or_default();
         *count += 1;
-        *bytes = bytes.saturating_add(shard.size);
+        *bytes = bytes.saturating_add(size);
         if self.holders.contains_key(&prefix) {
             for (worker, _) in self.stated.iter().filter(|(_, stated)| stated.holds(prefix)) {
-                reads.hold(worker, shard.size);
+                reads.hold(worker, size);
             }
         }
     }
 
     /// The task doesn't read this shard any more.
-    pub(super) fn remove(&mut self, task: Slot, shard: &ObjectRef) {
+    pub(super) fn remove(&mut self, task: Slot, Piece { prefix, bytes: size }: Piece) {
         let Some(reads) = self.tasks.get_mut(&task) else { return };
         reads.shards = reads.shards.saturating_sub(1);
-        reads.bytes = reads.bytes.saturating_sub(shard.size);
-        if let Some(prefix) = digest::prefix(&shard.digest)
-            && let btree_map::Entry::Occupied(mut read) = self.shards.entry((prefix, task))
-        {
+        reads.bytes = reads.bytes.saturating_sub(size);
+        if let btree_map::Entry::Occupied(mut read) = self.shards.entry((prefix, task)) {
             let (count, bytes) = read.get_mut();
-            (*count, *bytes) = (*count - 1, bytes.saturating_sub(shard.size));
+            (*count, *bytes) = (*count - 1, bytes.saturating_sub(size));
             if *count == 0 {
                 read.remove();
             }
             if self.holders.contains_key(&prefix) {
                 for (worker, _) in self.stated.iter().filter(|(_, stated)| stated.holds(prefix)) {
-                    reads.lose(worker, shard.size);
+                    reads.lose(worker, size);
                 }
             }
         }
@@ -266,29 +271,29 @@ impl State {
     }
 
     /// Counts the shards, and whether what reads them is ready by that.
-    fn recount(&mut self, capture: Slot, counted: fn(&mut Placement, Slot, &ObjectRef)) {
+    fn recount(&mut self, capture: Slot, counted: fn(&mut Placement, Slot, Piece)) {
         let readers = self.count(capture, counted);
         let job = self.tasks[capture].job.clone();
         self.change_all(&job, readers, |_| ());
     }
 
     /// Gives the tasks that read the shards.
-    fn count(&mut self, capture: Slot, counted: fn(&mut Placement, Slot, &ObjectRef)) -> Vec<Slot> {
+    fn count(&mut self, capture: Slot, counted: fn(&mut Placement, Slot, Piece)) -> Vec<Slot> {
         let readers = self.readers(capture);
-        for (reader, shard) in &readers {
-            counted(&mut self.placement, *reader, shard);
+        for (reader, piece) in &readers {
+            counted(&mut self.placement, *reader, *piece);
         }
         readers.into_iter().map(|(reader, _)| reader).collect()
     }
 
     /// The shards of a capture task, each with the distill task that reads it.
-    pub(super) fn readers(&self, capture: Slot) -> Vec<(Slot, ObjectRef)> {
+    pub(super) fn readers(&self, capture: Slot) -> Vec<(Slot, Piece)> {
         let task = &self.tasks[capture];
         let Some(job) = self.jobs.get(&task.job).filter(|_| !task.shards.is_empty()) else { return Vec::new() };
         let rounds = (0..=job.rounds()).filter(|round| job.reads(*round, &task.kind));
         let steps = rounds.filter_map(|round| job.work(Step { stage: Stage::Distill, round }));
         let readers = steps.flat_map(|work| work.slots.iter()).filter_map(|slot| match self.tasks[slot].kind {
-            Kind::Distill { layer, .. } => Some((slot, task.shard(&job.plan.layers.get(layer)?.name)?)),
+            Kind::Distill { layer, .. } => Some((slot, task.shards.piece(job.names.get(layer)?)?)),
             _ => None,
         });
         readers.collect()

@@ -7,6 +7,7 @@ use deltaconv_proto::ids::AttemptId;
 use deltaconv_proto::keys::{self, Written};
 use deltaconv_proto::{digest, v1};
 
+use super::placement::Piece;
 use super::{Kind, Task};
 
 /// Shards, each of another layer, by the layer's name.
@@ -40,6 +41,13 @@ impl Shards {
     /// Whether that of the layer stands.
     pub(super) fn has(&self, layer: &str) -> bool {
         self.position(layer).is_ok()
+    }
+
+    /// That of the layer, as nodes hold it.
+    pub(super) fn piece(&self, layer: &str) -> Option<Piece> {
+        let shard = &self.0[self.position(layer).ok()?];
+        let [a, b, c, d, e, f, g, h, ..] = shard.digest;
+        Some(Piece { prefix: u64::from_be_bytes([a, b, c, d, e, f, g, h]), bytes: shard.size })
     }
 
     /// Takes that of the layer away.

@@ -7,6 +7,7 @@ use deltaconv_proto::ids::{AttemptId, JobId, TaskId, WorkerId};
 use deltaconv_proto::v1::{self, attempt_report::State as Report};
 use deltaconv_proto::{digest, keys};
 use proptest::prelude::*;
+use prost::Message;
 
 use super::*;
 use crate::store::{MemoryStore, Store};
@@ -79,6 +80,11 @@ fn job_plan() -> v1::JobPlan {
     let latents = 20;
     let layer = |index: u32, name: &str| v1::LayerPlan { index, name: name.into(), ..v1::LayerPlan::default() };
     v1::JobPlan { latents, layers: vec![layer(0, "down"), layer(1, "mid")], ..v1::JobPlan::default() }
+}
+
+/// The plan that a task comes with.
+fn plan_in(task: &v1::TaskSpec) -> v1::JobPlan {
+    v1::JobPlan::decode(&*task.plan).expect("a plan")
 }
 
 /// A coordinator whose disk and clock the test holds.

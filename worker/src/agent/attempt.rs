@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use deltaconv_proto::ids::{AttemptId, TaskId};
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::v1;
+use prost::Message;
 use tokio::sync::Notify;
 
 use super::runner::{Attempt, Ended, Outcome, Runner};
@@ -99,8 +100,8 @@ fn run(
 ) -> Result<v1::Done, task::Error> {
     let task = TaskId::new(lease.task_id.clone())?;
     let attempt = AttemptId::new(lease.attempt_id.clone())?;
-    let job = spec.job.ok_or(task::Error::Incomplete("job"))?;
-    let plan = spec.plan.ok_or(task::Error::Incomplete("plan"))?;
+    let job = v1::JobSpec::decode(&*spec.job).map_err(|_| task::Error::Incomplete("job"))?;
+    let plan = v1::JobPlan::decode(&*spec.plan).map_err(|_| task::Error::Incomplete("plan"))?;
     let kind = spec.kind.ok_or(task::Error::Incomplete("kind"))?;
     tracing::info!(%task, %attempt, epoch = lease.epoch, "attempt started");
     let context = Context {

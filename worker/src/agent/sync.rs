@@ -62,6 +62,8 @@ pub(super) struct Agent<C, R: Runner> {
     leave_by: Option<Instant>,
     /// Why the coordinator takes nothing in, as it last said; empty while it does.
     read_only: String,
+    /// When the coordinator wants to be called again, if there is nothing new to say before.
+    call_after: Option<Instant>,
     /// What the node held when this worker last had nothing to do.
     cache: v1::NodeCache,
     /// The version of it that the coordinator knows.
@@ -89,6 +91,7 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
             grace,
             leave_by: None,
             read_only: String::new(),
+            call_after: None,
             cache: v1::NodeCache::default(),
             known_cache: 0,
         }
@@ -112,11 +115,10 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
                         tracing::info!("the coordinator is back");
                         (waits, away) = (coordinator::waits(self.coordinator.jitter_seed()), false);
                     }
-                    let pause = Duration::from_millis(response.next_call_after_ms);
+                    self.call_after = Some(Instant::now() + Duration::from_millis(response.next_call_after_ms));
                     if !self.take(response, &shutdown).await? {
                         return Ok(());
                     }
-                    self.pause(pause, &shutdown).await;
                 }
                 Event::Answer(Err(Unanswered::Away(reason))) => {
                     if !away {
@@ -141,6 +143,16 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
     /// Whatever happens first. A call that waits is given up when there is something new to say: the next one says all.
     async fn next_event(&mut self, shutdown: &CancellationToken) -> Event {
         let leaving = self.leave_by.is_some();
+        if let Some(call_after) = self.call_after.take() {
+            tokio::select! {
+                biased;
+                Some((lease, outcome)) = self.ended.recv() => return Event::Ended(lease, outcome),
+                () = shutdown.cancelled(), if !leaving => return Event::Leave,
+                () = until(self.leave_by) => return Event::TimeIsUp,
+                () = self.runner.news() => {}
+                () = tokio::time::sleep_until(call_after) => {}
+            }
+        }
         if self.attempts.is_empty() && !leaving {
             // Before it asks for work, since what it is given follows from it.
             tokio::select! {

@@ -79,7 +79,7 @@ fn the_costliest_layers_stay_attention_from_the_second_round_on() {
     let found = c.state.staying(c.state.job(&job).expect("known"));
     assert!(found.len() == 1 && found[0].layer == "mid" && found[0].reason.contains("0.020000"), "{found:?}");
     for task in given {
-        let kept = task.plan.expect("a plan").kept;
+        let kept = plan_in(&task).kept;
         match task.kind.expect("a kind") {
             // The student of the second round's capture has attention there.
             v1::task_spec::Kind::Capture(capture) if capture.round == 1 => assert_eq!(capture.blocks.len(), 1),

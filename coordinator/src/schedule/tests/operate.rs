@@ -139,3 +139,36 @@ fn a_job_that_nobody_can_work_on_says_so_within_half_a_minute_and_once() {
     assert!(*of == job && *after <= Duration::from_secs(30), "{said:?}");
     assert!(waiting.contains("no worker is here"), "{waiting}");
 }
+
+#[test]
+fn a_coordinator_that_stood_still_ends_no_lease_before_its_worker_can_be_heard() {
+    let mut c = Coordinator::new();
+    c.submit();
+    let worker = c.join();
+    let start = c.sync(&worker, Vec::new()).start.remove(0);
+    c.now.monotonic += 5 * TTL;
+    c.run(|state, now, _| state.stood_still(now));
+    c.wait(TTL / 2);
+    let answer = c.sync(&worker, vec![report(&start.lease, Report::Running(v1::Progress::default()))]);
+    assert!(answer.cancel.is_empty(), "{answer:?}");
+    c.wait(2 * TTL);
+    let answer = c.sync(&worker, vec![report(&start.lease, Report::Running(v1::Progress::default()))]);
+    assert_eq!(answer.cancel.len(), 1, "afterwards it ends as ever");
+}
+
+#[test]
+fn many_workers_are_told_to_call_less_often_and_never_so_seldom_that_leases_end() {
+    let mut c = Coordinator::new();
+    c.submit();
+    let worker = c.join();
+    let start = c.sync(&worker, Vec::new()).start.remove(0);
+    let pace = |c: &mut Coordinator| {
+        c.sync(&worker, vec![report(&start.lease, Report::Running(v1::Progress::default()))]).next_call_after_ms
+    };
+    assert_eq!(pace(&mut c), 0);
+    let join = |state: &mut State, now, effects: &mut _| drop(state.join(v1::JoinRequest::default(), now, effects));
+    c.run(|state, now, effects| (0..2000).for_each(|_| join(state, now, effects)));
+    assert_eq!(pace(&mut c), 500, "2001 workers at 2000 calls a second, each of which lasts half a second");
+    c.run(|state, now, effects| (0..20_000).for_each(|_| join(state, now, effects)));
+    assert_eq!(u128::from(pace(&mut c)), (TTL / 3).as_millis());
+}

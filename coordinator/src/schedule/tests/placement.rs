@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 
 use super::*;
-use crate::schedule::placement::{Fit, Placement};
+use crate::schedule::placement::{Fit, Piece, Placement};
 
 const LAYERS: [&str; 3] = ["down", "mid", "up"];
 
@@ -30,8 +30,8 @@ pub(super) fn part(version: u64) -> v1::NodeCache {
 pub(super) fn assert_is_current(state: &State) {
     let mut anew: Placement = state.placement.without_tasks();
     let running = state.jobs.values().filter(|job| job.is_running());
-    for (reader, shard) in running.flat_map(|job| job.slots.iter()).flat_map(|task| state.readers(task)) {
-        anew.add(reader, &shard);
+    for (reader, piece) in running.flat_map(|job| job.slots.iter()).flat_map(|task| state.readers(task)) {
+        anew.add(reader, piece);
     }
     for (id, task) in state.tasks.values().map(|task| (&task.id, state.tasks.slot(&task.id).expect("known"))) {
         assert_eq!(anew.standing(task), state.placement.standing(task), "{id}");
@@ -169,9 +169,8 @@ fn a_small_part_of_a_task_changes_nothing_and_the_nearest_is_the_best() {
     let worker = |name: &str| WorkerId::new(name).expect("an id");
     let (a, b, anybody) = (worker("a"), worker("b"), |_: &WorkerId| true);
     let mut placement = Placement::default();
-    let object = |i: u64| v1::ObjectRef { key: String::new(), size: 10, digest: digest::of(&i.to_le_bytes()) };
-    let prefixes: Vec<u64> = (0..20).filter_map(|i| digest::prefix(&object(i).digest)).collect();
-    (0..20).for_each(|i| placement.add(Slot::FIRST, &object(i)));
+    let prefixes: Vec<u64> = (0..20).map(|number| 1 << number).collect();
+    prefixes.iter().for_each(|prefix| placement.add(Slot::FIRST, Piece { prefix: *prefix, bytes: 10 }));
     for (of_a, of_b, expected) in [
         (0, 0, Fit::Anywhere),
         (4, 0, Fit::Anywhere),

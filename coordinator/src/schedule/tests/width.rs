@@ -36,7 +36,7 @@ fn costly_layers_are_wider_after_the_first_round_and_everybody_is_told() {
     let wide = [0.5, 1.0, 0.5, 1.0];
     let mut rounds = [0; 3];
     for task in given {
-        match task.kind.expect("a kind") {
+        match task.kind.clone().expect("a kind") {
             v1::task_spec::Kind::Distill(task) => {
                 let (layer, round) = (index(&task), task.round as usize);
                 let found = (task.start_inter_ratio, task.layer.expect("a layer").inter_ratio);
@@ -51,7 +51,7 @@ fn costly_layers_are_wider_after_the_first_round_and_everybody_is_told() {
             v1::task_spec::Kind::Evaluate(evaluate) => {
                 let expected: Vec<Vec<f64>> = vec![vec![0.5; 4], wide.to_vec()];
                 assert_eq!(evaluate.rounds.iter().map(|of| widths(&of.blocks)).collect::<Vec<_>>(), expected);
-                let layers = task.plan.expect("a plan").layers;
+                let layers = plan_in(&task).layers;
                 assert_eq!(layers.iter().map(|layer| layer.inter_ratio).collect::<Vec<_>>(), wide);
             }
             v1::task_spec::Kind::Synthesise(_) | v1::task_spec::Kind::Finetune(_) => panic!("nothing of that"),
