@@ -62,6 +62,8 @@ pub(super) struct Agent<C, R: Runner> {
     leave_by: Option<Instant>,
     /// Why the coordinator takes nothing in, as it last said; empty while it does.
     read_only: String,
+    /// There is a checkpoint that the coordinator doesn't know of, as far as it has answered.
+    has_news: bool,
     /// When the coordinator wants to be called again, if there is nothing new to say before.
     call_after: Option<Instant>,
     /// What the node held when this worker last had nothing to do.
@@ -91,6 +93,7 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
             grace,
             leave_by: None,
             read_only: String::new(),
+            has_news: false,
             call_after: None,
             cache: v1::NodeCache::default(),
             known_cache: 0,
@@ -104,13 +107,15 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
         loop {
             match self.next_event(&shutdown).await {
                 Event::Ended(lease, outcome) => self.ended(lease, outcome),
-                Event::News | Event::TimeIsUp => {}
+                Event::News => self.has_news = true,
+                Event::TimeIsUp => {}
                 Event::Leave => {
                     tracing::info!("leaving: attempts are stopped and handed back");
                     self.leave_by = Some(Instant::now() + self.grace - self.ending());
                     self.stop_all(Stop::Release);
                 }
                 Event::Answer(Ok(response)) => {
+                    self.has_news = false;
                     if away {
                         tracing::info!("the coordinator is back");
                         (waits, away) = (coordinator::waits(self.coordinator.jitter_seed()), false);
@@ -149,7 +154,7 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
                 Some((lease, outcome)) = self.ended.recv() => return Event::Ended(lease, outcome),
                 () = shutdown.cancelled(), if !leaving => return Event::Leave,
                 () = until(self.leave_by) => return Event::TimeIsUp,
-                () = self.runner.news() => {}
+                () = self.runner.news() => self.has_news = true,
                 () = tokio::time::sleep_until(call_after) => {}
             }
         }
@@ -167,7 +172,7 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
             Some((lease, outcome)) = self.ended.recv() => Event::Ended(lease, outcome),
             () = shutdown.cancelled(), if !leaving => Event::Leave,
             () = until(leave_by) => Event::TimeIsUp,
-            () = self.runner.news() => Event::News,
+            () = self.runner.news(), if !self.has_news => Event::News,
             answer = self.coordinator.sync(request) => Event::Answer(answer),
         }
     }
@@ -189,6 +194,8 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
 
     fn request(&self) -> v1::SyncRequest {
         let hold = match self.attempts.is_empty() {
+            // News that come faster than calls end would have every call given up, and none answered.
+            _ if self.has_news => Duration::ZERO,
             true => HOLD_IDLE,
             false => HOLD_BUSY,
         };
