@@ -79,7 +79,9 @@ pub(crate) async fn serve<F: Future>(
         () = signals.next() => tracing::info!("asked to end; a second signal ends at once"),
         () = parent.cancelled() => tracing::info!("the process that started this one is gone"),
     }
-    grace.map(end_after);
+    if let Some(grace) = grace {
+        end_after(grace);
+    }
     shutdown.cancel();
     tokio::select! {
         ended = &mut service => Ok(Some(ended)),

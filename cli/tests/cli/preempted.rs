@@ -25,8 +25,8 @@ fn freeze_in_the_middle(coordinator: &Coordinator, job: &str, out: &Path, worker
         let status = coordinator.status(job);
         let is_stored = |layer: &str| checkpoints(out).iter().any(|checkpoint| checkpoint.layer == layer);
         let running = tasks_in(&status, "distill", "running");
-        let hit = running.iter().filter_map(|task| task["task_id"].as_str());
-        let hit = hit.filter(|task| is_stored(task.rsplit('/').next().expect("a layer"))).next().map(str::to_owned);
+        let mut running = running.iter().filter_map(|task| task["task_id"].as_str());
+        let hit = running.find(|task| is_stored(task.rsplit('/').next().expect("a layer"))).map(str::to_owned);
         if hit.is_none() {
             thaw(&[worker]);
         }

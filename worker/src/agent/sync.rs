@@ -294,7 +294,7 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
     /// Tells the coordinator that nothing is held any more, if it can be reached: an attempt that didn't stop in time ends with
     /// the process, and is gone on with from its last checkpoint.
     async fn say_goodbye(&mut self) {
-        for (_, Held { lease, outcome, .. }) in &mut self.attempts {
+        for Held { lease, outcome, .. } in self.attempts.values_mut() {
             if outcome.is_none() {
                 let (task, attempt) = (&lease.task_id, &lease.attempt_id);
                 tracing::warn!(task, attempt, "attempt did not stop in time; handed back with its last checkpoint");
