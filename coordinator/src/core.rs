@@ -39,8 +39,8 @@ pub(crate) enum Unserved {
 enum Access<'a> {
     /// What it changes becomes durable before it is answered.
     Write(&'a mut State, Now, &'a mut Effects),
-    /// Nothing can become durable, for this reason.
-    Read(&'a mut State, Now, &'a Arc<str>),
+    /// Nothing can become durable.
+    Read(&'a mut State, Now, &'a ReadOnly),
 }
 
 /// Sends what a call was answered; in its place that it is not durable, where that is so.
@@ -66,7 +66,7 @@ impl Handle {
     ) -> Result<R, Unserved> {
         self.enter(|access| match access {
             Access::Write(state, now, effects) => Ok(transition(state, now, effects)),
-            Access::Read(_, _, reason) => Err(Unserved::ReadOnly(reason.clone())),
+            Access::Read(_, _, read_only) => Err(Unserved::ReadOnly(read_only.reason.clone())),
         })
         .await
     }
@@ -84,13 +84,15 @@ impl Handle {
         }
     }
 
-    /// Looks at the state; also at one that can't be written.
+    /// Looks at the state; also at one that can't be written, as long as it can be read.
     pub(crate) async fn read<R: Send + 'static>(
         &self,
         look: impl FnOnce(&State, Now) -> R + Send + 'static,
     ) -> Result<R, Unserved> {
         self.enter(|access| match access {
-            Access::Write(state, now, _) | Access::Read(state, now, _) => Ok(look(state, now)),
+            Access::Write(state, now, _) => Ok(look(state, now)),
+            Access::Read(state, now, read_only) if read_only.is_durable => Ok(look(state, now)),
+            Access::Read(_, _, read_only) => Err(Unserved::ReadOnly(read_only.reason.clone())),
         })
         .await
     }
@@ -169,6 +171,8 @@ pub(crate) struct Core<S> {
 /// The store failed.
 struct ReadOnly {
     reason: Arc<str>,
+    /// Whether the state is what is durable: otherwise it has changes of which nobody was told, and none may be.
+    is_durable: bool,
     next_probe: Instant,
 }
 
@@ -234,7 +238,7 @@ impl<S: Store> Core<S> {
                         let now = self.now();
                         let access = match &self.read_only {
                             None => Access::Write(&mut self.state, now, &mut effects),
-                            Some(ReadOnly { reason, .. }) => Access::Read(&mut self.state, now, reason),
+                            Some(read_only) => Access::Read(&mut self.state, now, read_only),
                         };
                         answers.push(call(access));
                     }
@@ -282,8 +286,7 @@ impl<S: Store> Core<S> {
             let reason: Arc<str> = error.to_string().into();
             tracing::error!(%reason, "read-only: the state can't be written; workers go on, nothing new is given or accepted");
             answers.into_iter().for_each(|answer| answer(Err(Unserved::ReadOnly(reason.clone()))));
-            self.state.turn_read_only(reason.clone());
-            self.read_only = Some(ReadOnly { reason, next_probe: Instant::now() + PROBE });
+            self.turn_read_only(reason);
             return;
         }
         for answer in answers {
@@ -293,6 +296,18 @@ impl<S: Store> Core<S> {
             // The receiver goes away only when the coordinator stops; a restart gives the command again.
             let _ = self.commands.send(command);
         }
+    }
+
+    /// Nothing can be written. What is shown from now on is what is durable, as far as that can be read.
+    fn turn_read_only(&mut self, reason: Arc<str>) {
+        let durable = self.store.load().ok();
+        let durable = durable.and_then(|records| State::restore(self.settings.clone(), records, self.now()).ok());
+        let is_durable = durable.is_some();
+        if let Some((state, _)) = durable {
+            self.state = state;
+        }
+        self.state.turn_read_only(reason.clone());
+        self.read_only = Some(ReadOnly { reason, is_durable, next_probe: Instant::now() + PROBE });
     }
 
     /// Begins anew once a store that failed can be written again.
