@@ -5,7 +5,7 @@ pub fn utc(unix_ms: u64) -> String {
     let seconds = unix_ms / 1000;
     let (mut days, of_day) = (seconds / 86_400, seconds % 86_400);
     let mut year = 1970;
-    let is_leap = |year: u64| (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
+    let is_leap = |year: u64| (year.is_multiple_of(4) && !year.is_multiple_of(100)) || year.is_multiple_of(400);
     let days_of = |year: u64| if is_leap(year) { 366 } else { 365 };
     // 400 years have as many days wherever they begin.
     year += days / 146_097 * 400;
