@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use deltaconv_proto::objects::testing::{Fault as OfStore, Faults, S3Server};
 use rustix::process::Signal;
@@ -17,10 +17,16 @@ use crate::process::{Running, said, until};
 use crate::scaled;
 use crate::service::{self, Coordinator, attempts, digest, freeze, steps, tasks_in, thaw};
 
-/// Of each training: enough that the job outlasts the faults.
-const STEPS: u32 = 900;
-/// A training is hit where so many of its steps are taken: it has begun, and can't end before the fault is there.
-const IN_THE_MIDDLE: std::ops::Range<u64> = 90..650;
+/// What the quiet run's trainings take: enough that the job, which takes more than twice as long with the faults, outlasts them.
+const QUIET: Duration = Duration::from_secs(60);
+/// Steps of the two short runs that tell how many that are on this machine.
+const SHORT: [u32; 2] = [60, 360];
+/// Whatever the machine.
+const STEPS: std::ops::RangeInclusive<u32> = 900..=10_000;
+/// A training is hit once it has taken so many steps, and before so much of it is done: it has begun, and can't end before the
+/// fault is there.
+const BEGUN: u64 = 90;
+const NOT_NEARLY_DONE: f64 = 0.7;
 /// It is hit again only so many steps later: attempts that are always lost before the next checkpoint end a task.
 const FURTHER: u64 = 90;
 /// Requests that the store refuses in a row. None is asked for more often than ten times.
@@ -61,28 +67,28 @@ enum Fault {
 use Fault::{Cut, FillDisk, Freeze, FreezeCoordinator, Kill, KillCoordinator, Refuse};
 use Machine::{Far, Near};
 
-/// Those that hit a training come first: towards the end of a job there isn't one for each worker.
+/// Those that need a training of one certain worker come first: towards the end of a job there isn't one for each.
 const FAULTS: [Fault; 20] = [
-    KillCoordinator,
-    Refuse,
     Kill(Near),
     Cut,
     Freeze(Near),
     Kill(Far),
-    FreezeCoordinator,
     Freeze(Far),
-    KillCoordinator,
-    FillDisk,
-    Cut,
     Kill(Near),
-    Refuse,
-    Freeze(Near),
-    Freeze(Far),
-    Kill(Far),
     Cut,
-    FillDisk,
+    Freeze(Near),
+    Kill(Far),
+    Freeze(Far),
+    Cut,
     KillCoordinator,
+    Refuse,
+    FillDisk,
     FreezeCoordinator,
+    KillCoordinator,
+    FillDisk,
+    Refuse,
+    FreezeCoordinator,
+    KillCoordinator,
 ];
 
 /// A training that a worker has a lease of.
@@ -102,6 +108,7 @@ struct Cluster<'a> {
     // Taken only between its end and its next start.
     coordinator: Option<Coordinator>,
     job: String,
+    steps: u32,
     /// The near one and the far one, with their names, which differ from those of workers that were there before.
     workers: BTreeMap<Machine, (String, Running)>,
     started: usize,
@@ -110,7 +117,7 @@ struct Cluster<'a> {
 }
 
 impl<'a> Cluster<'a> {
-    fn start(folder: &'a Path, is_isolated: bool) -> Self {
+    fn start(folder: &'a Path, is_isolated: bool, steps: u32) -> Self {
         let network = if is_isolated { Network::of_namespaces(folder) } else { Network::of_proxy() };
         let faults = Faults::none();
         let store = S3Server::on(network.near(), &faults);
@@ -118,7 +125,7 @@ impl<'a> Cluster<'a> {
         let options = ["--allow-plaintext".to_owned(), "--keep-free".to_owned(), disk.keep_free().to_string()];
         let address = format!("{}:0", network.near());
         let coordinator = Coordinator::listen(folder, &address, &store.environment(), &options);
-        let job = scaled::job_file_of(folder, &scaled::teacher(), Path::new("s3://bucket/out"), STEPS);
+        let job = scaled::job_file_of(folder, &scaled::teacher(), Path::new("s3://bucket/out"), steps);
         let job = coordinator.submit(&job);
         let mut cluster = Self {
             folder,
@@ -128,6 +135,7 @@ impl<'a> Cluster<'a> {
             store,
             coordinator: Some(coordinator),
             job,
+            steps,
             workers: BTreeMap::new(),
             started: 0,
             taken: BTreeMap::new(),
@@ -184,8 +192,8 @@ impl<'a> Cluster<'a> {
         let held = Held { task: text("task_id"), attempt: text("attempt_id"), attempts: 0 };
         let step = steps(&status, &held.task);
         let last = self.taken.get(&held.task).map_or(0, |(_, step)| step + FURTHER);
-        (IN_THE_MIDDLE.contains(&step) && step >= last)
-            .then(|| Held { attempts: attempts(&status, &held.task), ..held })
+        let middle = BEGUN..(NOT_NEARLY_DONE * f64::from(self.steps)) as u64;
+        (middle.contains(&step) && step >= last).then(|| Held { attempts: attempts(&status, &held.task), ..held })
     }
 
     fn wait_for_middle(&self, machine: Machine) -> Held {
@@ -337,10 +345,18 @@ fn keys(folder: &Path) -> Vec<String> {
 fn twenty_faults_change_nothing() {
     run_isolated("chaos::twenty_faults_change_nothing", |is_isolated| {
         let began = Instant::now();
-        let quiet = scaled::quiet_of(STEPS);
+        let [few, more] = SHORT.map(|steps| {
+            let began = Instant::now();
+            scaled::quiet_of(steps);
+            began.elapsed()
+        });
+        let of_step = more.saturating_sub(few).as_secs_f64() / f64::from(SHORT[1] - SHORT[0]);
+        let steps = ((QUIET.as_secs_f64() / of_step) as u32).clamp(*STEPS.start(), *STEPS.end());
+        tell(&format!("{:6.1} s  trainings of {steps} steps will do", began.elapsed().as_secs_f64()));
+        let quiet = scaled::quiet_of(steps);
         tell(&format!("{:6.1} s  quiet run, in namespaces: {is_isolated}", began.elapsed().as_secs_f64()));
         let folder = tempfile::tempdir().expect("a folder");
-        let mut cluster = Cluster::start(folder.path(), is_isolated);
+        let mut cluster = Cluster::start(folder.path(), is_isolated, steps);
         for (number, fault) in FAULTS.into_iter().enumerate() {
             cluster.fire(fault);
             let (seconds, status) = (began.elapsed().as_secs_f64(), cluster.status());
