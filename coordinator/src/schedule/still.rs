@@ -10,6 +10,8 @@ use super::{Command, Effects, Now, State};
 const AFTER: Duration = Duration::from_secs(15);
 /// How often jobs are looked at.
 const EVERY: Duration = Duration::from_secs(5);
+/// Jobs of which it is said at one look: to know why takes a look at every worker.
+const AT_ONCE: usize = 16;
 
 /// Since when nobody has worked on a job.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +34,7 @@ impl State {
                 continue;
             }
             let still = job.still.get_or_insert(Still { since: now.monotonic, said: false });
-            if !still.said && now.monotonic >= still.since + AFTER {
+            if !still.said && now.monotonic >= still.since + AFTER && over.len() < AT_ONCE {
                 still.said = true;
                 over.push(job.id.clone());
             }
