@@ -71,16 +71,7 @@ pub async fn serve(options: Options, ready: impl FnOnce(Ready), shutdown: Cancel
     let listen = |source| Error::Listen { address: options.listen, source };
     let store = LocalStore::open(&options.state, 0)?;
     let token = Token::read_or_make(&options.state.join("worker.token"))?;
-    let settings = Settings {
-        lease_ttl: options.lease_ttl,
-        max_failures: 3,
-        max_lost: 5,
-        max_recaptures: 3,
-        forget_workers: Duration::from_secs(600),
-        identity: store.identity().into(),
-        #[cfg(feature = "planted-bugs")]
-        planted: None,
-    };
+    let settings = Settings::new(store.identity(), options.lease_ttl);
     let (commands, given) = mpsc::unbounded_channel();
     let (core, handle, first) = Core::open(settings, store, Clock::start(SystemTime::now), commands)?;
     let running = core.spawn(first).map_err(listen)?;

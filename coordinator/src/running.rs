@@ -31,16 +31,7 @@ impl Running {
         let fixture = fixture::Job::new();
         let store = LocalStore::open(&fixture.path("state"), 0).expect("opens");
         let (journal, identity) = (store.journal(), store.identity().to_owned());
-        let settings = Settings {
-            lease_ttl: Duration::from_secs(600),
-            max_failures: 3,
-            max_lost: 5,
-            max_recaptures: 3,
-            forget_workers: Duration::from_secs(600),
-            identity: identity.clone(),
-            #[cfg(feature = "planted-bugs")]
-            planted: None,
-        };
+        let settings = Settings::new(identity.as_str(), Duration::from_secs(600));
         let clock = Clock::start(std::time::SystemTime::now);
         let (core, handle, first) = Core::open(settings, store, clock, mpsc::unbounded_channel().0).expect("empty");
         let thread = core.spawn(first).expect("a thread").thread;

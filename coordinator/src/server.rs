@@ -102,16 +102,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     let store = LocalStore::open(&options.state, options.keep_free)?;
     let token = Token::read_or_make(&options.token_file)?;
     let (identity, journal) = (store.identity().to_owned(), store.journal());
-    let settings = Settings {
-        lease_ttl: options.lease_ttl,
-        max_failures: 3,
-        max_lost: 5,
-        max_recaptures: 3,
-        forget_workers: Duration::from_secs(600),
-        identity: identity.clone(),
-        #[cfg(feature = "planted-bugs")]
-        planted: None,
-    };
+    let settings = Settings::new(identity.as_str(), options.lease_ttl);
     let (commands, given) = mpsc::unbounded_channel();
     let (core, handle, first) = Core::open(settings, store, clock, commands)?;
     let Running { thread, ended: mut core_ended } = core.spawn(first).map_err(listen)?;

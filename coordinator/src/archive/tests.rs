@@ -108,16 +108,7 @@ fn a_state_of_format_2_becomes_one_of_today() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut store = LocalStore::open(folder.path(), 0).expect("opens");
     store.apply(&decode(FORMAT_2, 100).expect("read")).expect("applied");
-    let settings = Settings {
-        lease_ttl: Duration::from_secs(10),
-        max_failures: 3,
-        max_lost: 5,
-        max_recaptures: 3,
-        forget_workers: Duration::from_secs(600),
-        identity: "test".into(),
-        #[cfg(feature = "planted-bugs")]
-        planted: None,
-    };
+    let settings = Settings::new("test", Duration::from_secs(10));
     let records = store.load().expect("loads");
     let (mut state, mut effects) = State::restore(settings, records, Now::default()).expect("understood");
 

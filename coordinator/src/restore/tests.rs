@@ -69,16 +69,7 @@ async fn a_state_is_as_its_last_snapshot_and_workers_go_on_with_their_leases() {
     assert_eq!(Records { meta: before.meta, ..after.clone() }, before);
     assert_ne!(restored.identity, running.identity, "no attempt may be called as one before");
 
-    let settings = Settings {
-        lease_ttl: Duration::from_secs(10),
-        max_failures: 3,
-        max_lost: 5,
-        max_recaptures: 3,
-        forget_workers: Duration::from_secs(600),
-        identity: restored.identity.clone(),
-        #[cfg(feature = "planted-bugs")]
-        planted: None,
-    };
+    let settings = Settings::new(restored.identity.as_str(), Duration::from_secs(10));
     let (mut state, _) = State::restore(settings, after, Now::default()).expect("understood");
     let report = v1::attempt_report::State::Running(v1::Progress::default());
     let report = v1::AttemptReport { lease: Some(lease), state: Some(report) };

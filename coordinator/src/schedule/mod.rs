@@ -111,6 +111,22 @@ pub struct Settings {
     pub planted: Option<Planted>,
 }
 
+impl Settings {
+    /// Those of a coordinator on the state of this identity.
+    pub fn new(identity: impl Into<String>, lease_ttl: Duration) -> Self {
+        Self {
+            lease_ttl,
+            max_failures: 3,
+            max_lost: 5,
+            max_recaptures: 3,
+            forget_workers: Duration::from_secs(600),
+            identity: identity.into(),
+            #[cfg(feature = "planted-bugs")]
+            planted: None,
+        }
+    }
+}
+
 /// Everything the coordinator knows.
 #[derive(Debug)]
 pub struct State {

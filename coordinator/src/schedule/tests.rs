@@ -26,16 +26,7 @@ mod work;
 const TTL: Duration = Duration::from_secs(10);
 
 fn settings() -> Settings {
-    Settings {
-        lease_ttl: TTL,
-        max_failures: 3,
-        max_lost: 100,
-        max_recaptures: 3,
-        forget_workers: Duration::from_secs(600),
-        identity: "test".into(),
-        #[cfg(feature = "planted-bugs")]
-        planted: None,
-    }
+    Settings { max_lost: 100, ..Settings::new("test", TTL) }
 }
 
 fn spec() -> v1::JobSpec {
