@@ -23,6 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         config = config.field_attribute(format!(".deltaconv.v1.{field}"), attribute);
     }
     config
+        .codec_path("crate::codec::SmallBuffers")
         .btree_map(".")
         .type_attribute(".", "#[derive(serde::Serialize, serde::Deserialize)]")
         .message_attribute(".", "#[serde(default, deny_unknown_fields)]")

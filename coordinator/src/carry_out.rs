@@ -19,7 +19,7 @@ use crate::api::Wakers;
 use crate::assemble::verify::{self, Expectation};
 use crate::core::Handle as CoreHandle;
 use crate::observe::report::{self, ReportInput, StageFigures};
-use crate::schedule::{Command, Now};
+use crate::schedule::{Command, Now, Turn};
 use crate::term::{self, Terms};
 use crate::{assemble, manifest, reclaim};
 
@@ -69,7 +69,8 @@ impl Turns {
     /// What the command waits for, if it is one that a job has once.
     fn of(&mut self, command: &Command) -> Option<Arc<Mutex<()>>> {
         let job = match command {
-            Command::Assemble(job) | Command::Report(job) | Command::Reclaim(job) | Command::Manifest(job) => job,
+            Command::Assemble(Turn { job, .. }) | Command::Report(Turn { job, .. }) => job,
+            Command::Reclaim(job) | Command::Manifest(job) => job,
             Command::Wake(_) | Command::Say { .. } | Command::Verify { .. } | Command::Discard { .. } => return None,
         };
         self.0.retain(|_, turn| Arc::strong_count(turn) > 1);
@@ -80,23 +81,25 @@ impl Turns {
 async fn carry_out(core: CoreHandle, terms: Terms, command: Command) {
     match command {
         Command::Wake(_) | Command::Say { .. } => {}
-        Command::Verify { task, lease, done } => verify(core, task, lease, *done).await,
-        Command::Assemble(job) => assemble(core, terms, job).await,
-        Command::Report(job) => report(core, terms, job).await,
+        Command::Verify { task, lease, spec, attempt, done } => {
+            let result = check(&task, &spec, &attempt, &done).await;
+            verified(core, task, lease, *done, result).await;
+        }
+        Command::Assemble(turn) => assemble(core, terms, turn).await,
+        Command::Report(turn) => report(core, terms, turn).await,
         Command::Manifest(job) => manifest(core, terms, job).await,
         Command::Reclaim(job) => reclaim(core, terms, job).await,
         Command::Discard { job, key } => discard(core, terms, job, key).await,
     }
 }
 
-async fn verify(core: CoreHandle, task: TaskId, lease: v1::Lease, done: v1::Done) {
-    let of = lease.clone();
-    let Ok(expected) = core.call(move |state, _, _| state.expectation(&of)).await else { return };
-    let result = match expected {
-        Some((spec, attempt)) => check(&task, &spec, &attempt, &done).await,
-        // Something that the task reads is being made again, or it isn't leased any more.
-        None => Err(None),
-    };
+async fn verified(
+    core: CoreHandle,
+    task: TaskId,
+    lease: v1::Lease,
+    done: v1::Done,
+    result: Result<(), Option<String>>,
+) {
     if let Err(reason) = &result {
         tracing::warn!(%task, attempt = lease.attempt_id, reason = reason.as_deref(), "output not accepted");
     }
@@ -167,11 +170,11 @@ async fn output(core: &CoreHandle, job: &JobId) -> Option<String> {
     core.call(move |state, _, _| state.job(&id).map(|job| job.spec.output_url.clone())).await.ok()?
 }
 
-async fn assemble(core: CoreHandle, terms: Terms, job: JobId) {
-    let id = job.clone();
+async fn assemble(core: CoreHandle, terms: Terms, turn: Turn) {
+    let (of, job) = (turn.clone(), turn.job.clone());
     let inputs = core.call(move |state, _, _| {
-        let job = state.job(&id).filter(|job| job.is_running() && job.output.is_empty())?;
-        Some((job.spec.clone(), state.plan_of_student(job), state.blocks_of_student(&id)))
+        let job = state.job(&of.job).filter(|job| state.is_turn(&of) && job.output.is_empty())?;
+        Some((job.spec.clone(), state.plan_of_student(job), state.blocks_of_student(&of.job)))
     });
     let Ok(Some((spec, plan, blocks))) = inputs.await else { return };
     let work = |_| assemble::assemble(&spec, &plan, &blocks);
@@ -181,14 +184,15 @@ async fn assemble(core: CoreHandle, terms: Terms, job: JobId) {
         Ok((_, objects)) => tracing::info!(%job, objects = objects.len(), "model assembled"),
         Err(reason) => tracing::error!(%job, reason, "assembling failed"),
     }
-    let _ = core.tell(move |state, now, effects| state.assembled(&job, result, now, effects)).await;
+    let _ = core.tell(move |state, now, effects| state.assembled(&turn, result, now, effects)).await;
 }
 
-async fn report(core: CoreHandle, terms: Terms, job: JobId) {
-    let id = job.clone();
+async fn report(core: CoreHandle, terms: Terms, turn: Turn) {
+    let (of, job) = (turn.clone(), turn.job.clone());
     let inputs = core.call(move |state, now, _| {
+        let id = of.job.clone();
         let parts = state.evaluation_parts(&id);
-        state.job(&id).filter(|job| job.is_running()).map(|job| {
+        state.job(&id).filter(|_| state.is_turn(&of)).map(|job| {
             let stages: Vec<StageFigures> =
                 job.steps().map(|step| figures(state.stage_status(job, step, now), now)).collect();
             let blocks = state.blocks(&id, job.rounds());
@@ -214,7 +218,7 @@ async fn report(core: CoreHandle, terms: Terms, job: JobId) {
         Ok(figures) => tracing::info!(%job, epsilon = figures.epsilon_relative_mse, "report written"),
         Err(reason) => tracing::error!(%job, reason, "the report failed"),
     }
-    let _ = core.tell(move |state, now, effects| state.reported(&job, result, now, effects)).await;
+    let _ = core.tell(move |state, now, effects| state.reported(&turn, result, now, effects)).await;
 }
 
 async fn manifest(core: CoreHandle, terms: Terms, job: JobId) {

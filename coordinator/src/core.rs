@@ -207,7 +207,7 @@ impl<S: Store> Core<S> {
         clock: Clock,
         commands: mpsc::UnboundedSender<Command>,
     ) -> Result<(Self, Handle, Effects), crate::Error> {
-        let (state, first) = State::restore(settings.clone(), store.load()?, clock.now())?;
+        let (state, first) = State::read(settings.clone(), &mut store, clock.now())?;
         let (sender, queue) = mpsc::unbounded_channel();
         let core = Self { settings, state, store, clock, queue, commands, read_only: None };
         Ok((core, Handle { queue: sender }, first))
@@ -300,8 +300,8 @@ impl<S: Store> Core<S> {
 
     /// Nothing can be written. What is shown from now on is what is durable, as far as that can be read.
     fn turn_read_only(&mut self, reason: Arc<str>) {
-        let durable = self.store.load().ok();
-        let durable = durable.and_then(|records| State::restore(self.settings.clone(), records, self.now()).ok());
+        let now = self.now();
+        let durable = State::read(self.settings.clone(), &mut self.store, now).ok();
         let is_durable = durable.is_some();
         if let Some((state, _)) = durable {
             self.state = state;
@@ -317,19 +317,23 @@ impl<S: Store> Core<S> {
             return Ok(());
         };
         read_only.next_probe = now + PROBE;
-        let records = match self.store.probe().and_then(|()| self.store.load()) {
-            Ok(records) => records,
+        let now = self.now();
+        let settings = self.settings.clone();
+        let read = self.store.probe().map_err(crate::Error::from);
+        let (state, mut first) = match read.and_then(|()| State::read(settings, &mut self.store, now)) {
+            Ok(read) => read,
+            Err(crate::Error::State(error)) => return Err(error),
             Err(error) => {
                 let reason: Arc<str> = error.to_string().into();
-                if reason != read_only.reason {
+                let said = self.read_only.as_mut().filter(|read_only| read_only.reason != reason);
+                if let Some(read_only) = said {
                     tracing::warn!(%reason, "still read-only");
-                    self.state.turn_read_only(reason.clone());
-                    read_only.reason = reason;
+                    read_only.reason = reason.clone();
+                    self.state.turn_read_only(reason);
                 }
                 return Ok(());
             }
         };
-        let (state, mut first) = State::restore(self.settings.clone(), records, self.now())?;
         state.wake_all(&mut first);
         self.state = state;
         self.read_only = None;

@@ -1,6 +1,7 @@
 //! A coordinator without network and disk: the state machine, the core that makes its decisions durable and the service that
 //! workers call, on a store and a clock that somebody else holds. Time is tokio's, which may stand still.
 
+use std::convert::Infallible;
 use std::time::{Duration, SystemTime};
 
 use deltaconv_proto::ids::WorkerId;
@@ -13,7 +14,7 @@ use tonic::{Request, Response, Status};
 pub use crate::planted::Planted;
 
 use crate::Error;
-use crate::api::{Wakers, WorkerApi};
+use crate::api::{Said, Wakers, WorkerApi};
 use crate::core::{Clock, Core, Handle};
 use crate::schedule::{Command, Effects, Now, Settings, State};
 use crate::store::Store;
@@ -71,7 +72,10 @@ impl Coordinator {
     /// # Errors
     /// As the service answers.
     pub async fn sync(&self, request: v1::SyncRequest) -> Result<v1::SyncResponse, Status> {
-        self.api.sync(Request::new(request)).await.map(Response::into_inner)
+        match self.api.answer(request, std::future::pending::<Infallible>()).await? {
+            Said::Answer(answer) => Ok(answer),
+            Said::Newer(never) => match never {},
+        }
     }
 
     /// Ends the worker's held Sync, as [`Command::Wake`] asks.

@@ -2,6 +2,7 @@
 
 pub mod block;
 pub mod buckets;
+mod codec;
 pub mod description;
 mod device;
 pub mod digest;
@@ -14,6 +15,7 @@ pub mod objects;
 pub mod pipeline;
 pub mod prompts;
 mod recipe;
+mod report;
 pub mod safetensors;
 pub mod shard;
 pub mod teacher;

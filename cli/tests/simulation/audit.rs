@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use deltaconv_coordinator::simulation::Planted;
 use deltaconv_coordinator::store::Write;
+use deltaconv_proto::digest;
 use deltaconv_proto::ids::JobId;
 use deltaconv_proto::keys::Written;
 use deltaconv_proto::v1::{self, attempt_report::State as Report};
@@ -30,7 +31,6 @@ const FENCED: &str = "a fenced attempt changes nothing";
 const PREEMPTED: &str = "a preempted attempt is no failure";
 const WHOLE_LEASE: &str = "a lease lasts its time";
 const REPEATED: &str = "no more work is repeated than a checkpoint interval's";
-const CHECKED: &str = "an output can be checked while its lease lasts";
 const ENDS: &str = "a job ends for a reason";
 const REMOVED: &str = "what is removed is needed no more";
 
@@ -144,8 +144,7 @@ pub(crate) struct Audit {
     broken_devices: BTreeSet<String>,
     /// What of [`RARE`] came about.
     seen: BTreeSet<&'static str>,
-    /// Jobs whose model or report could not be written. It stays a reason after a retry: where a disk error hid that it was
-    /// durable, it is told once more.
+    /// Jobs whose model or report could not be written.
     unwritten: BTreeSet<String>,
     /// The disk failed, and what is on it was not looked at again since.
     read_only: bool,
@@ -211,6 +210,7 @@ impl Audit {
             })?;
             self.job_was_asked(&old, new)?;
             if old.state == "failed" && new.state == "running" {
+                self.unwritten.remove(&new.job_id);
                 self.seen.insert(RETRIED);
             }
         }
@@ -267,9 +267,9 @@ impl Audit {
             format!("{id} is committed and changed from {old:?} to {new:?}")
         })?;
         if accepted {
-            let mut fresh = outputs(new).filter(|object| !outputs(&old).any(|before| before == *object));
-            let foreign =
-                fresh.find(|object| !Written::parse(&object.key).is_some_and(|of| holds(of.attempt.as_str())));
+            let before = outputs(&old);
+            let mut fresh = outputs(new).into_iter().filter(|object| !before.contains(object));
+            let foreign = fresh.find(|(attempt, _)| !holds(attempt));
             ensure(foreign.is_none(), FENCED, || {
                 format!("{foreign:?} of {id} was accepted while its lease was {:?}", old.lease)
             })?;
@@ -386,13 +386,6 @@ impl Audit {
             task.is_some_and(|task| standing(task).any(|held| held == (lease, request.worker_id.as_str())))
         };
         !request.attempts.is_empty() && !request.attempts.iter().filter_map(|report| report.lease.as_ref()).any(holds)
-    }
-
-    /// There is nothing to check the output of this attempt against.
-    pub(crate) fn has_no_expectation(&self, lease: &v1::Lease) -> Result<(), Violation> {
-        let is_current =
-            self.tasks.get(&lease.task_id).is_some_and(|task| standing(task).any(|(held, _)| held == lease));
-        ensure(!is_current, CHECKED, || format!("{lease:?} is current, and nobody knows what it was told to do"))
     }
 
     /// The coordinator is about to look at a Sync.
@@ -525,7 +518,13 @@ impl Audit {
     pub(crate) fn removed(&mut self, key: &str) -> Result<(), Violation> {
         self.checkpoints.remove(key);
         let checkpoints = self.tasks.values().filter_map(|task| task.checkpoint.as_ref()?.object.as_ref());
-        let is_needed = checkpoints.chain(self.tasks.values().flat_map(outputs)).any(|object| object.key == key);
+        let is_object = checkpoints.chain(self.tasks.values().flat_map(objects)).any(|object| object.key == key);
+        // An attempt writes shards or nothing, and they are needed together.
+        let is_shard = Written::parse(key).is_some_and(|written| {
+            let mut standing = self.tasks.values().flat_map(|task| &task.written);
+            standing.any(|shards| shards.attempt_id == written.attempt.as_str())
+        });
+        let is_needed = is_object || is_shard;
         ensure(!is_needed, REMOVED, || format!("{key} is on record"))
     }
 
@@ -557,16 +556,28 @@ fn job_of(task: &str) -> &str {
     task.split_once('/').map_or(task, |(job, _)| job)
 }
 
-/// Every object of a task's accepted output.
-fn outputs(task: &v1::TaskRecord) -> impl Iterator<Item = &v1::ObjectRef> {
-    let shards = task.shards.iter().filter_map(|shard| shard.object.as_ref());
+/// Every object of a task's accepted output, but shards.
+fn objects(task: &v1::TaskRecord) -> impl Iterator<Item = &v1::ObjectRef> {
     let blocks = task.finetuned.iter().flat_map(|output| &output.blocks).filter_map(|block| block.object.as_ref());
     let others = [
         task.synthesised.as_ref().and_then(|output| output.latents.as_ref()),
         task.distilled.as_ref().and_then(|output| output.block.as_ref()),
         task.evaluated.as_ref().and_then(|output| output.part.as_ref()),
     ];
-    shards.chain(blocks).chain(others.into_iter().flatten())
+    blocks.chain(others.into_iter().flatten())
+}
+
+/// The same and shards: the attempt that wrote each, and its digest.
+fn outputs(task: &v1::TaskRecord) -> BTreeSet<(String, String)> {
+    let object = |object: &v1::ObjectRef| {
+        let attempt = Written::parse(&object.key).map(|written| written.attempt.to_string());
+        (attempt.unwrap_or_default(), object.digest.clone())
+    };
+    let shards = task.written.iter().flat_map(|shards| {
+        let (digests, _) = shards.digests.as_chunks();
+        digests.iter().map(|digest| (shards.attempt_id.clone(), digest::text(digest)))
+    });
+    objects(task).map(object).chain(shards).collect()
 }
 
 /// The leases of a task that stand, each with its worker.

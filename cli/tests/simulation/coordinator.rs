@@ -88,20 +88,13 @@ async fn carry_out_one(world: &World, alive: &Alive, command: Command) -> Option
     match command {
         // There is no store to write to.
         Command::Wake(_) | Command::Say { .. } | Command::Manifest(_) => {}
-        Command::Verify { task, lease, done } => {
-            let of = lease.clone();
-            let expected = coordinator.tell(move |state, _, _| state.expectation(&of)).await?;
-            if expected.is_none() {
-                world.check(|audit, _| audit.has_no_expectation(&lease));
-            }
+        Command::Verify { task, lease, attempt, done, .. } => {
             let weather = world.weather();
             let slow = world.chance(weather.slow_checks);
             world.pass(if slow { 1_000..20_000 } else { 1..300 }).await;
             let result = match () {
-                () if expected.is_none() || world.chance(weather.failed_checks) => Err(None),
-                () if !expected.is_some_and(|(_, attempt)| job::is_of(&done, &attempt)) => {
-                    Err(Some("the output is another attempt's".to_owned()))
-                }
+                () if world.chance(weather.failed_checks) => Err(None),
+                () if !job::is_of(&done, &attempt) => Err(Some("the output is another attempt's".to_owned())),
                 () if world.chance(weather.own_failures) => Err(Some("a value is not finite".into())),
                 () => Ok(()),
             };
@@ -114,31 +107,31 @@ async fn carry_out_one(world: &World, alive: &Alive, command: Command) -> Option
             };
             coordinator.tell(told).await?;
         }
-        Command::Assemble(job) => {
+        Command::Assemble(turn) => {
             let _turn = alive.turn.lock().await;
-            let id = job.clone();
+            let of = turn.clone();
             let waits = move |state: &mut State, _, _: &mut _| {
-                state.job(&id).is_some_and(|job| job.is_running() && job.output.is_empty())
+                state.is_turn(&of) && state.job(&of.job).is_some_and(|job| job.output.is_empty())
             };
             if !coordinator.call(waits).await? {
                 return Some(());
             }
             world.pass(100..2_000).await;
             let output = vec![job::object("output/model.safetensors")];
-            let result = written(world, &job, ("digest".to_owned(), output));
-            let told = move |state: &mut State, now, effects: &mut _| state.assembled(&job, result, now, effects);
+            let result = written(world, &turn.job, ("digest".to_owned(), output));
+            let told = move |state: &mut State, now, effects: &mut _| state.assembled(&turn, result, now, effects);
             coordinator.tell(told).await?;
         }
-        Command::Report(job) => {
+        Command::Report(turn) => {
             let _turn = alive.turn.lock().await;
-            let id = job.clone();
-            let waits = move |state: &mut State, _, _: &mut _| state.job(&id).is_some_and(|job| job.is_running());
+            let of = turn.clone();
+            let waits = move |state: &mut State, _, _: &mut _| state.is_turn(&of);
             if !coordinator.call(waits).await? {
                 return Some(());
             }
             world.pass(100..1_000).await;
-            let result = written(world, &job, v1::Figures::default());
-            let told = move |state: &mut State, now, effects: &mut _| state.reported(&job, result, now, effects);
+            let result = written(world, &turn.job, v1::Figures::default());
+            let told = move |state: &mut State, now, effects: &mut _| state.reported(&turn, result, now, effects);
             coordinator.tell(told).await?;
         }
         Command::Discard { job, key } => {

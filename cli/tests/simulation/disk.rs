@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use deltaconv_coordinator::store::{Error, MemoryStore, Records, Store, Write};
+use deltaconv_coordinator::store::{Error, MemoryStore, Store, Write};
 
 use crate::world::{World, lock};
 
@@ -22,22 +22,18 @@ impl Platters {
     pub(crate) fn break_once(&mut self) {
         self.breaks = true;
     }
-
-    fn records(&mut self) -> Records {
-        self.flushed.load().unwrap_or_default()
-    }
 }
 
 /// A process' handle of the disk.
 pub(crate) struct Disk(pub(crate) Arc<World>);
 
 impl Store for Disk {
-    fn load(&mut self) -> Result<Records, Error> {
+    fn each(&mut self, take: &mut dyn FnMut(Write)) -> Result<(), Error> {
         let world = &self.0;
         // What a write left that failed is found or isn't, as after a crash.
         crash(world);
         world.check(|audit, now| audit.restarted(now));
-        Ok(lock(&world.platters).records())
+        lock(&world.platters).flushed.each(take)
     }
 
     fn apply(&mut self, writes: &[Write]) -> Result<(), Error> {

@@ -9,7 +9,7 @@ pub(crate) use auth::Token;
 pub use auth::TokenError;
 pub(crate) use operator::OperatorApi;
 pub(crate) use wake::Wakers;
-pub(crate) use worker::WorkerApi;
+pub(crate) use worker::{Said, WorkerApi};
 
 use deltaconv_proto::ids::{InvalidId, JobId};
 use tonic::Status;

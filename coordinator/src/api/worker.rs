@@ -1,11 +1,13 @@
 //! What workers call.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use deltaconv_proto::ids::WorkerId;
 use deltaconv_proto::v1;
 use deltaconv_proto::v1::worker_service_server::WorkerService;
-use tonic::{Request, Response, Status};
+use futures::Stream;
+use tonic::{Request, Response, Status, Streaming};
 
 use super::{Wakers, invalid};
 use crate::core::Handle;
@@ -16,7 +18,8 @@ const MAX_HOLD: Duration = Duration::from_secs(20);
 /// A worker runs few attempts at a time; more in one report is no worker of ours.
 const MAX_ATTEMPTS: usize = 64;
 
-/// The worker service.
+/// The worker service. Cheap to clone.
+#[derive(Clone)]
 pub(crate) struct WorkerApi {
     core: Handle,
     wakers: Wakers,
@@ -30,14 +33,75 @@ impl WorkerApi {
         Self { core, wakers, lease_ttl, checkpoint_interval }
     }
 
-    async fn sync_once(&self, request: v1::SyncRequest) -> Result<v1::SyncResponse, Status> {
-        let rejoin = v1::SyncResponse { rejoin: true, ..v1::SyncResponse::default() };
+    /// What a worker is told that says this; or, where something newer of it came before there was anything to tell, that.
+    pub(crate) async fn answer<N>(
+        &self,
+        request: v1::SyncRequest,
+        newer: impl Future<Output = N>,
+    ) -> Result<Said<N>, Status> {
+        if request.attempts.len() > MAX_ATTEMPTS {
+            let count = request.attempts.len();
+            return Err(Status::invalid_argument(format!("{count} attempts in one report; at most {MAX_ATTEMPTS}")));
+        }
+        let worker = WorkerId::new(request.worker_id.as_str()).map_err(invalid)?;
+        let hold = Duration::from_millis(request.hold_ms).min(MAX_HOLD);
+        if hold.is_zero() {
+            return self.ask(request).await.map(Said::Answer);
+        }
+        let response = self.ask(request.clone()).await?;
+        if says_something(&request, &response) {
+            return Ok(Said::Answer(response));
+        }
+        let bell = self.wakers.bell(&worker);
+        tokio::select! {
+            newer = newer => return Ok(Said::Newer(newer)),
+            () = bell.notified() => {}
+            () = tokio::time::sleep(hold) => {}
+        }
+        // Either way the worker is asked for again what it should be doing; the report itself is idempotent.
+        self.ask(request).await.map(Said::Answer)
+    }
+
+    async fn ask(&self, request: v1::SyncRequest) -> Result<v1::SyncResponse, Status> {
+        let answers = request.number;
         let response = self.core.sync(request, |state, worker, response| {
             response.inspect(|response| {
                 response.start.iter().for_each(|start| log_start(state, worker, start));
             })
         });
-        Ok(response.await?.unwrap_or(rejoin))
+        let rejoin = || v1::SyncResponse { rejoin: true, ..v1::SyncResponse::default() };
+        Ok(v1::SyncResponse { answers, ..response.await?.unwrap_or_else(rejoin) })
+    }
+}
+
+/// What came of a request.
+pub(crate) enum Said<N> {
+    /// It is answered.
+    Answer(v1::SyncResponse),
+    /// It is outdated by what came after it.
+    Newer(N),
+}
+
+/// One worker's requests on their way to answers.
+struct Conversation {
+    api: WorkerApi,
+    requests: Streaming<v1::SyncRequest>,
+    has_failed: bool,
+}
+
+impl Conversation {
+    async fn answer(&mut self) -> Option<Result<v1::SyncResponse, Status>> {
+        let mut request = self.requests.message().await;
+        while let Ok(Some(asked)) = request {
+            match self.api.answer(asked, self.requests.message()).await {
+                Ok(Said::Answer(answer)) => return Some(Ok(answer)),
+                Ok(Said::Newer(newer)) => request = newer,
+                Err(status) => request = Err(status),
+            }
+        }
+        // After an error nothing follows.
+        self.has_failed = request.is_err();
+        request.err().map(Err)
     }
 }
 
@@ -71,21 +135,14 @@ impl WorkerService for WorkerApi {
         }))
     }
 
-    async fn sync(&self, request: Request<v1::SyncRequest>) -> Result<Response<v1::SyncResponse>, Status> {
-        let request = request.into_inner();
-        if request.attempts.len() > MAX_ATTEMPTS {
-            let count = request.attempts.len();
-            return Err(Status::invalid_argument(format!("{count} attempts in one report; at most {MAX_ATTEMPTS}")));
-        }
-        let worker = WorkerId::new(request.worker_id.clone()).map_err(invalid)?;
-        let hold = Duration::from_millis(request.hold_ms).min(MAX_HOLD);
-        let response = self.sync_once(request.clone()).await?;
-        if says_something(&request, &response) || hold.is_zero() {
-            return Ok(Response::new(response));
-        }
-        let bell = self.wakers.bell(&worker);
-        // Either way the worker is asked for again what it should be doing; the report itself is idempotent.
-        let _ = tokio::time::timeout(hold, bell.notified()).await;
-        Ok(Response::new(self.sync_once(request).await?))
+    type SyncStream = Pin<Box<dyn Stream<Item = Result<v1::SyncResponse, Status>> + Send>>;
+
+    async fn sync(&self, request: Request<Streaming<v1::SyncRequest>>) -> Result<Response<Self::SyncStream>, Status> {
+        let conversation = Conversation { api: self.clone(), requests: request.into_inner(), has_failed: false };
+        let answers = futures::stream::unfold(conversation, |mut conversation| async move {
+            let answer = if conversation.has_failed { None } else { conversation.answer().await };
+            answer.map(|answer| (answer, conversation))
+        });
+        Ok(Response::new(Box::pin(answers)))
     }
 }

@@ -24,7 +24,8 @@ impl State {
     /// Training steps of the block of each of the plan's layers in a round. They follow from the recipe and the outputs that
     /// were accepted in the first round alone, so a coordinator that begins anew says the same.
     pub(super) fn steps(&self, job: &Job, round: u32) -> Vec<u32> {
-        let recipe = job.spec.recipe.clone().unwrap_or_default();
+        let default = v1::Recipe::default();
+        let recipe = job.spec.recipe.as_ref().unwrap_or(&default);
         let even = recipe.steps_of(round);
         let mut steps = vec![even; job.plan.layers.len()];
         if round == 0 || !recipe.is_by_gain() {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use deltaconv_proto::ids::{JobId, TaskId, WorkerId};
+use deltaconv_proto::ids::{AttemptId, JobId, TaskId, WorkerId};
 use deltaconv_proto::v1;
 
 use crate::store::Write;
@@ -25,13 +25,17 @@ pub enum Command {
         task: TaskId,
         /// The lease under which it was reported.
         lease: v1::Lease,
+        /// What the attempt was told to do, but for what the task reads.
+        spec: Box<v1::TaskSpec>,
+        /// Part of the keys that it may write.
+        attempt: AttemptId,
         /// What was reported.
         done: Box<v1::Done>,
     },
     /// Put the blocks and the frozen rest together, then call `assembled`.
-    Assemble(JobId),
+    Assemble(Turn),
     /// Write the report, then call `reported`.
-    Report(JobId),
+    Report(Turn),
     /// Remove an object of the job that another took the place of.
     Discard {
         /// The job.
@@ -52,6 +56,15 @@ pub enum Command {
     },
     /// Answer the worker's held Sync: there is something to say.
     Wake(WorkerId),
+}
+
+/// A job that failed may go on, and then has the same done again: what came of it before counts no more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// The job.
+    pub job: JobId,
+    /// How often it was had go on before.
+    pub retries: u32,
 }
 
 /// The outcome of a transition.

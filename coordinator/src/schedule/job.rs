@@ -11,7 +11,7 @@ use super::step::Course;
 use super::still::Still;
 use super::tasks::{Slot, Slots};
 use super::work::Work;
-use super::{Command, Effects, Error, Kind, Now, Phase, Stage, State, Step, Task};
+use super::{Command, Effects, Error, Kind, Now, Phase, Stage, State, Step, Task, Turn};
 use crate::plan;
 use crate::store::Write;
 
@@ -85,6 +85,8 @@ pub struct Job {
     pub reclaimed: bool,
     /// Its work is held up by an operator.
     pub paused: bool,
+    /// How often it was had go on after it had failed.
+    pub retries: u32,
     /// Its tasks, in order of stage.
     pub(super) slots: Slots,
     /// By the position of the [`Step`]: what is left of it.
@@ -114,6 +116,8 @@ pub(super) struct Encoded {
     pub(super) spec: Vec<u8>,
     /// Its plan.
     pub(super) plan: Vec<u8>,
+    /// Its plan as it came out, once every layer is trained.
+    pub(super) student: OnceLock<Vec<u8>>,
 }
 
 impl Job {
@@ -140,6 +144,7 @@ impl Job {
             figures: None,
             reclaimed: false,
             paused: false,
+            retries: 0,
             slots: Slots::default(),
             work: Vec::new(),
             in_work: BTreeSet::new(),
@@ -206,6 +211,11 @@ impl Job {
     /// Rounds after the first one.
     pub fn rounds(&self) -> u32 {
         self.spec.recipe.as_ref().map_or(0, |recipe| recipe.rounds)
+    }
+
+    /// What is done for it now, and counts for as long as it goes on.
+    fn turn(&self) -> Turn {
+        Turn { job: self.id.clone(), retries: self.retries }
     }
 
     pub(super) fn course(&self) -> Course {
@@ -381,11 +391,11 @@ impl State {
             }
         }
         match next {
-            None => effects.commands.push(Command::Report(id.clone())),
+            None => effects.commands.push(Command::Report(job.turn())),
             Some(step) => {
                 let begins = job.start(step, now);
                 if begins && step.stage == Stage::Assemble {
-                    effects.commands.push(Command::Assemble(id.clone()));
+                    effects.commands.push(Command::Assemble(job.turn()));
                 }
                 if begins {
                     // What the rounds before found decides about this one.
@@ -405,7 +415,7 @@ impl State {
     /// Gives again the commands that a stopped coordinator may have left undone.
     pub(super) fn resume_stage(&self, id: &JobId, effects: &mut Effects) {
         let job = &self.jobs[id];
-        let command = Command::Assemble(id.clone());
+        let command = Command::Assemble(job.turn());
         let given = effects.commands.contains(&command);
         if job.step().stage == Stage::Assemble && job.output.is_empty() && !given {
             effects.commands.push(command);
@@ -417,6 +427,7 @@ impl State {
         let Some(job) = self.jobs.get_mut(id) else { return };
         if !job.is_running() {
             job.state = JobState::Running;
+            job.retries += 1;
             job.finished_unix_ms = 0;
             let slots = job.slots.clone();
             self.place_job(id);
@@ -427,15 +438,22 @@ impl State {
         self.resume_stage(id, effects);
     }
 
+    /// Whether the job stands where it stood when this was commanded.
+    pub fn is_turn(&self, turn: &Turn) -> bool {
+        self.jobs.get(&turn.job).is_some_and(|job| job.is_running() && job.retries == turn.retries)
+    }
+
     /// The converted model is written, or can't be.
     pub fn assembled(
         &mut self,
-        id: &JobId,
+        turn: &Turn,
         result: Result<(String, Vec<v1::ObjectRef>), String>,
         now: Now,
         effects: &mut Effects,
     ) {
+        let id = &turn.job;
         match result {
+            _ if !self.is_turn(turn) => {}
             Err(reason) => self.fail(id, format!("assembling failed: {reason}"), now, effects),
             Ok((teacher_digest, output)) => {
                 let waits = |job: &&mut Job| job.is_running() && job.output.is_empty();
@@ -450,8 +468,10 @@ impl State {
     }
 
     /// The report is written, or can't be.
-    pub fn reported(&mut self, id: &JobId, result: Result<v1::Figures, String>, now: Now, effects: &mut Effects) {
+    pub fn reported(&mut self, turn: &Turn, result: Result<v1::Figures, String>, now: Now, effects: &mut Effects) {
+        let id = &turn.job;
         match result {
+            _ if !self.is_turn(turn) => {}
             Err(reason) => self.fail(id, format!("the report failed: {reason}"), now, effects),
             Ok(figures) => {
                 let Some(job) = self.jobs.get_mut(id) else { return };
@@ -468,7 +488,7 @@ impl State {
         let Some(job) = self.jobs.get(id) else { return Vec::new() };
         let staying = self.staying(job);
         let stays = |layer: usize| staying.iter().any(|one| job.plan.layers[layer].name == one.layer);
-        let plans = [0, 1].map(|round| self.plan_of_round(job, round).layers);
+        let plans = [0, 1].map(|round| self.plan_of_round(job, round));
         let mut latest: BTreeMap<usize, (&v1::LayerPlan, &v1::DistillOutput)> = BTreeMap::new();
         for round in 0..=round {
             for task in self.tasks_in(job, Step { stage: Stage::Distill, round }) {
@@ -476,7 +496,7 @@ impl State {
                     && output.block.is_some()
                     && !stays(*layer)
                 {
-                    latest.insert(*layer, (&plans[usize::from(round > 0)][*layer], output));
+                    latest.insert(*layer, (&plans[usize::from(round > 0)].layers[*layer], output));
                 }
             }
         }

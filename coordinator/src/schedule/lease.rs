@@ -38,7 +38,13 @@ impl State {
         let stated: Vec<&v1::Lease> = request.attempts.iter().filter_map(|report| report.lease.as_ref()).collect();
         self.remind(&id, &stated, &mut response);
         let has_more_to_say = cache.version != cache_version;
-        if stated.is_empty() && !has_more_to_say {
+        let is_over = |lease: &&v1::Lease| {
+            let cancelled = response.cancel.iter().filter_map(|cancel| cancel.lease.as_ref());
+            response.acknowledged.iter().chain(cancelled).any(|over| over == *lease)
+        };
+        // A worker whose outputs are off its hands with this answer is given its next task with it.
+        let has_nothing_to_do = request.attempts.iter().all(v1::AttemptReport::is_done) && stated.iter().all(is_over);
+        if has_nothing_to_do && !has_more_to_say {
             self.offer(&id, now, effects, &mut response);
         }
         self.ask_back(&id, &mut response);
@@ -138,8 +144,17 @@ impl State {
     fn renew(&mut self, slot: Slot, lease: &v1::Lease, progress: &v1::Progress, now: Now, effects: &mut Effects) {
         self.extend(slot, lease, now);
         let task = &mut self.tasks[slot];
-        let known = task.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
-        let newer = progress.checkpoint.as_ref().filter(|checkpoint| is_sane(checkpoint) && checkpoint.step > known);
+        let known = task.checkpoint.as_deref();
+        let goes_on = |checkpoint: &v1::Checkpoint| known.is_none_or(|known| checkpoint.step > known.step);
+        // Who stores less than it was to go on from began anew: that could not be read, and nobody else will.
+        let begins_anew = |checkpoint: &v1::Checkpoint| {
+            let [leased] = task.leases() else { return false };
+            checkpoint.step <= leased.from
+                && is_by(checkpoint, &lease.attempt_id)
+                && known.is_some_and(|known| !is_by(known, &lease.attempt_id))
+        };
+        let newer = progress.checkpoint.as_ref();
+        let newer = newer.filter(|newer| is_sane(newer) && (goes_on(newer) || begins_anew(newer)));
         if let Some(leased) = task.held_by_mut(lease) {
             leased.report(progress);
         }
@@ -157,11 +172,18 @@ impl State {
 
     fn done(&mut self, slot: Slot, lease: &v1::Lease, done: &v1::Done, now: Now, effects: &mut Effects) {
         self.extend(slot, lease, now);
-        let Some(leased) = self.tasks[slot].held_by_mut(lease) else { return };
-        if !leased.verifying {
+        let task = &self.tasks[slot];
+        let Some(leased) = task.held_by(lease).filter(|leased| !leased.verifying) else { return };
+        let Some(spec) = self.spec(&self.jobs[&task.job], task) else { return };
+        effects.commands.push(Command::Verify {
+            task: task.id.clone(),
+            lease: lease.clone(),
+            spec: Box::new(spec),
+            attempt: leased.attempt.clone(),
+            done: Box::new(done.clone()),
+        });
+        if let Some(leased) = self.tasks[slot].held_by_mut(lease) {
             leased.verifying = true;
-            let (task, lease, done) = (self.tasks[slot].id.clone(), lease.clone(), Box::new(done.clone()));
-            effects.commands.push(Command::Verify { task, lease, done });
         }
     }
 
@@ -195,6 +217,7 @@ impl State {
 
     fn commit(&mut self, slot: Slot, lease: &v1::Lease, done: v1::Done, now: Now, effects: &mut Effects) {
         self.displace(slot);
+        self.has_read(slot);
         let task = &self.tasks[slot];
         let unfenced = self.is_planted(Planted::NoFenceOnComplete);
         debug_assert!(unfenced || !task.is_committed(), "an output is accepted once");
@@ -263,21 +286,21 @@ impl State {
         let id = self.tasks[reader].job.clone();
         let job = &self.jobs[&id];
         let layer = match self.tasks[reader].kind {
-            Kind::Distill { layer, .. } => Some(job.plan.layers[layer].name.clone()),
+            Kind::Distill { layer, .. } => Some((layer, job.plan.layers[layer].name.clone())),
             Kind::Capture { .. } | Kind::Finetune | Kind::Evaluate(_) => None,
             Kind::Synthesise { .. } => return false,
         };
         let stands = |slot: &Slot| {
             let task = &self.tasks[*slot];
             match &layer {
-                Some(layer) => task.shard(layer).is_some_and(|shard| shard.key == broken.key),
+                Some((layer, name)) => task.shard(*layer, name).is_some_and(|shard| shard.key == broken.key),
                 None => task.latents().is_some_and(|latents| latents.key == broken.key),
             }
         };
         let Some(slot) = job.slots.iter().find(stands) else {
             // Somebody else found it first, and it is being written already.
             return match &layer {
-                Some(layer) => is_shard(&broken.key) && broken.key.contains(layer),
+                Some((_, name)) => is_shard(&broken.key) && broken.key.contains(name),
                 None => self.tasks_of(job).any(|task| match &task.kind {
                     Kind::Synthesise { range } => broken.key.starts_with(&keys::latents_of(range)),
                     _ => false,
@@ -289,7 +312,7 @@ impl State {
             format!("{} was broken: expected digest {}, found {}", broken.key, broken.expected_digest, broken.found);
         let recaptures = self.change(slot, |task| {
             match &layer {
-                Some(layer) => task.shards.remove(layer),
+                Some((layer, _)) => task.shards.remove(*layer),
                 None => task.synthesised = None,
             }
             task.phase = Phase::Pending;
@@ -345,6 +368,12 @@ pub(super) type Deadline = (Duration, u64, Slot);
 /// Whether the key is that of a recorded shard: what else a task reads isn't written again.
 fn is_shard(key: &str) -> bool {
     Written::parse(key).is_some_and(|written| written.kind == keys::Kind::Activations)
+}
+
+/// Whether the attempt stored the checkpoint.
+fn is_by(checkpoint: &v1::Checkpoint, attempt: &str) -> bool {
+    let written = checkpoint.object.as_ref().and_then(|object| Written::parse(&object.key));
+    written.is_some_and(|written| written.attempt.as_str() == attempt)
 }
 
 /// Whether a checkpoint that a worker named can be handed to another.

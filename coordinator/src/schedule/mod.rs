@@ -17,6 +17,7 @@ mod placement;
 mod queue;
 mod read_only;
 mod record;
+mod restore;
 mod retention;
 mod shards;
 mod spare;
@@ -36,20 +37,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use deltaconv_proto::ids::{JobId, TaskId, WorkerId};
+use deltaconv_proto::ids::{JobId, WorkerId};
 use deltaconv_proto::v1;
 
-pub use event::{Command, Effects, Now};
+pub use event::{Command, Effects, Now, Turn};
 pub use explain::Explanation;
 pub use export::{Export, Over};
 pub use job::{Job, JobState};
+pub use restore::Restoring;
 pub use retention::Fate;
 pub use step::{Stage, Step};
 pub use task::{Failed, Kind, Leased, Phase, Task};
 pub use worker::Worker;
 
 use crate::planted::Planted;
-use crate::store::{Records, Write};
+use crate::store::Write;
 use blame::Node;
 use lease::Deadline;
 use operate::Requests;
@@ -152,62 +154,6 @@ pub struct State {
 }
 
 impl State {
-    /// The state that `records` describe. Every lease that stands gets its whole time again, so that workers can come
-    /// back to it. Returns the commands that a stopped coordinator left undone.
-    pub fn restore(settings: Settings, records: Records, now: Now) -> Result<(Self, Effects), Error> {
-        let mut state = Self {
-            settings,
-            meta: records.meta,
-            jobs: BTreeMap::new(),
-            tasks: Tasks::default(),
-            workers: BTreeMap::new(),
-            nodes: BTreeMap::new(),
-            placement: Placement::default(),
-            queue: Queue::default(),
-            deadlines: BTreeSet::new(),
-            idle: BTreeSet::new(),
-            stragglers: BTreeSet::new(),
-            looked_for_stragglers: now.monotonic,
-            looked_for_still_jobs: now.monotonic,
-            requests: Requests::new(records.requests),
-            read_only: None,
-        };
-        for record in records.workers {
-            let worker = Worker::from_record(record, now)?;
-            state.workers.insert(worker.id.clone(), worker);
-        }
-        for record in records.jobs {
-            let (job, tasks) = Job::from_record(record)?;
-            state.add_job(job, tasks);
-        }
-        for record in records.nodes {
-            let (name, node) = Node::from_record(record)?;
-            state.nodes.insert(name, node);
-        }
-        for record in records.tasks {
-            let id = TaskId::new(record.task_id.clone())?;
-            let deadline = now.monotonic + state.settings.lease_ttl;
-            let slot = state.tasks.slot(&id).ok_or_else(|| Error::Record(format!("task {id} of no job")))?;
-            let names = state.jobs[&state.tasks[slot].job].names.clone();
-            state.tasks[slot].restore(record, &names, now, deadline)?;
-        }
-        let mut effects = Effects::default();
-        let running: Vec<JobId> = state.jobs.values().filter(|j| j.is_running()).map(|j| j.id.clone()).collect();
-        running.iter().for_each(|job| state.place_job(job));
-        for job in state.jobs.keys().cloned().collect::<Vec<_>>() {
-            state.index_job(&job);
-        }
-        for job in running {
-            state.advance(&job, now, &mut effects);
-            state.resume_stage(&job, &mut effects);
-            effects.commands.push(Command::Manifest(job));
-        }
-        for job in state.jobs.values() {
-            state.reclaim(job, &mut effects);
-        }
-        Ok((state, effects))
-    }
-
     #[cfg(feature = "planted-bugs")]
     pub(crate) fn is_planted(&self, bug: Planted) -> bool {
         self.settings.planted == Some(bug)

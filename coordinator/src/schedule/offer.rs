@@ -1,8 +1,9 @@
 //! What a worker should be doing: which task it is leased next, and what it is told about it.
 
 use std::cmp::Reverse;
+use std::sync::OnceLock;
 
-use deltaconv_proto::ids::{AttemptId, TaskId, WorkerId};
+use deltaconv_proto::ids::{AttemptId, WorkerId};
 use deltaconv_proto::v1;
 use prost::Message;
 
@@ -50,6 +51,7 @@ impl State {
             since: now.monotonic,
             deadline: now.monotonic + self.settings.lease_ttl,
             held,
+            from: self.tasks[slot].checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step),
             began_at: None,
             progress: None,
             verifying: false,
@@ -193,16 +195,9 @@ impl State {
             .collect();
         captures.sort_by_key(|(range, of, _)| (range.start, *of));
         let shard = |(range, _, task): (&v1::SampleRange, _, &Task)| {
-            Some(v1::ShardOfRange { range: Some(*range), object: Some(task.shard(name)?) })
+            Some(v1::ShardOfRange { range: Some(*range), object: Some(task.shard(layer, name)?) })
         };
         captures.into_iter().map(shard).collect()
-    }
-
-    /// What the attempt under this lease was told to do: what its output is checked against.
-    pub fn expectation(&self, lease: &v1::Lease) -> Option<(v1::TaskSpec, AttemptId)> {
-        let task = self.tasks.get(&TaskId::new(lease.task_id.as_str()).ok()?)?;
-        let leased = task.held_by(lease)?;
-        Some((self.spec(self.jobs.get(&task.job)?, task)?, leased.attempt.clone()))
     }
 
     /// The message that has a worker begin an attempt. None while something that it reads is made again.
@@ -224,13 +219,14 @@ impl State {
 
     /// What the task is, without the latents and shards that it reads: while they are made again its output can be checked
     /// nevertheless.
-    fn spec(&self, job: &Job, task: &Task) -> Option<v1::TaskSpec> {
+    pub(super) fn spec(&self, job: &Job, task: &Task) -> Option<v1::TaskSpec> {
         let kind = match &task.kind {
             Kind::Synthesise { range } => v1::task_spec::Kind::Synthesise(v1::SynthesiseTask { range: Some(*range) }),
             Kind::Capture { round, range } => {
                 let trained = plan::trained_in(*round, &job.plan.layers);
-                let missing = trained.iter().filter(|layer| !task.shards.has(&layer.name));
-                let layers = missing.map(|layer| layer.name.clone()).collect();
+                let first = job.plan.layers.len() - trained.len();
+                let missing = (first..).zip(trained).filter(|(layer, _)| !task.shards.has(*layer));
+                let layers = missing.map(|(_, layer)| layer.name.clone()).collect();
                 let blocks = round.checked_sub(1).map(|before| self.blocks_of(job, before)).unwrap_or_default();
                 v1::task_spec::Kind::Capture(v1::CaptureTask { round: *round, range: Some(*range), layers, blocks })
             }
@@ -258,13 +254,19 @@ impl State {
                 resume: task.checkpoint.as_deref().cloned(),
             }),
         };
-        let encoded =
-            job.encoded.get_or_init(|| Encoded { spec: job.spec.encode_to_vec(), plan: job.plan.encode_to_vec() });
+        let encoded = job.encoded.get_or_init(|| Encoded {
+            spec: job.spec.encode_to_vec(),
+            plan: job.plan.encode_to_vec(),
+            student: OnceLock::new(),
+        });
         let plan = match &task.kind {
-            Kind::Finetune | Kind::Evaluate(_) => self.plan_of_student(job).encode_to_vec(),
-            Kind::Synthesise { .. } | Kind::Capture { .. } | Kind::Distill { .. } => encoded.plan.clone(),
+            // Every layer is trained by now.
+            Kind::Finetune | Kind::Evaluate(_) => {
+                encoded.student.get_or_init(|| self.plan_of_student(job).encode_to_vec())
+            }
+            Kind::Synthesise { .. } | Kind::Capture { .. } | Kind::Distill { .. } => &encoded.plan,
         };
-        Some(v1::TaskSpec { job: encoded.spec.clone(), plan, kind: Some(kind), latents: Vec::new() })
+        Some(v1::TaskSpec { job: encoded.spec.clone(), plan: plan.clone(), kind: Some(kind), latents: Vec::new() })
     }
 
     /// Has idle workers ask again, as many as there are ready tasks: first those whose nodes hold most of one.

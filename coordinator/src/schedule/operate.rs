@@ -23,9 +23,10 @@ pub(super) struct Requests {
 }
 
 impl Requests {
-    pub(super) fn new(records: Vec<v1::RequestRecord>) -> Self {
-        let known = records.iter().map(|record| record.request_id.clone()).collect();
-        Self { known, in_order: records.into_iter().map(|record| (record.sequence, record.request_id)).collect() }
+    /// Remembers one.
+    pub(super) fn add(&mut self, record: v1::RequestRecord) {
+        self.known.insert(record.request_id.clone());
+        self.in_order.insert(record.sequence, record.request_id);
     }
 
     /// All that are remembered.

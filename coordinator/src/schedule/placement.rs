@@ -293,9 +293,22 @@ impl State {
         let rounds = (0..=job.rounds()).filter(|round| job.reads(*round, &task.kind));
         let steps = rounds.filter_map(|round| job.work(Step { stage: Stage::Distill, round }));
         let readers = steps.flat_map(|work| work.slots.iter()).filter_map(|slot| match self.tasks[slot].kind {
-            Kind::Distill { layer, .. } => Some((slot, task.shards.piece(job.names.get(layer)?)?)),
+            Kind::Distill { layer, .. } if !self.tasks[slot].is_committed() => Some((slot, task.shards.piece(layer)?)),
             _ => None,
         });
         readers.collect()
+    }
+
+    /// The task is about to be committed: where its shards lie says nothing any more.
+    pub(super) fn has_read(&mut self, reader: Slot) {
+        let task = &self.tasks[reader];
+        let (Kind::Distill { round, layer }, Some(job)) = (&task.kind, self.jobs.get(&task.job)) else { return };
+        if task.is_committed() || !job.is_running() {
+            return;
+        }
+        let captures = (0..=*round).flat_map(|round| self.tasks_in(job, Step { stage: Stage::Capture, round }));
+        let read = captures.filter(|capture| job.reads(*round, &capture.kind));
+        let pieces: Vec<Piece> = read.filter_map(|capture| capture.shards.piece(*layer)).collect();
+        pieces.into_iter().for_each(|piece| self.placement.remove(reader, piece));
     }
 }

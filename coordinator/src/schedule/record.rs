@@ -22,7 +22,8 @@ impl Task {
             lease: self.leased().map(|leased| self.message(leased)),
             worker_id: self.leased().map(|leased| leased.worker.to_string()).unwrap_or_default(),
             checkpoint: self.checkpoint.as_deref().cloned(),
-            shards: self.shard_refs(),
+            shards: Vec::new(),
+            written: self.shards.record(),
             synthesised: self.synthesised.as_deref().cloned(),
             distilled: self.distilled.as_deref().cloned(),
             finetuned: self.finetuned.as_deref().cloned(),
@@ -56,6 +57,7 @@ impl Task {
                 since: now.monotonic,
                 deadline,
                 held: None,
+                from: 0,
                 began_at: None,
                 progress: None,
                 verifying: false,
@@ -82,6 +84,9 @@ impl Task {
         let id = self.id.clone();
         let foreign = |key: String| Error::Record(format!("task {id} with a shard at {key:?}"));
         self.take_shards(record.shards, names).map_err(foreign)?;
+        let id = &self.id;
+        let unknown = || Error::Record(format!("task {id} with shards of no layers"));
+        self.shards.restore(record.written, names.len()).ok_or_else(unknown)?;
         self.synthesised = record.synthesised.map(Box::new);
         self.distilled = record.distilled.map(Box::new);
         self.finetuned = record.finetuned.map(Box::new);
@@ -121,6 +126,7 @@ impl Job {
             figures: self.figures.clone(),
             reclaimed: self.reclaimed,
             paused: self.paused,
+            retries: self.retries,
         }
     }
 
@@ -143,6 +149,7 @@ impl Job {
         job.figures = record.figures;
         job.reclaimed = record.reclaimed;
         job.paused = record.paused;
+        job.retries = record.retries;
         Ok((job, tasks))
     }
 }

@@ -51,6 +51,8 @@ pub struct Leased {
     /// The share of its shards' bytes that the worker's node held when it was leased. Unknown of other tasks than distill
     /// ones, and after a restart.
     pub held: Option<f64>,
+    /// The step of the checkpoint that it was to go on from; 0 where there was none, and after a restart.
+    pub(super) from: u64,
     /// The part of the task that was done when its first report came.
     pub began_at: Option<f64>,
     /// The last report.

@@ -40,21 +40,34 @@ impl Slots {
     }
 }
 
-/// Where tasks are kept. None is ever removed.
+/// Tasks in a chunk.
+const CHUNK: usize = 1024;
+
+/// Where tasks are kept. None is ever removed, and none is moved: there may be millions.
 #[derive(Debug, Default)]
 pub(super) struct Tasks {
-    slots: Vec<Task>,
+    /// All but the last one full.
+    chunks: Vec<Vec<Task>>,
     by_id: HashMap<TaskId, Slot>,
 }
 
 impl Tasks {
     /// Takes a job's tasks.
     pub(super) fn add(&mut self, tasks: Vec<Task>) -> Slots {
-        let first = self.slots.len() as u32;
+        let first = self.by_id.len() as u32;
         let placed = tasks.iter().zip(first..).map(|(task, slot)| (task.id.clone(), Slot(slot)));
         self.by_id.extend(placed);
-        self.slots.extend(tasks);
-        Slots(first..self.slots.len() as u32)
+        for task in tasks {
+            match self.chunks.last_mut() {
+                Some(last) if last.len() < CHUNK => last.push(task),
+                _ => {
+                    let mut chunk = Vec::with_capacity(CHUNK);
+                    chunk.push(task);
+                    self.chunks.push(chunk);
+                }
+            }
+        }
+        Slots(first..self.by_id.len() as u32)
     }
 
     /// The place of the task of this id.
@@ -70,7 +83,7 @@ impl Tasks {
     /// All of them, in the order in which they came.
     #[cfg(test)]
     pub(super) fn values(&self) -> impl Iterator<Item = &Task> {
-        self.slots.iter()
+        self.chunks.iter().flatten()
     }
 }
 
@@ -78,13 +91,13 @@ impl Index<Slot> for Tasks {
     type Output = Task;
 
     fn index(&self, slot: Slot) -> &Task {
-        &self.slots[slot.0 as usize]
+        &self.chunks[slot.0 as usize / CHUNK][slot.0 as usize % CHUNK]
     }
 }
 
 impl IndexMut<Slot> for Tasks {
     fn index_mut(&mut self, slot: Slot) -> &mut Task {
-        &mut self.slots[slot.0 as usize]
+        &mut self.chunks[slot.0 as usize / CHUNK][slot.0 as usize % CHUNK]
     }
 }
 

@@ -185,17 +185,17 @@ impl Coordinator {
         for command in std::mem::take(&mut self.commands) {
             match command {
                 Command::Wake(_) | Command::Say { .. } | Command::Discard { .. } | Command::Manifest(_) => {}
-                Command::Verify { task, lease, done } => {
+                Command::Verify { task, lease, done, .. } => {
                     self.run(|state, now, effects| state.verified(&task, &lease, *done, Ok(()), now, effects));
                 }
-                Command::Assemble(job) => {
+                Command::Assemble(turn) => {
                     let output = vec![object("output/model.safetensors")];
                     let result = Ok(("digest".to_owned(), output));
-                    self.run(|state, now, effects| state.assembled(&job, result, now, effects));
+                    self.run(|state, now, effects| state.assembled(&turn, result, now, effects));
                 }
-                Command::Report(job) => {
+                Command::Report(turn) => {
                     let result = Ok(v1::Figures::default());
-                    self.run(|state, now, effects| state.reported(&job, result, now, effects));
+                    self.run(|state, now, effects| state.reported(&turn, result, now, effects));
                 }
                 Command::Reclaim(job) => self.run(|state, _, effects| state.reclaimed(&job, effects)),
             }
@@ -487,6 +487,58 @@ fn a_restart_keeps_leases_and_checkpoints() {
     assert_eq!(c.state.tasks[&task].checkpoint.as_deref(), Some(&checkpoint));
 }
 
+/// An attempt that can't read the checkpoint that it was given stores lower ones.
+#[test]
+fn a_checkpoint_of_an_attempt_that_began_anew_takes_the_place_of_one_that_cannot_be_read() {
+    let mut c = Coordinator::new();
+    c.submit_spec(spec());
+    let worker = c.join();
+    let reached = |c: &mut Coordinator, start: &v1::Start, step: u64| {
+        let lease = start.lease.clone().expect("a lease");
+        let (id, attempt) =
+            (TaskId::new(lease.task_id).expect("an id"), AttemptId::new(lease.attempt_id).expect("an id"));
+        let checkpoint = v1::Checkpoint { object: Some(object(&keys::checkpoint(&id, &attempt, step))), step };
+        let progress = v1::Progress { checkpoint: Some(checkpoint), ..v1::Progress::default() };
+        c.sync(&worker, vec![report(&start.lease, Report::Running(progress))]);
+        c.state.tasks[&id].checkpoint.as_ref().expect("a checkpoint").step
+    };
+    let start = first_distill(&mut c, &worker);
+    assert_eq!(reached(&mut c, &start, 50), 50);
+    c.sync(&worker, vec![report(&start.lease, Report::Released(v1::Progress::default()))]);
+    let again = c.sync(&worker, Vec::new()).start.remove(0);
+    assert_eq!(task_of(&again), task_of(&start));
+    assert_eq!(reached(&mut c, &again, 20), 20, "it began anew");
+    assert_eq!(reached(&mut c, &again, 10), 20, "what comes late changes nothing");
+    assert_eq!(reached(&mut c, &again, 30), 30);
+}
+
+/// Somebody had the job go on while the news that its model can't be written was still on the way.
+#[test]
+fn what_came_of_a_job_before_it_was_retried_counts_no_more() {
+    let mut c = Coordinator::new();
+    let job = c.submit_spec(spec());
+    let worker = c.join();
+    let mut reports = Vec::new();
+    let turn = loop {
+        let response = c.sync(&worker, std::mem::take(&mut reports));
+        reports.extend(response.start.iter().map(|start| report(&start.lease, Report::Done(done(start)))));
+        let assembles = |command: &Command| match command {
+            Command::Assemble(turn) => Some(turn.clone()),
+            _ => None,
+        };
+        match c.commands.iter().find_map(assembles) {
+            Some(turn) => break turn,
+            None => c.carry_out(),
+        }
+    };
+    let fail = |state: &mut State, now, effects: &mut _| state.assembled(&turn, Err("no room".into()), now, effects);
+    c.run(fail);
+    c.run(|state, now, effects| state.retry(job.as_str(), now, effects)).expect("goes on");
+    c.crash();
+    c.run(fail);
+    assert!(c.state.jobs[&job].is_running(), "it was told of the time before");
+}
+
 #[test]
 fn a_checkpoint_outside_its_place_is_not_handed_on() {
     let mut c = Coordinator::new();
@@ -696,7 +748,7 @@ proptest! {
                     // The check could not be made: nobody's fault, and it is made again.
                     for command in std::mem::take(&mut c.commands) {
                         match command {
-                            Command::Verify { task, lease, done } => c.run(|state, now, effects| {
+                            Command::Verify { task, lease, done, .. } => c.run(|state, now, effects| {
                                 state.verified(&task, &lease, *done, Err(None), now, effects);
                             }),
                             other => c.commands.push(other),

@@ -1,5 +1,7 @@
 //! Which layers get a wider block after the first round.
 
+use std::borrow::Cow;
+
 use deltaconv_proto::v1;
 
 use super::{Job, State};
@@ -12,11 +14,11 @@ const MOST_ADDED: f64 = 0.5;
 impl State {
     /// The job's plan as a round trains its blocks: after the first one, some are wider. It follows from the recipe and the
     /// outputs that were accepted in the first round alone.
-    pub(super) fn plan_of_round(&self, job: &Job, round: u32) -> v1::JobPlan {
-        let mut plan = job.plan.clone();
+    pub(super) fn plan_of_round<'a>(&self, job: &'a Job, round: u32) -> Cow<'a, v1::JobPlan> {
+        let mut plan = Cow::Borrowed(&job.plan);
         if round > 0 {
             for layer in self.widened(job) {
-                plan.layers[layer] = plan::widened(&plan.layers[layer]);
+                plan.to_mut().layers[layer] = plan::widened(&job.plan.layers[layer]);
             }
         }
         plan

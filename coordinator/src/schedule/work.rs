@@ -118,7 +118,7 @@ impl State {
     pub(super) fn rank(&mut self, id: &JobId, step: Step) {
         let Some(job) = self.jobs.get(id).filter(|_| step.stage == Stage::Distill) else { return };
         let Some(slots) = job.work(step).map(|work| work.slots.clone()) else { return };
-        let (planned, steps) = (self.plan_of_round(job, step.round), self.steps(job, step.round));
+        let (planned, steps) = (self.plan_of_round(job, step.round).into_owned(), self.steps(job, step.round));
         self.change_all(id, slots.iter(), |task| {
             if let Kind::Distill { layer, .. } = task.kind {
                 let of_step = plan::cost::Block::planned(&planned.layers[layer]).total();

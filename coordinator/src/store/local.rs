@@ -3,13 +3,14 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 
 use prost::Message;
 
-use super::{Journal, Records, Store, Write};
+use super::{Entry, Journal, Store, Write};
 
 /// Before every value, so that a later format is told apart from a broken record.
-pub(crate) const VERSION: u8 = 3;
+pub(crate) const VERSION: u8 = 4;
 /// The oldest format that is still read: every later one only adds fields.
 pub(crate) const OLDEST: u8 = 2;
 /// The database, within the folder.
@@ -20,6 +21,10 @@ pub(crate) const IDENTITY: &str = "IDENTITY";
 pub(crate) const MAX_VALUE: usize = 64 * 1024;
 /// What sled keeps of the database in memory. All of it is read once, at the start.
 const CACHE_BYTES: u64 = 64 << 20;
+
+/// Records that are read together, and how many such pieces are read ahead.
+const PIECE: usize = 1024;
+const READ_AHEAD: usize = 4;
 
 /// What must fit on a disk that is to be written again.
 const PROBE_BYTES: usize = 64 << 10;
@@ -326,24 +331,40 @@ pub(super) fn decode<T: Message + Default>(key: &str, value: &[u8]) -> Result<T,
     T::decode(bytes).map_err(|source| Error::Record { key: key.into(), source })
 }
 
+/// An entry of the database as what it takes to write it; `None` for one of an unknown table.
+fn record(entry: sled::Result<(sled::IVec, sled::IVec)>, path: &Path) -> Result<Option<Write>, Error> {
+    let (key, value) = entry.map_err(|source| Error::Database { path: path.into(), source })?;
+    let entry = Entry { key: String::from_utf8_lossy(&key).into_owned(), value: Some(value.to_vec()) };
+    let record = entry.write()?;
+    if record.is_none() {
+        tracing::warn!(key = entry.key, "a record of an unknown table is left alone");
+    }
+    Ok(record)
+}
+
 impl Store for LocalStore {
-    fn load(&mut self) -> Result<Records, Error> {
+    fn each(&mut self, take: &mut dyn FnMut(Write)) -> Result<(), Error> {
         let path = self.folder.join(DATABASE);
-        let mut records = Records::default();
-        for entry in self.database()?.sled.iter() {
-            let (key, value) = entry.map_err(|source| Error::Database { path: path.clone(), source })?;
-            let key = String::from_utf8_lossy(&key);
-            match key.split_once('/').map_or(&*key, |(table, _)| table) {
-                "meta" => records.meta = decode(&key, &value)?,
-                "job" => records.jobs.push(decode(&key, &value)?),
-                "task" => records.tasks.push(decode(&key, &value)?),
-                "worker" => records.workers.push(decode(&key, &value)?),
-                "node" => records.nodes.push(decode(&key, &value)?),
-                "request" => records.requests.push(decode(&key, &value)?),
-                _ => tracing::warn!(%key, "a record of an unknown table is left alone"),
+        let sled = self.database()?.sled.clone();
+        // Reading and decoding takes about as long as what is done with it.
+        std::thread::scope(|scope| {
+            let (sender, read) = mpsc::sync_channel::<Result<Vec<Write>, Error>>(READ_AHEAD);
+            scope.spawn(move || {
+                // In the order of their keys: jobs, then tasks.
+                let mut entries = sled.iter().peekable();
+                while entries.peek().is_some() {
+                    let piece = entries.by_ref().take(PIECE).filter_map(|entry| record(entry, &path).transpose());
+                    // Who reads stops at the first error.
+                    if sender.send(piece.collect()).is_err() {
+                        return;
+                    }
+                }
+            });
+            for piece in read {
+                piece?.into_iter().for_each(&mut *take);
             }
-        }
-        Ok(records)
+            Ok(())
+        })
     }
 
     fn probe(&mut self) -> Result<(), Error> {

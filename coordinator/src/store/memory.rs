@@ -9,8 +9,9 @@ pub struct MemoryStore {
 }
 
 impl Store for MemoryStore {
-    fn load(&mut self) -> Result<Records, Error> {
-        Ok(self.records.clone())
+    fn each(&mut self, take: &mut dyn FnMut(Write)) -> Result<(), Error> {
+        self.records.clone().into_writes().for_each(take);
+        Ok(())
     }
 
     fn apply(&mut self, writes: &[Write]) -> Result<(), Error> {

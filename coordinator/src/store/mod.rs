@@ -54,17 +54,49 @@ pub struct Records {
     pub requests: Vec<v1::RequestRecord>,
 }
 
+impl Records {
+    /// Takes a record that is written for the first time.
+    fn add(&mut self, record: Write) {
+        match record {
+            Write::Meta(meta) => self.meta = meta,
+            Write::Job(job) => self.jobs.push(*job),
+            Write::Task(task) => self.tasks.push(*task),
+            Write::Worker(worker) => self.workers.push(worker),
+            Write::Node(node) => self.nodes.push(*node),
+            Write::Request(request) => self.requests.push(request),
+            Write::ForgetWorker(_) | Write::ForgetNode(_) | Write::ForgetRequest(_) => {}
+        }
+    }
+
+    /// Each of them, as what it takes to write it: a job comes before its tasks.
+    pub(crate) fn into_writes(self) -> impl Iterator<Item = Write> {
+        let jobs = self.jobs.into_iter().map(|job| Write::Job(job.into()));
+        let tasks = self.tasks.into_iter().map(|task| Write::Task(task.into()));
+        let workers = self.workers.into_iter().map(Write::Worker);
+        let nodes = self.nodes.into_iter().map(|node| Write::Node(node.into()));
+        let requests = self.requests.into_iter().map(Write::Request);
+        std::iter::once(Write::Meta(self.meta)).chain(jobs).chain(tasks).chain(workers).chain(nodes).chain(requests)
+    }
+}
+
 /// Durable state with one owner.
 pub trait Store: Send {
-    /// Reads everything.
-    fn load(&mut self) -> Result<Records, Error>;
+    /// Gives every record to `take`, one after the other: there may be millions. A job comes before its tasks.
+    fn each(&mut self, take: &mut dyn FnMut(Write)) -> Result<(), Error>;
 
-    /// Finds out whether a store that failed can be written again, and makes it ready for [`Self::load`].
+    /// Reads everything.
+    fn load(&mut self) -> Result<Records, Error> {
+        let mut records = Records::default();
+        self.each(&mut |record| records.add(record))?;
+        Ok(records)
+    }
+
+    /// Finds out whether a store that failed can be written again, and makes it ready for [`Self::each`].
     fn probe(&mut self) -> Result<(), Error> {
         Ok(())
     }
 
     /// Makes `writes` durable, all or none of them. They are when this returns. After an error nothing is known of them until
-    /// [`Self::load`] says what is stored.
+    /// [`Self::each`] says what is stored.
     fn apply(&mut self, writes: &[Write]) -> Result<(), Error>;
 }

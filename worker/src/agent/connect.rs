@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use deltaconv_proto::v1;
 use deltaconv_proto::v1::worker_service_client::WorkerServiceClient;
+use tokio::sync::mpsc;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Status, Streaming};
 
 use super::coordinator::{Coordinator, Unanswered};
 use super::{Error, Options, device};
@@ -35,6 +36,58 @@ impl Interceptor for Bearer {
 /// Calls with a token.
 pub(crate) type Client = WorkerServiceClient<InterceptedService<Channel, Bearer>>;
 
+/// Requests that wait for their way: more are of no use, since the last one says all.
+const WAITING: usize = 4;
+
+/// What a worker says to the coordinator and is answered, over a stream that is opened again where it broke.
+pub(crate) struct Calls {
+    client: Client,
+    /// Of the last request.
+    number: u64,
+    stream: Option<(mpsc::Sender<v1::SyncRequest>, Streaming<v1::SyncResponse>)>,
+}
+
+impl Calls {
+    /// Calls through `client`.
+    pub(crate) fn new(client: Client) -> Self {
+        Self { client, number: 0, stream: None }
+    }
+
+    /// Says something and waits for the answer. A call that is dropped may have arrived.
+    pub(crate) async fn sync(&mut self, request: v1::SyncRequest) -> Result<v1::SyncResponse, Status> {
+        self.number += 1;
+        let request = v1::SyncRequest { number: self.number, ..request };
+        let answer = self.answer(request).await;
+        if answer.is_err() {
+            self.stream = None;
+        }
+        answer
+    }
+
+    async fn answer(&mut self, request: v1::SyncRequest) -> Result<v1::SyncResponse, Status> {
+        let answers = match &mut self.stream {
+            Some((requests, answers)) => {
+                // One that has ended says why among its answers.
+                let _ = requests.send(request).await;
+                answers
+            }
+            None => {
+                let (requests, mut sent) = mpsc::channel(WAITING);
+                // There is room for the first.
+                let _ = requests.send(request).await;
+                let answers = self.client.sync(futures::stream::poll_fn(move |cx| sent.poll_recv(cx))).await?;
+                &mut self.stream.insert((requests, answers.into_inner())).1
+            }
+        };
+        while let Some(answer) = answers.message().await? {
+            if answer.answers == self.number {
+                return Ok(answer);
+            }
+        }
+        Err(Status::unavailable("the coordinator ended the stream"))
+    }
+}
+
 /// Whether the same call may succeed later. A coordinator that is away, starting or stopping is worth waiting for.
 fn may_pass(status: &Status) -> bool {
     match status.code() {
@@ -47,9 +100,9 @@ fn may_pass(status: &Status) -> bool {
 
 /// What the last join gave.
 struct Session {
-    client: Client,
+    calls: Calls,
     bearer: Bearer,
-    /// After the time that a call may be held, its answer is waited for so long.
+    /// After the time that an answer may be kept it is waited for so long.
     patience: Duration,
 }
 
@@ -116,20 +169,20 @@ impl Coordinator for Grpc {
         let joined = client.join(request).await.map_err(|status| self.unanswered(&status))?.into_inner();
         // Half a lease is left for another connection then.
         let patience = Duration::from_millis(joined.lease_ttl_ms) / 2;
-        self.session = Some(Session { client, bearer, patience });
+        self.session = Some(Session { calls: Calls::new(client), bearer, patience });
         Ok(joined)
     }
 
     async fn sync(&mut self, request: v1::SyncRequest) -> Result<v1::SyncResponse, Unanswered> {
         let Some(session) = &mut self.session else { return Err(Unanswered::Away("not joined yet".into())) };
         let limit = Duration::from_millis(request.hold_ms) + session.patience;
-        match tokio::time::timeout(limit, session.client.sync(request)).await {
-            Ok(answer) => answer.map(tonic::Response::into_inner).map_err(|status| self.unanswered(&status)),
+        match tokio::time::timeout(limit, session.calls.sync(request)).await {
+            Ok(answer) => answer.map_err(|status| self.unanswered(&status)),
             Err(_) => {
                 // Where a network swallows packets nothing ends a connection, and what is sent again on an old one comes
                 // ever later: a new one is there as soon as the network is.
                 let channel = self.endpoint.connect_lazy();
-                session.client = WorkerServiceClient::with_interceptor(channel, session.bearer.clone());
+                session.calls = Calls::new(WorkerServiceClient::with_interceptor(channel, session.bearer.clone()));
                 Err(Unanswered::Away(format!("no answer within {limit:?}")))
             }
         }

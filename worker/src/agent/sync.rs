@@ -158,8 +158,8 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
                 () = tokio::time::sleep_until(call_after) => {}
             }
         }
-        if self.attempts.is_empty() && !leaving {
-            // Before it asks for work, since what it is given follows from it.
+        if self.attempts.values().all(|held| held.outcome.is_some()) && !leaving {
+            // Before it is given work, since what it is given follows from it.
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Event::Leave,
@@ -206,6 +206,8 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
             draining: self.leave_by.is_some(),
             cache: Some(self.statement()),
             device_error: self.runner.device_error().unwrap_or_default(),
+            // The connection counts.
+            number: 0,
         }
     }
 

@@ -14,7 +14,7 @@ use futures::future::try_join_all;
 use tonic::Status;
 use tonic::transport::Endpoint;
 
-use crate::agent::connect::{Bearer, Client};
+use crate::agent::connect::{Bearer, Calls};
 
 /// Workers that connect at the same time.
 const AT_ONCE: usize = 64;
@@ -60,10 +60,12 @@ impl Latencies {
 pub struct Cluster(Vec<Simulated>);
 
 struct Simulated {
-    client: Client,
+    calls: Calls,
     id: String,
     /// What it is at.
     held: Option<(v1::Lease, v1::TaskSpec)>,
+    /// It takes nothing new.
+    draining: bool,
 }
 
 impl Cluster {
@@ -124,9 +126,12 @@ impl Cluster {
                 async move {
                     let mut latencies = Vec::new();
                     while accepted.load(Ordering::Relaxed) < tasks {
-                        let asked = Instant::now();
-                        worker.renew(Duration::ZERO).await?;
-                        latencies.push(asked.elapsed());
+                        // The answer that accepted the last task may have brought the next.
+                        if worker.held.is_none() {
+                            let asked = Instant::now();
+                            worker.renew(Duration::ZERO).await?;
+                            latencies.push(asked.elapsed());
+                        }
                         if worker.held.is_none() {
                             // Others are at what is left; when they are done there is more, or nothing.
                             worker.renew(Duration::from_secs(2)).await?;
@@ -188,7 +193,7 @@ impl Simulated {
             node: format!("node-{}", number / 8),
         };
         let joined = client.join(request).await.map_err(Box::new)?.into_inner();
-        Ok(Self { client, id: joined.worker_id, held: None })
+        Ok(Self { calls: Calls::new(client), id: joined.worker_id, held: None, draining: false })
     }
 
     async fn sync(&mut self, state: Option<attempt_report::State>, hold: Duration) -> Result<v1::SyncResponse, Error> {
@@ -197,9 +202,10 @@ impl Simulated {
             worker_id: self.id.clone(),
             attempts: self.held.as_ref().map(report).into_iter().collect(),
             hold_ms: hold.as_millis() as u64,
+            draining: self.draining,
             ..v1::SyncRequest::default()
         };
-        Ok(self.client.sync(request).await.map_err(Box::new)?.into_inner())
+        Ok(self.calls.sync(request).await.map_err(Box::new)?)
     }
 
     /// Says that it is at its task, or that it has none.
@@ -209,13 +215,13 @@ impl Simulated {
         self.take(answer)
     }
 
-    /// Gives its task back, so that it keeps nobody waiting.
+    /// Gives its task back and takes nothing new, so that it keeps nobody waiting.
     async fn hand_back(&mut self) -> Result<(), Error> {
+        self.draining = true;
         while self.held.is_some() {
             let answer =
                 self.sync(Some(attempt_report::State::Released(v1::Progress::default())), Duration::ZERO).await?;
-            // As a worker that leaves, it takes nothing new.
-            self.take(v1::SyncResponse { start: Vec::new(), ..answer })?;
+            self.take(answer)?;
         }
         Ok(())
     }

@@ -1,0 +1,131 @@
+//! The state from its records.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use deltaconv_proto::ids::{JobId, TaskId};
+use deltaconv_proto::v1;
+
+use super::blame::Node;
+use super::operate::Requests;
+use super::placement::Placement;
+use super::queue::Queue;
+use super::tasks::Tasks;
+use super::{Command, Effects, Error, Job, Now, Settings, State, Worker};
+use crate::store::{Records, Store, Write};
+
+/// A state whose records come one after the other.
+pub struct Restoring {
+    state: State,
+    now: Now,
+    /// The first that went wrong.
+    error: Option<Error>,
+}
+
+impl Restoring {
+    /// An empty one.
+    pub fn new(settings: Settings, now: Now) -> Self {
+        let state = State {
+            settings,
+            meta: v1::MetaRecord::default(),
+            jobs: BTreeMap::new(),
+            tasks: Tasks::default(),
+            workers: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            placement: Placement::default(),
+            queue: Queue::default(),
+            deadlines: BTreeSet::new(),
+            idle: BTreeSet::new(),
+            stragglers: BTreeSet::new(),
+            looked_for_stragglers: now.monotonic,
+            looked_for_still_jobs: now.monotonic,
+            requests: Requests::default(),
+            read_only: None,
+        };
+        Self { state, now, error: None }
+    }
+
+    /// Takes the next record. A job comes before its tasks.
+    pub fn take(&mut self, record: Write) {
+        if self.error.is_none() {
+            self.error = self.add(record).err();
+        }
+    }
+
+    fn add(&mut self, record: Write) -> Result<(), Error> {
+        let (state, now) = (&mut self.state, self.now);
+        match record {
+            Write::Meta(meta) => state.meta = meta,
+            Write::Job(record) => {
+                let (job, tasks) = Job::from_record(*record)?;
+                state.add_job(job, tasks);
+            }
+            Write::Task(record) => {
+                let id = TaskId::new(record.task_id.as_str())?;
+                let deadline = now.monotonic + state.settings.lease_ttl;
+                let slot = state.tasks.slot(&id).ok_or_else(|| Error::Record(format!("task {id} of no job")))?;
+                let names = state.jobs[&state.tasks[slot].job].names.clone();
+                state.tasks[slot].restore(*record, &names, now, deadline)?;
+            }
+            Write::Worker(record) => {
+                let worker = Worker::from_record(record, now)?;
+                state.workers.insert(worker.id.clone(), worker);
+            }
+            Write::Node(record) => {
+                let (name, node) = Node::from_record(*record)?;
+                state.nodes.insert(name, node);
+            }
+            Write::Request(request) => state.requests.add(request),
+            Write::ForgetWorker(_) | Write::ForgetNode(_) | Write::ForgetRequest(_) => {}
+        }
+        Ok(())
+    }
+
+    /// The state that the records describe. Every lease that stands gets its whole time again, so that workers can come back to
+    /// it. With the commands that a stopped coordinator left undone.
+    ///
+    /// # Errors
+    /// A record that can't be understood.
+    pub fn finish(self) -> Result<(State, Effects), Error> {
+        let Self { mut state, now, error } = self;
+        if let Some(error) = error {
+            return Err(error);
+        }
+        let mut effects = Effects::default();
+        let running: Vec<JobId> = state.jobs.values().filter(|j| j.is_running()).map(|j| j.id.clone()).collect();
+        running.iter().for_each(|job| state.place_job(job));
+        for job in state.jobs.keys().cloned().collect::<Vec<_>>() {
+            state.index_job(&job);
+        }
+        for job in running {
+            state.advance(&job, now, &mut effects);
+            state.resume_stage(&job, &mut effects);
+            effects.commands.push(Command::Manifest(job));
+        }
+        for job in state.jobs.values() {
+            state.reclaim(job, &mut effects);
+        }
+        Ok((state, effects))
+    }
+}
+
+impl State {
+    /// The state that `records` describe, as [`Restoring`] has it.
+    ///
+    /// # Errors
+    /// A record that can't be understood.
+    pub fn restore(settings: Settings, records: Records, now: Now) -> Result<(Self, Effects), Error> {
+        let mut restoring = Restoring::new(settings, now);
+        records.into_writes().for_each(|record| restoring.take(record));
+        restoring.finish()
+    }
+
+    /// The state that is in `store`.
+    ///
+    /// # Errors
+    /// What the store says, or that a record of it can't be understood.
+    pub(crate) fn read(settings: Settings, store: &mut dyn Store, now: Now) -> Result<(Self, Effects), crate::Error> {
+        let mut restoring = Restoring::new(settings, now);
+        store.each(&mut |record| restoring.take(record))?;
+        Ok(restoring.finish()?)
+    }
+}
