@@ -42,6 +42,8 @@ pub(crate) enum Command {
     Watch(OfJob),
     /// Show what a job that is done achieved, layer by layer and stage by stage, and what it cost
     Report(OfJob),
+    /// Show what happened: to a job, or to all of them and the workers
+    Events(commands::events::Arguments),
     /// Say why a job or a task waits, and what would help
     Explain(OfJobOrTask),
     /// List the workers; give one nothing new, or tasks again

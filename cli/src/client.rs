@@ -124,7 +124,14 @@ impl Client {
     pub(crate) async fn watch(&mut self, job_id: &str) -> Result<Statuses, Error> {
         // No time limit: the stream lives as long as the job.
         let answer = self.service.watch_job(v1::WatchJobRequest { job_id: job_id.into() }).await;
-        Ok(Statuses { url: self.url.clone(), stream: self.answer(answer)? })
+        Ok(Stream { url: self.url.clone(), stream: self.answer(answer)? })
+    }
+
+    /// What happened after `request.after`, and with `request.follow` what happens from now on.
+    pub(crate) async fn events(&mut self, request: v1::EventsRequest) -> Result<Stream<v1::Event>, Error> {
+        // No time limit: the stream lives as long as it is followed.
+        let answer = self.service.events(request).await;
+        Ok(Stream { url: self.url.clone(), stream: self.answer(answer)? })
     }
 
     fn answer<T>(&self, answer: Result<Response<T>, Status>) -> Result<T, Error> {
@@ -132,20 +139,25 @@ impl Client {
     }
 }
 
-/// The statuses of one job, as the coordinator sends them.
-pub(crate) struct Statuses {
+/// What the coordinator sends for as long as somebody listens.
+pub(crate) struct Stream<T> {
     url: String,
-    stream: tonic::Streaming<v1::JobStatus>,
+    stream: tonic::Streaming<T>,
 }
 
-impl Statuses {
-    /// The next status. A stream that ends is a coordinator that leaves.
-    pub(crate) async fn next(&mut self) -> Result<v1::JobStatus, Error> {
-        match self.stream.message().await {
-            Ok(Some(status)) => Ok(status),
-            Ok(None) => Err(Error::Unreachable { url: self.url.clone(), reason: "it ended the stream".into() }),
-            Err(status) => Err(failure(&self.url, &status)),
-        }
+/// The statuses of one job.
+pub(crate) type Statuses = Stream<v1::JobStatus>;
+
+impl<T> Stream<T> {
+    /// The next of them. A stream that ends is a coordinator that leaves.
+    pub(crate) async fn next(&mut self) -> Result<T, Error> {
+        let next = self.next_or_end().await?;
+        next.ok_or_else(|| Error::Unreachable { url: self.url.clone(), reason: "it ended the stream".into() })
+    }
+
+    /// The next of them, of a stream that may end.
+    pub(crate) async fn next_or_end(&mut self) -> Result<Option<T>, Error> {
+        self.stream.message().await.map_err(|status| failure(&self.url, &status))
     }
 }
 

@@ -32,6 +32,12 @@ pub(crate) fn text(table: &Table) -> String {
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
+/// The text on one line, without what a terminal takes for a command: workers and stores say all sorts of things.
+pub(crate) fn one_line(text: &str) -> String {
+    let words = text.split(char::is_control).filter(|part| !part.is_empty());
+    words.collect::<Vec<_>>().join(" ")
+}
+
 /// A figure, or a dash while it isn't known.
 pub(crate) fn figure(value: f64, spelled: impl FnOnce(f64) -> String) -> String {
     if value.is_finite() && value > 0.0 { spelled(value) } else { "–".into() }

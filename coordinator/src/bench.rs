@@ -16,6 +16,7 @@ use tonic::transport::Server;
 
 use crate::api::{Token, Wakers, WorkerApi};
 use crate::core::{Clock, Core, Handle, Unserved};
+use crate::observe::metrics::Metrics;
 use crate::schedule::{Command, Settings};
 use crate::server::Error;
 use crate::store::LocalStore;
@@ -73,7 +74,8 @@ pub async fn serve(options: Options, ready: impl FnOnce(Ready), shutdown: Cancel
     let token = Token::read_or_make(&options.state.join("worker.token"))?;
     let settings = Settings::new(store.identity(), options.lease_ttl);
     let (commands, given) = mpsc::unbounded_channel();
-    let (core, handle, first) = Core::open(settings, store, Clock::start(SystemTime::now), commands)?;
+    let metrics = Metrics::new();
+    let (core, handle, first) = Core::open(settings, store, Clock::start(SystemTime::now), commands, metrics.clone())?;
     let running = core.spawn(first).map_err(listen)?;
     let wakers = Wakers::default();
     let carrier = tokio::spawn(take_as_reported(given, handle.clone(), wakers.clone()));
@@ -88,7 +90,7 @@ pub async fn serve(options: Options, ready: impl FnOnce(Ready), shutdown: Cancel
     let (jobs, tasks, committed) = count(handle.clone()).await?;
     ready(Ready { address, opened_seconds, jobs, tasks, committed });
 
-    let api = WorkerApi::new(handle.clone(), wakers, options.lease_ttl, Duration::from_secs(10));
+    let api = WorkerApi::new(handle.clone(), wakers, metrics, options.lease_ttl, Duration::from_secs(10));
     let serve = Server::builder()
         .add_service(WorkerServiceServer::with_interceptor(api, token))
         .serve_with_incoming(TcpListenerStream::new(listener));

@@ -10,6 +10,7 @@ use deltaconv_proto::v1;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
+use crate::observe::metrics::Metrics;
 use crate::planted::Planted;
 use crate::schedule::{self, Command, Effects, Now, Settings, State};
 use crate::store::{LocalStore, Store};
@@ -165,6 +166,7 @@ pub(crate) struct Core<S> {
     clock: Clock,
     queue: mpsc::UnboundedReceiver<Message>,
     commands: mpsc::UnboundedSender<Command>,
+    metrics: Metrics,
     read_only: Option<ReadOnly>,
 }
 
@@ -206,10 +208,11 @@ impl<S: Store> Core<S> {
         mut store: S,
         clock: Clock,
         commands: mpsc::UnboundedSender<Command>,
+        metrics: Metrics,
     ) -> Result<(Self, Handle, Effects), crate::Error> {
         let (state, first) = State::read(settings.clone(), &mut store, clock.now())?;
         let (sender, queue) = mpsc::unbounded_channel();
-        let core = Self { settings, state, store, clock, queue, commands, read_only: None };
+        let core = Self { settings, state, store, clock, queue, commands, metrics, read_only: None };
         Ok((core, Handle { queue: sender }, first))
     }
 
@@ -280,9 +283,12 @@ impl<S: Store> Core<S> {
         if self.state.is_planted(Planted::AckBeforeDurable) {
             answers.drain(..).for_each(|answer| answer(Ok(())));
         }
-        if !effects.writes.is_empty()
-            && let Err(error) = self.store.apply(&effects.writes)
-        {
+        let began = Instant::now();
+        let applied = if effects.writes.is_empty() { Ok(()) } else { self.store.apply(&effects.writes) };
+        if applied.is_ok() && !effects.writes.is_empty() {
+            self.metrics.committed(effects.writes.len(), began.elapsed());
+        }
+        if let Err(error) = applied {
             let reason: Arc<str> = error.to_string().into();
             tracing::error!(%reason, "read-only: the state can't be written; workers go on, nothing new is given or accepted");
             answers.into_iter().for_each(|answer| answer(Err(Unserved::ReadOnly(reason.clone()))));
@@ -320,7 +326,7 @@ impl<S: Store> Core<S> {
         let now = self.now();
         let settings = self.settings.clone();
         let read = self.store.probe().map_err(crate::Error::from);
-        let (state, mut first) = match read.and_then(|()| State::read(settings, &mut self.store, now)) {
+        let (mut state, mut first) = match read.and_then(|()| State::read(settings, &mut self.store, now)) {
             Ok(read) => read,
             Err(crate::Error::State(error)) => return Err(error),
             Err(error) => {
@@ -334,9 +340,10 @@ impl<S: Store> Core<S> {
                 return Ok(());
             }
         };
+        let reason = self.read_only.take().map(|read_only| read_only.reason).unwrap_or_default();
+        state.writable_again(&reason, &mut first);
         state.wake_all(&mut first);
         self.state = state;
-        self.read_only = None;
         self.settle(first, Vec::new());
         if self.read_only.is_none() {
             tracing::info!("the state can be written again; the coordinator serves as before");

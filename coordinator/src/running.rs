@@ -10,6 +10,7 @@ use deltaconv_proto::v1::{self, attempt_report};
 use tokio::sync::mpsc;
 
 use crate::core::{Clock, Core, Handle};
+use crate::observe::metrics::Metrics;
 use crate::plan::{self, fixture};
 use crate::schedule::{Export, Settings, State};
 use crate::store::{Journal, LocalStore, MemoryStore, Records, Store};
@@ -33,7 +34,8 @@ impl Running {
         let (journal, identity) = (store.journal(), store.identity().to_owned());
         let settings = Settings::new(identity.as_str(), Duration::from_secs(600));
         let clock = Clock::start(std::time::SystemTime::now);
-        let (core, handle, first) = Core::open(settings, store, clock, mpsc::unbounded_channel().0).expect("empty");
+        let (commands, metrics) = (mpsc::unbounded_channel().0, Metrics::new());
+        let (core, handle, first) = Core::open(settings, store, clock, commands, metrics).expect("empty");
         let thread = core.spawn(first).expect("a thread").thread;
 
         plan::claim_output(&fixture.spec).await.expect("free");

@@ -12,11 +12,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::transport::Server;
 
-use crate::api::{OperatorApi, Token, TokenError, Wakers, WorkerApi};
+use crate::api::{OperatorApi, Token, TokenError, Wakers, WorkerApi, http};
 use crate::carry_out;
 use crate::core::{Clock, Core, Running};
+use crate::observe::metrics::Metrics;
 use crate::schedule::{self, Settings};
 use crate::snapshot::{self, Keeper};
 use crate::store::{self, LocalStore};
@@ -104,7 +106,8 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     let (identity, journal) = (store.identity().to_owned(), store.journal());
     let settings = Settings::new(identity.as_str(), options.lease_ttl);
     let (commands, given) = mpsc::unbounded_channel();
-    let (core, handle, first) = Core::open(settings, store, clock, commands)?;
+    let metrics = Metrics::new();
+    let (core, handle, first) = Core::open(settings, store, clock, commands, metrics.clone())?;
     let Running { thread, ended: mut core_ended } = core.spawn(first).map_err(listen)?;
 
     let terms = Terms::new(&identity, &options.host).map_err(|error| Error::Random(error.to_string()))?;
@@ -125,13 +128,21 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
         let told = write_whole(path, &format!("http://{address}"));
         told.map_err(|source| Error::AddressFile { path: path.clone(), source })?;
     }
+    let started = handle.call(|state, _, effects| state.started(env!("CARGO_PKG_VERSION"), effects));
+    // A state that can't be written yet serves nevertheless.
+    let _ = started.await;
     tracing::info!(%address, state = %options.state.display(), "coordinator listens");
 
     let stop_serving = shutdown.child_token();
-    let worker_api = WorkerApi::new(handle.clone(), wakers, options.lease_ttl, options.checkpoint_interval);
+    let web = http::router(&handle, &metrics);
+    let (ttl, interval) = (options.lease_ttl, options.checkpoint_interval);
+    let worker_api = WorkerApi::new(handle.clone(), wakers, metrics, ttl, interval);
     let operator_api = OperatorApi::new(handle.clone(), terms, stop_serving.clone());
     let serve = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        // Browsers and monitoring systems.
+        .accept_http1(true)
+        .add_routes(Routes::from(web))
         .add_service(WorkerServiceServer::with_interceptor(worker_api, token))
         .add_service(OperatorServiceServer::new(operator_api))
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop_serving.clone().cancelled_owned());

@@ -16,6 +16,7 @@ pub use crate::planted::Planted;
 use crate::Error;
 use crate::api::{Said, Wakers, WorkerApi};
 use crate::core::{Clock, Core, Handle};
+use crate::observe::metrics::Metrics;
 use crate::schedule::{Command, Effects, Now, Settings, State};
 use crate::store::Store;
 
@@ -49,10 +50,11 @@ impl Process {
     ) -> Result<Self, Error> {
         let clock = Clock::start(wall);
         let lease_ttl = settings.lease_ttl;
+        let metrics = Metrics::new();
         let (given, commands) = mpsc::unbounded_channel();
-        let (core, handle, first) = Core::open(settings, store, clock, given)?;
+        let (core, handle, first) = Core::open(settings, store, clock, given, metrics.clone())?;
         let wakers = Wakers::default();
-        let api = WorkerApi::new(handle.clone(), wakers.clone(), lease_ttl, checkpoint_interval);
+        let api = WorkerApi::new(handle.clone(), wakers.clone(), metrics, lease_ttl, checkpoint_interval);
         let coordinator = Coordinator { core: handle, api, wakers };
         Ok(Self { coordinator, core: Box::pin(async { Ok(core.run(first).await.map(drop)?) }), commands })
     }

@@ -10,6 +10,7 @@ pub(crate) mod analyze;
 pub(crate) mod bench;
 pub(crate) mod cancel;
 pub(crate) mod coordinator;
+pub(crate) mod events;
 pub(crate) mod explain;
 pub(crate) mod gc;
 pub(crate) mod inspect;
@@ -45,6 +46,7 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Pause(arguments) => pause::run(arguments).await,
         Command::Resume(arguments) => resume::run(arguments).await,
         Command::Retry(arguments) => retry::run(arguments).await,
+        Command::Events(arguments) => events::run(arguments).await,
         Command::Explain(arguments) => explain::run(arguments).await,
         Command::Gc(arguments) => gc::run(arguments).await,
     }

@@ -57,7 +57,8 @@ fn a_worker_started_first_waits_and_joins() {
 
 #[test]
 fn every_command_tells_how_it_is_used() {
-    let of_jobs = ["demo", "coordinator", "worker", "submit", "jobs", "status", "watch", "workers", "cancel", "gc"];
+    let of_jobs =
+        ["demo", "coordinator", "worker", "submit", "jobs", "status", "watch", "workers", "cancel", "gc", "events"];
     for command in of_jobs.into_iter().chain(["inspect", "analyze", "sample", "bench"]) {
         let help = deltaconv().args([command, "--help"]).output().expect("runs");
         assert!(help.status.success() && help.stderr.is_empty(), "{command}: {}", said(&help));

@@ -15,6 +15,7 @@ mod inspect;
 mod isolation;
 mod kills;
 mod network;
+mod observed;
 mod preempted;
 mod process;
 mod restore;

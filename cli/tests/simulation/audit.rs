@@ -32,6 +32,7 @@ const PREEMPTED: &str = "a preempted attempt is no failure";
 const WHOLE_LEASE: &str = "a lease lasts its time";
 const REPEATED: &str = "no more work is repeated than a checkpoint interval's";
 const ENDS: &str = "a job ends for a reason";
+const EVENTS: &str = "events follow each other";
 const REMOVED: &str = "what is removed is needed no more";
 
 /// What must come about somewhere, or the invariants about it say nothing.
@@ -142,6 +143,8 @@ pub(crate) struct Audit {
     max_lost: u32,
     asked: BTreeMap<String, Change>,
     broken_devices: BTreeSet<String>,
+    /// The sequence of the last event.
+    last_event: u64,
     /// What of [`RARE`] came about.
     seen: BTreeSet<&'static str>,
     /// Jobs whose model or report could not be written.
@@ -191,6 +194,10 @@ impl Audit {
                 }
                 Write::Request(request) => self.request_made(request)?,
                 Write::ForgetRequest(request) => _ = self.requests.remove(request),
+                Write::Event(event) => {
+                    let before = std::mem::replace(&mut self.last_event, event.sequence);
+                    ensure(event.sequence == before + 1, EVENTS, || format!("{event:?} came after {before}"))?;
+                }
             }
         }
         for key in &ended {

@@ -199,6 +199,9 @@ async fn fenced(world: &World, alive: &Alive, request: v1::SyncRequest) -> Resul
         Write::Node(record) => device_fails && !record.device.is_empty(),
         Write::Job(_) | Write::ForgetWorker(_) | Write::ForgetNode(_) => false,
         Write::Request(_) | Write::ForgetRequest(_) => false,
+        Write::Event(event) => {
+            event.worker_id == worker && event.kind == "spare-began" || device_fails && event.kind == "machine-out"
+        }
     };
     let foreign = writes.iter().filter(|write| !is_own(write)).map(|write| format!("{write:?}"));
     let carried_out = commands.iter().filter(|command| !matches!(command, Command::Wake(_)));

@@ -1,7 +1,9 @@
 //! The gRPC services: thin, they check what peers send and hand it to the core.
 
 mod auth;
+pub(crate) mod http;
 mod operator;
+mod page;
 mod wake;
 mod worker;
 

@@ -7,6 +7,7 @@ use deltaconv_proto::ids::JobId;
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::v1::operator_service_server::OperatorService;
 use deltaconv_proto::{keys, v1};
+use futures::TryStreamExt;
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -20,6 +21,8 @@ use crate::{plan, reclaim};
 
 /// How often a watched job is looked at.
 const WATCH_INTERVAL: Duration = Duration::from_millis(300);
+/// Events that are read at a time.
+const EVENTS: usize = 500;
 /// A message may have 4 MiB; the report of a model with 100 layers and 1000 pictures has a tenth of it.
 const MAX_REPORT_BYTES: u64 = 3 << 20;
 
@@ -269,6 +272,42 @@ impl OperatorService for OperatorApi {
             tracing::info!(%job, objects, bytes, "garbage collected");
         }
         Ok(Response::new(tally.message()))
+    }
+
+    type EventsStream = Pin<Box<dyn Stream<Item = Result<v1::Event, Status>> + Send>>;
+
+    async fn events(&self, request: Request<v1::EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
+        let v1::EventsRequest { after, job_id: id, follow } = request.into_inner();
+        let job = if id.is_empty() { None } else { Some(job_id(id)?) };
+        if let Some(job) = job.clone() {
+            self.status(job).await?;
+        }
+        let (core, shutdown) = (self.core.clone(), self.shutdown.clone());
+        let pieces = futures::stream::try_unfold((after, true), move |(after, goes_on)| {
+            let (core, shutdown, job) = (core.clone(), shutdown.clone(), job.clone());
+            async move {
+                if !goes_on {
+                    return Ok::<_, Status>(None);
+                }
+                loop {
+                    let job = job.clone();
+                    let look =
+                        move |state: &State, _| (state.events_after(after, job.as_ref(), EVENTS), state.last_event());
+                    let (events, last) = core.read(look).await.map_err(Status::from)?;
+                    let goes_on = follow || events.len() == EVENTS;
+                    if !events.is_empty() || !goes_on {
+                        let after = events.last().map_or(last, |event| event.sequence);
+                        return Ok(Some((events, (after, goes_on))));
+                    }
+                    tokio::select! {
+                        () = shutdown.cancelled() => return Ok(None),
+                        () = tokio::time::sleep(WATCH_INTERVAL) => {}
+                    }
+                }
+            }
+        });
+        let events = pieces.map_ok(|events| futures::stream::iter(events.into_iter().map(Ok))).try_flatten();
+        Ok(Response::new(Box::pin(events)))
     }
 
     async fn list_workers(

@@ -1,7 +1,7 @@
 //! What workers call.
 
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use deltaconv_proto::ids::WorkerId;
 use deltaconv_proto::v1;
@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{Wakers, invalid};
 use crate::core::Handle;
+use crate::observe::metrics::Metrics;
 use crate::schedule::State;
 
 /// The longest that a Sync is held.
@@ -23,14 +24,21 @@ const MAX_ATTEMPTS: usize = 64;
 pub(crate) struct WorkerApi {
     core: Handle,
     wakers: Wakers,
+    metrics: Metrics,
     lease_ttl: Duration,
     checkpoint_interval: Duration,
 }
 
 impl WorkerApi {
     /// A service on `core`, telling workers the times they must keep.
-    pub(crate) fn new(core: Handle, wakers: Wakers, lease_ttl: Duration, checkpoint_interval: Duration) -> Self {
-        Self { core, wakers, lease_ttl, checkpoint_interval }
+    pub(crate) fn new(
+        core: Handle,
+        wakers: Wakers,
+        metrics: Metrics,
+        lease_ttl: Duration,
+        checkpoint_interval: Duration,
+    ) -> Self {
+        Self { core, wakers, metrics, lease_ttl, checkpoint_interval }
     }
 
     /// What a worker is told that says this; or, where something newer of it came before there was anything to tell, that.
@@ -63,14 +71,16 @@ impl WorkerApi {
     }
 
     async fn ask(&self, request: v1::SyncRequest) -> Result<v1::SyncResponse, Status> {
-        let answers = request.number;
+        let (answers, asked) = (request.number, Instant::now());
         let response = self.core.sync(request, |state, worker, response| {
             response.inspect(|response| {
                 response.start.iter().for_each(|start| log_start(state, worker, start));
             })
         });
         let rejoin = || v1::SyncResponse { rejoin: true, ..v1::SyncResponse::default() };
-        Ok(v1::SyncResponse { answers, ..response.await?.unwrap_or_else(rejoin) })
+        let response = response.await?;
+        self.metrics.answered(asked.elapsed());
+        Ok(v1::SyncResponse { answers, ..response.unwrap_or_else(rejoin) })
     }
 }
 

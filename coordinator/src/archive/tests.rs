@@ -15,7 +15,7 @@ fn writes() -> Vec<Write> {
     let task =
         |step| v1::TaskRecord { task_id: "a-1/r0/distill/mid".into(), samples: step, ..v1::TaskRecord::default() };
     vec![
-        Write::Meta(v1::MetaRecord { epoch: 7, jobs: 1, workers: 2, requests: 0 }),
+        Write::Meta(v1::MetaRecord { epoch: 7, jobs: 1, workers: 2, ..v1::MetaRecord::default() }),
         Write::Job(Box::new(v1::JobRecord {
             job_id: "a-1".into(),
             state: "running".into(),

@@ -3,4 +3,5 @@
 pub mod attention_distance;
 mod escape;
 mod layer_name;
+pub(crate) mod metrics;
 pub mod report;

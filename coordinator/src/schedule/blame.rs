@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use deltaconv_proto::ids::{JobId, TaskId, WorkerId};
 use deltaconv_proto::v1;
 
+use super::events::{About, Severity};
 use super::task::Failed;
 use super::tasks::Slot;
 use super::{Effects, Now, Phase, State, Step, Worker};
@@ -70,9 +71,13 @@ impl State {
         let node = self.workers.get(worker).map(|worker| worker.node.clone()).unwrap_or_default();
         let message: String = failure.message.chars().take(MESSAGE).collect();
         if failure.of_device {
+            self.totals.device_failed += 1;
             self.device_failed(&node, &message, now, effects);
             return;
         }
+        self.totals.failed += 1;
+        let failed = format!("an attempt failed: {message}");
+        self.note((Severity::Warning, "task-failed"), About::Task(slot, Some(worker)), failed, effects);
         let task = &mut self.tasks[slot];
         task.last_failure.clone_from(&message);
         task.failures.push(Failed { node: node.clone(), message: message.clone() });
@@ -80,7 +85,7 @@ impl State {
         let failed = self.nodes.entry(node.clone()).or_default();
         failed.failures.retain(|(task, _)| *task != id);
         failed.failures.push((id, message));
-        self.take_out_if_faulty(&node, now);
+        self.take_out_if_faulty(&node, now, effects);
         self.settle_node(&node, effects);
         if self.is_hopeless(slot, now) {
             self.quarantine(slot, effects);
@@ -89,6 +94,15 @@ impl State {
 
     /// A lease ended with nobody to say why.
     pub(super) fn lost(&mut self, slot: Slot, epoch: u64, now: Now, effects: &mut Effects) {
+        let worker = self.tasks[slot].leases().iter().find(|leased| leased.epoch == epoch);
+        if let Some(worker) = worker.map(|leased| leased.worker.clone()) {
+            let message = match &self.tasks[slot].checkpoint {
+                Some(checkpoint) => format!("its worker is silent; another goes on from step {}", checkpoint.step),
+                None => "its worker is silent; another begins it again".to_owned(),
+            };
+            self.totals.lost += 1;
+            self.note((Severity::Warning, "worker-lost"), About::Task(slot, Some(&worker)), message, effects);
+        }
         self.end_lease(slot, epoch);
         let most = self.settings.max_lost;
         let task = &mut self.tasks[slot];
@@ -126,7 +140,14 @@ impl State {
         }
         let message: String = message.chars().take(MESSAGE).collect();
         tracing::warn!(node, reason = message, "the machine's device failed; it is given nothing more");
-        self.nodes.entry(node.to_owned()).or_default().device = Some(format!("its device failed: {message}"));
+        let reason = format!("its device failed: {message}");
+        self.note(
+            (Severity::Error, "machine-out"),
+            About::Node(node),
+            format!("given nothing more: {reason}"),
+            effects,
+        );
+        self.nodes.entry(node.to_owned()).or_default().device = Some(reason);
         self.settle_node(node, effects);
         self.wake_idle(now, effects);
     }
@@ -136,6 +157,12 @@ impl State {
         if self.nodes.contains_key(node) {
             self.nodes.insert(node.to_owned(), Node::default());
             self.settle_node(node, effects);
+            self.note(
+                (Severity::Info, "machine-back"),
+                About::Node(node),
+                "given tasks again, as an operator wants",
+                effects,
+            );
         }
     }
 
@@ -150,14 +177,21 @@ impl State {
     }
 
     /// Takes the machine out on which different tasks failed one after the other, while there is another one to go on with.
-    fn take_out_if_faulty(&mut self, name: &str, now: Now) {
+    fn take_out_if_faulty(&mut self, name: &str, now: Now, effects: &mut Effects) {
         let others = self.has_others(name, now);
         let most = self.settings.max_failures as usize;
         let Some(node) = self.nodes.get_mut(name).filter(|node| node.out().is_none() && others) else { return };
         if node.failures.len() >= most {
             let told: Vec<String> = node.failures.iter().map(|(task, message)| told(task.as_str(), message)).collect();
             tracing::warn!(node = name, "different tasks failed on the machine; it is given nothing more");
-            node.faulty = Some(format!("{} tasks failed on it one after the other: {}", told.len(), told.join("; ")));
+            let reason = format!("{} tasks failed on it one after the other: {}", told.len(), told.join("; "));
+            node.faulty = Some(reason.clone());
+            self.note(
+                (Severity::Error, "machine-out"),
+                About::Node(name),
+                format!("given nothing more: {reason}"),
+                effects,
+            );
         }
     }
 
@@ -216,7 +250,10 @@ impl State {
     fn quarantine(&mut self, slot: Slot, effects: &mut Effects) {
         self.change(slot, |task| task.phase = Phase::Quarantined);
         let id = self.tasks[slot].id.clone();
-        tracing::warn!(task = %id, reason = self.why_quarantined(slot), "the task is in quarantine");
+        let reason = self.why_quarantined(slot);
+        tracing::warn!(task = %id, reason, "the task is in quarantine");
+        let message = format!("in quarantine: {reason}");
+        self.note((Severity::Error, "task-quarantined"), About::Task(slot, None), message, effects);
         let blamed = self.nodes.iter().filter(|(_, node)| node.failures.iter().any(|(task, _)| *task == id));
         for name in blamed.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
             let Some(node) = self.nodes.get_mut(&name) else { continue };

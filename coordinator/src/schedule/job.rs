@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use deltaconv_proto::ids::{JobId, TaskId};
 use deltaconv_proto::{keys, v1};
 
+use super::events::{About, Severity};
 use super::queue::Place;
 use super::step::Course;
 use super::still::Still;
@@ -13,7 +14,6 @@ use super::tasks::{Slot, Slots};
 use super::work::Work;
 use super::{Command, Effects, Error, Kind, Now, Phase, Stage, State, Step, Task, Turn};
 use crate::plan;
-use crate::store::Write;
 
 /// Where a job stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -309,7 +309,10 @@ impl State {
         let (job, tasks) = Job::new(id.clone(), spec, plan, self.meta.jobs, now.unix_ms)?;
         self.add_job(job, tasks);
         self.index_job(&id);
-        effects.writes.push(Write::Meta(self.meta));
+        let tasks = self.jobs[&id].slots.len();
+        let output = &self.jobs[&id].spec.output_url;
+        let message = format!("submitted: {tasks} tasks, to {output}");
+        self.note((Severity::Info, "job-submitted"), About::Job(&id), message, effects);
         self.advance(&id, now, effects);
         Ok((id, false))
     }
@@ -366,6 +369,12 @@ impl State {
         at_work.into_iter().for_each(|slot| self.write_task(slot, effects));
         self.displace_job(id);
         self.write_job(id, effects);
+        let (what, message) = match &self.jobs[id].state {
+            JobState::Failed(reason) => ((Severity::Error, "job-failed"), format!("failed: {reason}")),
+            JobState::Cancelled => ((Severity::Info, "job-cancelled"), "cancelled".to_owned()),
+            JobState::Running | JobState::Done => ((Severity::Info, "job-done"), "done".to_owned()),
+        };
+        self.note(what, About::Job(id), message, effects);
         effects.commands.push(Command::Manifest(id.clone()));
         self.reclaim(&self.jobs[id], effects);
     }
@@ -400,6 +409,8 @@ impl State {
                 if begins {
                     // What the rounds before found decides about this one.
                     self.rank(id, step);
+                    let message = format!("{} began", self.in_words(id, step));
+                    self.note((Severity::Info, "stage-began"), About::Job(id), message, effects);
                 }
             }
         }
@@ -410,6 +421,12 @@ impl State {
         }
         self.fail_if_stuck(id, now, effects);
         self.wake_idle(now, effects);
+    }
+
+    fn in_words(&self, id: &JobId, step: Step) -> String {
+        let repeats = self.jobs[id].rounds() > 0 && matches!(step.stage, Stage::Capture | Stage::Distill);
+        let round = if repeats { format!(" of round {}", step.round) } else { String::new() };
+        format!("{}{round}", step.stage.name())
     }
 
     /// Gives again the commands that a stopped coordinator may have left undone.
@@ -433,6 +450,7 @@ impl State {
             self.place_job(id);
             self.change_all(id, slots.iter(), |_| ());
             self.write_job(id, effects);
+            self.note((Severity::Info, "job-retried"), About::Job(id), "goes on after it had failed", effects);
         }
         self.advance(id, now, effects);
         self.resume_stage(id, effects);

@@ -7,6 +7,7 @@ use deltaconv_proto::ids::{TaskId, WorkerId};
 use deltaconv_proto::keys::{self, Written};
 use deltaconv_proto::v1::{self, Device, attempt_report};
 
+use super::events::{About, Severity};
 use super::tasks::Slot;
 use super::{Command, Effects, Kind, Now, Phase, State};
 use crate::planted::Planted;
@@ -19,6 +20,7 @@ const UNPACED: Duration = Duration::from_millis(500);
 impl State {
     /// A worker states what it is doing; the answer says what it should be doing. `None` if the worker isn't known.
     pub fn sync(&mut self, request: &v1::SyncRequest, now: Now, effects: &mut Effects) -> Option<v1::SyncResponse> {
+        self.unix_ms = now.unix_ms;
         let id = WorkerId::new(request.worker_id.as_str()).ok()?;
         let worker = self.workers.get_mut(&id)?;
         worker.last_seen = now.monotonic;
@@ -90,6 +92,7 @@ impl State {
                 if self.is_planted(Planted::PreemptionCountsAsFailure) {
                     return self.failed(slot, lease, &v1::Failure::default(), now, effects);
                 }
+                self.totals.handed_back += 1;
                 self.release(slot, lease.epoch, now, effects);
             }
         }
@@ -258,6 +261,12 @@ impl State {
         let job = self.tasks[slot].job.clone();
         self.place(slot);
         self.write_task(slot, effects);
+        self.totals.commit(&self.tasks[slot].kind);
+        let kept = self.tasks[slot].distilled.as_ref().map(|output| output.unlearned.clone());
+        if let Some(reason) = kept.filter(|reason| !reason.is_empty()) {
+            let message = format!("the layer stays attention, no block was learned: {reason}");
+            self.note((Severity::Warning, "layer-kept"), About::Task(slot, None), message, effects);
+        }
         if let Some(node) = node {
             self.did_well(&node, effects);
         }
@@ -324,6 +333,8 @@ impl State {
         });
         self.place(slot);
         self.write_task(slot, effects);
+        self.totals.broken += 1;
+        self.note((Severity::Warning, "shard-broken"), About::Task(slot, None), &story, effects);
         if recaptures >= self.settings.max_recaptures {
             let task = &self.tasks[slot].id;
             let reason = format!("shards of {task} were found broken {recaptures} times, the last time: {story}");
@@ -351,6 +362,7 @@ impl State {
 
     /// Ends the leases whose time has come, and looks for attempts that take too long and jobs of which nothing moves.
     pub fn tick(&mut self, now: Now, effects: &mut Effects) {
+        self.unix_ms = now.unix_ms;
         while let Some(&(deadline, epoch, slot)) = self.deadlines.first()
             && deadline <= now.monotonic
         {

@@ -7,6 +7,7 @@
 mod blame;
 mod budget;
 mod event;
+mod events;
 mod explain;
 mod export;
 mod job;
@@ -26,6 +27,7 @@ mod step;
 mod still;
 mod task;
 mod tasks;
+mod totals;
 mod width;
 mod work;
 mod worker;
@@ -41,6 +43,7 @@ use deltaconv_proto::ids::{JobId, WorkerId};
 use deltaconv_proto::v1;
 
 pub use event::{Command, Effects, Now, Turn};
+pub(crate) use events::KEPT;
 pub use explain::Explanation;
 pub use export::{Export, Over};
 pub use job::{Job, JobState};
@@ -48,11 +51,13 @@ pub use restore::Restoring;
 pub use retention::Fate;
 pub use step::{Stage, Step};
 pub use task::{Failed, Kind, Leased, Phase, Task};
+pub use totals::{Census, Totals};
 pub use worker::Worker;
 
 use crate::planted::Planted;
 use crate::store::Write;
 use blame::Node;
+use events::Events;
 use lease::Deadline;
 use operate::Requests;
 use placement::Placement;
@@ -149,6 +154,10 @@ pub struct State {
     looked_for_stragglers: Duration,
     looked_for_still_jobs: Duration,
     requests: Requests,
+    events: Events,
+    totals: Totals,
+    /// What time it is for people, as last heard.
+    unix_ms: u64,
     /// Why nothing can be made durable, while it can't.
     read_only: Option<Arc<str>>,
 }

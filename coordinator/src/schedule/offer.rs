@@ -7,6 +7,7 @@ use deltaconv_proto::ids::{AttemptId, WorkerId};
 use deltaconv_proto::v1;
 use prost::Message;
 
+use super::events::{About, Severity};
 use super::job::Encoded;
 use super::placement::Fit;
 use super::status::fraction;
@@ -65,6 +66,12 @@ impl State {
         });
         effects.writes.push(Write::Meta(self.meta));
         self.write_task(slot, effects);
+        self.totals.leases += 1;
+        if self.tasks[slot].leases().len() > 1 {
+            self.totals.spares += 1;
+            let message = "a second attempt beside one that is predicted to take twice as long as its peers";
+            self.note((Severity::Info, "spare-began"), About::Task(slot, Some(id)), message, effects);
+        }
         response.start.extend(self.start(&self.tasks[slot], &leased));
     }
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use deltaconv_proto::ids::{JobId, TaskId, WorkerId};
 use deltaconv_proto::v1;
 
+use super::events::{About, Severity};
 use super::tasks::Slot;
 use super::{Command, Effects, Error, JobState, Now, Phase, State};
 use crate::store::Write;
@@ -102,6 +103,9 @@ impl State {
             job.paused = paused;
             self.queue(id);
             self.write_job(id, effects);
+            let (kind, message) =
+                if paused { ("job-paused", "paused by an operator") } else { ("job-resumed", "goes on after a pause") };
+            self.note((Severity::Info, kind), About::Job(id), message, effects);
         }
         Ok(())
     }
@@ -149,6 +153,8 @@ impl State {
                     }
                 });
                 self.write_task(slot, effects);
+                let message = "tried again, as an operator wants";
+                self.note((Severity::Info, "task-retried"), About::Task(slot, None), message, effects);
             }
         }
         self.go_on(&id, now, effects);
@@ -214,6 +220,11 @@ impl State {
         if let Some(worker) = self.workers.get_mut(id).filter(|worker| worker.drained != drained) {
             worker.drained = drained;
             effects.writes.push(Write::Worker(worker.record()));
+            let (kind, message) = match drained {
+                true => ("worker-drained", "an operator wants it to be given nothing new"),
+                false => ("worker-returned", "an operator wants it to be given tasks again"),
+            };
+            self.note((Severity::Info, kind), About::Worker(id), message, effects);
         }
     }
 }

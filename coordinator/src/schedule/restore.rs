@@ -6,11 +6,12 @@ use deltaconv_proto::ids::{JobId, TaskId};
 use deltaconv_proto::v1;
 
 use super::blame::Node;
+use super::events::Events;
 use super::operate::Requests;
 use super::placement::Placement;
 use super::queue::Queue;
 use super::tasks::Tasks;
-use super::{Command, Effects, Error, Job, Now, Settings, State, Worker};
+use super::{Command, Effects, Error, Job, Now, Settings, State, Totals, Worker};
 use crate::store::{Records, Store, Write};
 
 /// A state whose records come one after the other.
@@ -39,6 +40,9 @@ impl Restoring {
             looked_for_stragglers: now.monotonic,
             looked_for_still_jobs: now.monotonic,
             requests: Requests::default(),
+            events: Events::default(),
+            totals: Totals::default(),
+            unix_ms: now.unix_ms,
             read_only: None,
         };
         Self { state, now, error: None }
@@ -75,6 +79,7 @@ impl Restoring {
                 state.nodes.insert(name, node);
             }
             Write::Request(request) => state.requests.add(request),
+            Write::Event(event) => state.events.add(*event),
             Write::ForgetWorker(_) | Write::ForgetNode(_) | Write::ForgetRequest(_) => {}
         }
         Ok(())
@@ -90,6 +95,7 @@ impl Restoring {
         if let Some(error) = error {
             return Err(error);
         }
+        state.events.arrange(state.meta.events);
         let mut effects = Effects::default();
         let running: Vec<JobId> = state.jobs.values().filter(|j| j.is_running()).map(|j| j.id.clone()).collect();
         running.iter().for_each(|job| state.place_job(job));

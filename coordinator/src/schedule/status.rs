@@ -15,6 +15,13 @@ impl State {
         jobs.into_iter().map(|job| self.summary(job)).collect()
     }
 
+    /// The latest jobs, in the order in which they came.
+    pub(crate) fn latest_summaries(&self, limit: usize) -> Vec<v1::JobSummary> {
+        let mut jobs: Vec<&Job> = self.jobs.values().collect();
+        jobs.sort_by_key(|job| job.sequence);
+        jobs.iter().skip(jobs.len().saturating_sub(limit)).map(|job| self.summary(job)).collect()
+    }
+
     /// How many jobs and tasks there are, and how many tasks are committed.
     pub fn counts(&self) -> (usize, usize, usize) {
         let jobs = self.jobs.values();
@@ -39,20 +46,13 @@ impl State {
 
     /// All workers that are remembered.
     pub fn worker_statuses(&self, now: Now) -> Vec<v1::WorkerStatus> {
-        let state = |worker: &super::Worker, tasks: &[String]| match () {
-            () if !self.is_alive(worker, now) => "lost",
-            () if self.why_out(worker, now).is_some() => "out",
-            () if worker.takes_nothing() => "draining",
-            () if tasks.is_empty() => "idle",
-            () => "busy",
-        };
         let workers = self.workers.values().map(|worker| {
             let tasks: Vec<String> = self.leases_of(&worker.id).map(|task| task.id.to_string()).collect();
             v1::WorkerStatus {
                 worker_id: worker.id.to_string(),
                 name: worker.name.clone(),
                 device: Some(worker.device.clone()),
-                state: state(worker, &tasks).into(),
+                state: self.state_of(worker, now).into(),
                 tasks,
                 silent_ms: now.monotonic.saturating_sub(worker.last_seen).as_millis() as u64,
                 version: worker.version.clone(),
@@ -62,6 +62,17 @@ impl State {
             }
         });
         workers.collect()
+    }
+
+    /// A worker's state in a word.
+    pub(super) fn state_of(&self, worker: &super::Worker, now: Now) -> &'static str {
+        match () {
+            () if !self.is_alive(worker, now) => "lost",
+            () if self.why_out(worker, now).is_some() => "out",
+            () if worker.takes_nothing() => "draining",
+            () if worker.leases.is_empty() => "idle",
+            () => "busy",
+        }
     }
 
     fn summary(&self, job: &Job) -> v1::JobSummary {

@@ -512,6 +512,32 @@ fn a_checkpoint_of_an_attempt_that_began_anew_takes_the_place_of_one_that_cannot
     assert_eq!(reached(&mut c, &again, 30), 30);
 }
 
+#[test]
+fn what_happened_is_on_record_and_the_oldest_is_forgotten() {
+    let mut c = Coordinator::new();
+    let job = c.submit_spec(spec());
+    let worker = c.join();
+    let start = c.sync(&worker, Vec::new()).start.remove(0);
+    c.sync(&worker, vec![report(&start.lease, failed("no memory"))]);
+    let kinds = |c: &Coordinator, after| -> Vec<String> {
+        c.state.events_after(after, Some(&job), 100).into_iter().map(|event| event.kind).collect()
+    };
+    let told = ["job-submitted", "stage-began", "task-failed"];
+    assert_eq!(kinds(&c, 0), told);
+    let event = c.state.events_after(0, None, 100).pop().expect("an event");
+    assert_eq!((event.task_id, event.worker_id), (task_of(&start).to_string(), worker.to_string()));
+    assert!(event.message.contains("no memory"), "{}", event.message);
+    c.crash();
+    assert_eq!(kinds(&c, 0), told);
+
+    c.run(|state, _, effects| (0..KEPT).for_each(|_| state.started("0", effects)));
+    let last = c.state.last_event();
+    assert_eq!(kinds(&c, 0), [""; 0], "each in the place of an older one");
+    c.crash();
+    assert_eq!(c.state.events_after(0, None, usize::MAX).len() as u64, KEPT);
+    assert_eq!(c.state.events_after(last - 1, None, 100).len(), 1);
+}
+
 /// Somebody had the job go on while the news that its model can't be written was still on the way.
 #[test]
 fn what_came_of_a_job_before_it_was_retried_counts_no_more() {

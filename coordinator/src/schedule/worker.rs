@@ -6,6 +6,7 @@ use std::time::Duration;
 use deltaconv_proto::ids::WorkerId;
 use deltaconv_proto::v1;
 
+use super::events::{About, Severity};
 use super::tasks::Slot;
 use super::{Effects, Error, Now, State};
 use crate::store::Write;
@@ -83,7 +84,10 @@ impl State {
         };
         effects.writes.push(Write::Meta(self.meta));
         effects.writes.push(Write::Worker(worker.record()));
+        let message = format!("{} joined with {}", worker.name, worker.device.name);
         self.workers.insert(id.clone(), worker);
+        self.unix_ms = now.unix_ms;
+        self.note((Severity::Info, "worker-joined"), About::Worker(&id), message, effects);
         Ok(id)
     }
 

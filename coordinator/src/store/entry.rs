@@ -35,6 +35,7 @@ impl Entry {
             ("worker", Some(value)) => Write::Worker(decode(key, value)?),
             ("node", Some(value)) => Write::Node(Box::new(decode(key, value)?)),
             ("request", Some(value)) => Write::Request(decode(key, value)?),
+            ("event", Some(value)) => Write::Event(Box::new(decode(key, value)?)),
             ("worker", None) => match WorkerId::new(name) {
                 Ok(id) => Write::ForgetWorker(id),
                 Err(_) => return Ok(None),

@@ -8,6 +8,7 @@ use std::sync::mpsc;
 use prost::Message;
 
 use super::{Entry, Journal, Store, Write};
+use crate::schedule::KEPT;
 
 /// Before every value, so that a later format is told apart from a broken record.
 pub(crate) const VERSION: u8 = 4;
@@ -305,6 +306,7 @@ pub(super) fn key(write: &Write) -> String {
         Write::Node(node) => format!("node/{}", node.node),
         Write::ForgetNode(name) => format!("node/{name}"),
         Write::Request(request) => format!("request/{}", request.request_id),
+        Write::Event(event) => format!("event/{:05}", event.sequence % KEPT),
         Write::ForgetRequest(id) => format!("request/{id}"),
     }
 }
@@ -318,6 +320,7 @@ pub(super) fn value(write: &Write) -> Option<Vec<u8>> {
         Write::Worker(record) => bytes.extend(record.encode_to_vec()),
         Write::Node(record) => bytes.extend(record.encode_to_vec()),
         Write::Request(record) => bytes.extend(record.encode_to_vec()),
+        Write::Event(record) => bytes.extend(record.encode_to_vec()),
         Write::ForgetWorker(_) | Write::ForgetNode(_) | Write::ForgetRequest(_) => return None,
     }
     Some(bytes)

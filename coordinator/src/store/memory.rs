@@ -1,6 +1,9 @@
 //! State that lasts as long as the process, for simulation.
 
+use deltaconv_proto::v1;
+
 use super::{Error, Records, Store, Write};
+use crate::schedule::KEPT;
 
 /// Keeps what is applied, in memory.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +28,11 @@ impl Store for MemoryStore {
                 Write::Node(node) => put(&mut self.records.nodes, *node, |n| &n.node),
                 Write::ForgetNode(name) => self.records.nodes.retain(|n| n.node != name),
                 Write::Request(request) => put(&mut self.records.requests, request, |r| &r.request_id),
+                Write::Event(event) => {
+                    let place = |event: &v1::Event| event.sequence % KEPT;
+                    self.records.events.retain(|kept| place(kept) != place(&event));
+                    self.records.events.push(*event);
+                }
                 Write::ForgetRequest(id) => self.records.requests.retain(|r| r.request_id != id),
             }
         }

@@ -35,6 +35,8 @@ pub enum Write {
     Request(v1::RequestRecord),
     /// One so long ago that nobody asks again.
     ForgetRequest(String),
+    /// Something that happened, in the place of what did so many events before.
+    Event(Box<v1::Event>),
 }
 
 /// Everything that is stored.
@@ -52,6 +54,8 @@ pub struct Records {
     pub nodes: Vec<v1::NodeRecord>,
     /// By id.
     pub requests: Vec<v1::RequestRecord>,
+    /// In no order.
+    pub events: Vec<v1::Event>,
 }
 
 impl Records {
@@ -64,6 +68,7 @@ impl Records {
             Write::Worker(worker) => self.workers.push(worker),
             Write::Node(node) => self.nodes.push(*node),
             Write::Request(request) => self.requests.push(request),
+            Write::Event(event) => self.events.push(*event),
             Write::ForgetWorker(_) | Write::ForgetNode(_) | Write::ForgetRequest(_) => {}
         }
     }
@@ -75,7 +80,9 @@ impl Records {
         let workers = self.workers.into_iter().map(Write::Worker);
         let nodes = self.nodes.into_iter().map(|node| Write::Node(node.into()));
         let requests = self.requests.into_iter().map(Write::Request);
-        std::iter::once(Write::Meta(self.meta)).chain(jobs).chain(tasks).chain(workers).chain(nodes).chain(requests)
+        let events = self.events.into_iter().map(|event| Write::Event(event.into()));
+        let others = workers.chain(nodes).chain(requests).chain(events);
+        std::iter::once(Write::Meta(self.meta)).chain(jobs).chain(tasks).chain(others)
     }
 }
 
