@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod allocator;
 mod args;
 mod byte_size;
 mod client;
@@ -23,9 +24,8 @@ mod stage;
 mod table;
 mod watching;
 
-/// A coordinator's messages and records are many small allocations, which glibc takes twice as long for.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: allocator::BySize = allocator::BySize;
 
 /// The command could not do what was asked; clap uses the same code for usage errors.
 const ERROR: u8 = 2;

@@ -10,7 +10,7 @@ use super::{Error, abandoned};
 
 /// Objects are read and written in pieces of this many bytes. All parts of an upload but the last are of one size,
 /// which some stores insist on.
-pub(super) const PIECE_BYTES: u64 = 8 << 20;
+pub(super) const PIECE_BYTES: u64 = 6 << 20;
 /// Pieces that are on their way at a time, in each direction.
 const IN_FLIGHT: usize = 3;
 /// Hashing this much takes a fraction of a millisecond, after which other tasks of the thread get their turn.

@@ -121,7 +121,7 @@ struct Restart {
 /// Serves the load until stdin closes.
 pub(super) async fn serve(process: Process) -> Result<ExitCode, Error> {
     logs::start();
-    super::super::coordinator::take_small_pages();
+    super::super::coordinator::keep_memory_small();
     let options = bench::Options {
         state: process.state,
         listen: process.listen,

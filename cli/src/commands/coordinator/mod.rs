@@ -81,7 +81,7 @@ async fn serve(arguments: Service) -> Result<ExitCode, Error> {
         return Err(Error::Plaintext { address: arguments.listen });
     }
     logs::start();
-    take_small_pages();
+    keep_memory_small();
     let snapshots = arguments.snapshots.as_deref().map(|named| location::url(named, Path::new(""))).transpose()?;
     let every = arguments.snapshot_every;
     let options = deltaconv_coordinator::Options {
@@ -104,18 +104,21 @@ async fn serve(arguments: Service) -> Result<ExitCode, Error> {
     }
 }
 
-/// Has the system give this process small pages alone.
+/// Has the system give this process small pages alone, and glibc return every large buffer as soon as it is freed.
 ///
 /// A coordinator has buffers for each of thousands of connections, most of them empty, and a large page is resident as a whole:
-/// with them a worker costs 47 KiB, and without 31.
-#[cfg(target_os = "linux")]
-pub(super) fn take_small_pages() {
+/// with them a worker costs 47 KiB, and without 31. Pieces of models are read by whichever thread is free, and glibc would keep
+/// what each of them freed.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub(super) fn keep_memory_small() {
     // SAFETY: this option takes one integer and zeros, and says how the kernel maps memory from now on.
-    let set = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
-    if set != 0 {
-        tracing::debug!("the system gives large pages");
+    let pages = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
+    // SAFETY: mallopt takes two integers, and may be called at any time.
+    let buffers = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, crate::allocator::LARGE as libc::c_int) };
+    if (pages, buffers) != (0, 1) {
+        tracing::debug!(pages, buffers, "the system may keep more memory than is in use");
     }
 }
 
-#[cfg(not(target_os = "linux"))]
-pub(super) fn take_small_pages() {}
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub(super) fn keep_memory_small() {}
