@@ -1,5 +1,6 @@
 //! What browsers and monitoring systems ask, on the same port as everything else.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use axum::Router;
@@ -9,8 +10,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use super::page;
-use crate::core::Handle;
+use crate::core::{Handle, Unserved};
 use crate::observe::metrics::Metrics;
+use crate::schedule::{Now, State};
 
 /// A core that doesn't answer within this time hangs.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -27,35 +29,42 @@ pub(crate) fn router(core: &Handle, metrics: &Metrics) -> Router {
         .merge(page)
 }
 
+/// What the core says of its state; where it says nothing, that.
+async fn ask<R: Send + 'static>(
+    core: &Handle,
+    look: impl FnOnce(&State, Now) -> R + Send + 'static,
+) -> Result<Result<R, Unserved>, Response> {
+    let answered = tokio::time::timeout(PATIENCE, core.read(look)).await;
+    answered.map_err(|_| unavailable("the state's thread doesn't answer"))
+}
+
+fn unavailable(reason: impl Display) -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response()
+}
+
 /// Whether the process does its work, and needs no restart.
-async fn healthy(core: Handle) -> Response {
-    match tokio::time::timeout(PATIENCE, core.read(|_, _| ())).await {
-        Ok(Ok(())) => "ok\n".into_response(),
+async fn healthy(core: Handle) -> Result<Response, Response> {
+    Ok(match ask(&core, |_, _| ()).await? {
+        Ok(()) => "ok\n".into_response(),
         // Read-only and unreadable: it mends itself once the disk does, and a restart would not help.
-        Ok(Err(unserved)) => format!("{unserved}\n").into_response(),
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the state's thread doesn't answer\n").into_response(),
-    }
+        Err(unserved) => format!("{unserved}\n").into_response(),
+    })
 }
 
 /// Whether changes are taken in.
-async fn ready(core: Handle) -> Response {
-    let read_only = core.read(|state, _| state.read_only().map(str::to_owned));
-    match tokio::time::timeout(PATIENCE, read_only).await {
-        Ok(Ok(None)) => "ready\n".into_response(),
-        Ok(Ok(Some(reason))) => (StatusCode::SERVICE_UNAVAILABLE, format!("read-only: {reason}\n")).into_response(),
-        Ok(Err(unserved)) => (StatusCode::SERVICE_UNAVAILABLE, format!("{unserved}\n")).into_response(),
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the state's thread doesn't answer\n").into_response(),
-    }
+async fn ready(core: Handle) -> Result<Response, Response> {
+    Ok(match ask(&core, |state, _| state.read_only().map(str::to_owned)).await? {
+        Ok(None) => "ready\n".into_response(),
+        Ok(Some(reason)) => unavailable(format_args!("read-only: {reason}")),
+        Err(unserved) => unavailable(unserved),
+    })
 }
 
-async fn measured(core: Handle, metrics: Metrics) -> Response {
-    let looked = core.read(|state, now| (state.totals(), state.census(now)));
-    match tokio::time::timeout(PATIENCE, looked).await {
-        Ok(Ok((totals, census))) => match metrics.text(&totals, &census) {
-            Ok(text) => ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
-            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
-        },
-        Ok(Err(unserved)) => (StatusCode::SERVICE_UNAVAILABLE, format!("{unserved}\n")).into_response(),
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the state's thread doesn't answer\n").into_response(),
-    }
+async fn measured(core: Handle, metrics: Metrics) -> Result<Response, Response> {
+    let looked = ask(&core, |state, now| (state.totals(), state.census(now))).await?;
+    let (totals, census) = looked.map_err(unavailable)?;
+    Ok(match metrics.text(&totals, &census) {
+        Ok(text) => ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    })
 }

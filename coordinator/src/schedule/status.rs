@@ -10,9 +10,7 @@ use super::{Error, Job, Kind, Leased, Now, Phase, Stage, State, Step, Task};
 impl State {
     /// All jobs, in the order in which they came.
     pub fn summaries(&self) -> Vec<v1::JobSummary> {
-        let mut jobs: Vec<&Job> = self.jobs.values().collect();
-        jobs.sort_by_key(|job| job.sequence);
-        jobs.into_iter().map(|job| self.summary(job)).collect()
+        self.latest_summaries(usize::MAX)
     }
 
     /// The latest jobs, in the order in which they came.
