@@ -1,10 +1,14 @@
 //! The command line: one subcommand a file of [`crate::commands`], and what they share.
 
+use std::io::{self, IsTerminal};
+use std::time::Duration;
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use deltaconv_worker::DeviceChoice;
 
-use crate::commands;
-use crate::demo;
+use crate::error::Error;
+use crate::output::{self, Data};
+use crate::{commands, demo, duration};
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 the job failed or was cancelled, 2 the command could not do what was \
                           asked, 130 interrupted.";
@@ -37,21 +41,23 @@ pub(crate) enum Command {
     /// List the jobs
     Jobs(commands::jobs::Arguments),
     /// Show where a job stands
-    Status(OfJob),
+    Status(commands::status::Arguments),
     /// Follow a job until it ends
-    Watch(OfJob),
+    Watch(commands::watch::Arguments),
     /// Show what a job that is done achieved, layer by layer and stage by stage, and what it cost
     Report(OfJob),
     /// Show what happened: to a job, or to all of them and the workers
     Events(commands::events::Arguments),
+    /// Show what was said while a task was worked on
+    Logs(commands::logs::Arguments),
     /// Say why a job or a task waits, and what would help
-    Explain(OfJobOrTask),
+    Explain(commands::explain::Arguments),
     /// List the workers; give one nothing new, or tasks again
     Workers(commands::workers::Arguments),
     /// Measure what this machine does
     Bench(commands::bench::Arguments),
     /// End a job before it is done
-    Cancel(OfJob),
+    Cancel(commands::cancel::Arguments),
     /// Hold a job's work up: what is at work is handed back at a checkpoint
     Pause(OfJob),
     /// Have a paused job go on
@@ -83,17 +89,81 @@ pub(crate) struct Ownership {
 pub(crate) enum Format {
     /// For people
     #[default]
-    Text,
-    /// For programs
+    Table,
+    /// For people, with more columns
+    Wide,
+    /// For programs: an object a line
     Json,
+    /// The same as a document
+    Yaml,
 }
 
 /// Whether output is for people or for programs.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct Output {
     /// How to write what is shown
-    #[arg(short = 'o', long = "output", value_enum, value_name = "FORMAT", default_value_t)]
-    pub(crate) format: Format,
+    #[arg(short = 'o', long = "output", value_enum, value_name = "FORMAT", default_value_t, env = "DELTACONV_OUTPUT")]
+    format: Format,
+}
+
+impl Output {
+    /// How programs are told; `None` where people are.
+    pub(crate) fn data(self) -> Option<Data> {
+        match self.format {
+            Format::Table | Format::Wide => None,
+            Format::Json => Some(Data::Json),
+            Format::Yaml => Some(Data::Yaml),
+        }
+    }
+
+    /// Whether people want to see more.
+    pub(crate) fn is_wide(self) -> bool {
+        self.format == Format::Wide
+    }
+}
+
+/// Whether what is shown is shown again as it changes.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Refresh {
+    /// Show it again and again, until interrupted
+    #[arg(
+        short = 'w',
+        long = "watch",
+        value_name = "TIME",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "2s",
+        value_parser = duration::parse
+    )]
+    pub(crate) every: Option<Duration>,
+}
+
+/// Whether what can't be undone is asked for once more.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Confirmation {
+    /// Don't ask whether that is meant; needed where there is no terminal to ask at
+    #[arg(short = 'y', long)]
+    yes: bool,
+}
+
+impl Confirmation {
+    /// Asks on a terminal whether it shall be done.
+    pub(crate) fn ask(self, what: &str) -> Result<(), Error> {
+        if self.yes {
+            return Ok(());
+        }
+        if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
+            return Err(Error::Unconfirmed { what: what.to_owned() });
+        }
+        output::ask(&format!("{what}? [y/N] "));
+        let mut answer = String::new();
+        // Nobody who answers is nobody who agrees.
+        let _ = io::stdin().read_line(&mut answer);
+        match answer.trim().to_lowercase().as_str() {
+            "y" | "yes" => Ok(()),
+            _ => Err(Error::Declined),
+        }
+    }
 }
 
 /// A job, and how what is said of it is written.

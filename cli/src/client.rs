@@ -134,6 +134,13 @@ impl Client {
         Ok(Stream { url: self.url.clone(), stream: self.answer(answer)? })
     }
 
+    /// What was said of a task, and with `request.follow` what is said until it is over.
+    pub(crate) async fn logs(&mut self, request: v1::LogsRequest) -> Result<Stream<v1::TaskLog>, Error> {
+        // No time limit: the stream lives as long as it is followed.
+        let answer = self.service.logs(request).await;
+        Ok(Stream { url: self.url.clone(), stream: self.answer(answer)? })
+    }
+
     fn answer<T>(&self, answer: Result<Response<T>, Status>) -> Result<T, Error> {
         answer.map(Response::into_inner).map_err(|status| failure(&self.url, &status))
     }

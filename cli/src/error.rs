@@ -38,6 +38,17 @@ pub(crate) enum Error {
     ))]
     Plaintext { address: std::net::SocketAddr },
 
+    #[error("{what}: not without being asked for once more")]
+    #[diagnostic(help("say --yes"))]
+    Unconfirmed { what: String },
+
+    #[error("nothing was done")]
+    Declined,
+
+    #[error("{} holds no token", path.display())]
+    #[diagnostic(help("name the file that the coordinator wrote: worker.token in its state's folder"))]
+    NoToken { path: PathBuf },
+
     #[error("objects that could not be removed: {objects}; of the first: {reason}")]
     #[diagnostic(help("put right what the store says, and run it again: it goes on with what is left"))]
     NotRemoved { objects: u64, reason: String },

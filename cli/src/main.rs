@@ -20,6 +20,7 @@ mod logs;
 mod output;
 mod preset;
 mod progress;
+mod refresh;
 mod stage;
 mod table;
 mod watching;

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::error::Error;
 
-/// The version of everything that `-o json` writes.
+/// The version of everything that is written for programs.
 const JSON_VERSION: u32 = 1;
 
 #[derive(Serialize)]
@@ -25,14 +25,63 @@ pub(crate) fn print(text: &str) {
     end_unless_written(written);
 }
 
-/// Writes `content`, which serialises as an object, to stdout as one line of JSON with the format's version in front.
-pub(crate) fn print_json(content: &impl Serialize) {
+/// How programs are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Data {
+    /// An object a line.
+    Json,
+    /// Documents.
+    Yaml,
+}
+
+impl Data {
+    /// Writes `content`, which serialises as an object, to stdout with the format's version in front.
+    pub(crate) fn print(self, content: &impl Serialize) {
+        self.write("", content);
+    }
+
+    /// The same of one that others follow.
+    pub(crate) fn print_one(self, content: &impl Serialize) {
+        let begin = if self == Self::Yaml { "---\n" } else { "" };
+        self.write(begin, content);
+    }
+
+    fn write(self, begin: &str, content: &impl Serialize) {
+        let text = self.text(content).map(|text| format!("{begin}{}\n", text.trim_end()));
+        let mut stdout = io::stdout().lock();
+        let written = text.and_then(|text| stdout.write_all(text.as_bytes())).and_then(|()| stdout.flush());
+        end_unless_written(written);
+    }
+
+    fn text(self, content: &impl Serialize) -> io::Result<String> {
+        let versioned = Versioned { version: JSON_VERSION, content };
+        match self {
+            Self::Json => serde_json::to_string(&versioned).map_err(io::Error::from),
+            Self::Yaml => {
+                // What has no value in JSON, such as NaN, has none here either.
+                let value = serde_json::to_value(&versioned).map_err(io::Error::from)?;
+                serde_saphyr::to_string(&value).map_err(io::Error::other)
+            }
+        }
+    }
+}
+
+/// Asks something on stderr, and stays on that line.
+pub(crate) fn ask(question: &str) {
+    let mut stderr = io::stderr().lock();
+    let _ = write!(stderr, "{question}").and_then(|()| stderr.flush());
+}
+
+/// Whether what is shown stands on a terminal, where it can be drawn over.
+pub(crate) fn is_terminal() -> bool {
+    io::stdout().is_terminal()
+}
+
+/// Empties the terminal for what is shown next.
+pub(crate) fn clear() {
     let mut stdout = io::stdout().lock();
-    let written = serde_json::to_writer(&mut stdout, &Versioned { version: JSON_VERSION, content })
-        .map_err(io::Error::from)
-        .and_then(|()| writeln!(stdout))
-        .and_then(|()| stdout.flush());
-    end_unless_written(written);
+    // To the upper left, and away with what is below ("ECMA-48", CUP and ED).
+    end_unless_written(write!(stdout, "\x1b[H\x1b[2J"));
 }
 
 /// A reader that has seen enough (`| head`) is no failure; a full disk is one.
@@ -87,8 +136,10 @@ mod tests {
         struct Content {
             held_out_error: f64,
         }
-        let versioned = Versioned { version: JSON_VERSION, content: &Content { held_out_error: f64::NAN } };
-        let text = serde_json::to_string(&versioned).expect("serialises");
+        let content = Content { held_out_error: f64::NAN };
+        let text = Data::Json.text(&content).expect("serialises");
         assert_eq!(text, r#"{"version":1,"held_out_error":null}"#);
+        let text = Data::Yaml.text(&content).expect("serialises");
+        assert_eq!(text.trim(), "version: 1\nheld_out_error: null");
     }
 }

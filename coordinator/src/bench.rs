@@ -14,7 +14,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
-use crate::api::{Token, Wakers, WorkerApi};
+use crate::api::{LogDesk, Token, Wakers, WorkerApi};
 use crate::core::{Clock, Core, Handle, Unserved};
 use crate::observe::metrics::Metrics;
 use crate::schedule::{Command, Settings};
@@ -90,7 +90,8 @@ pub async fn serve(options: Options, ready: impl FnOnce(Ready), shutdown: Cancel
     let (jobs, tasks, committed) = count(handle.clone()).await?;
     ready(Ready { address, opened_seconds, jobs, tasks, committed });
 
-    let api = WorkerApi::new(handle.clone(), wakers, metrics, options.lease_ttl, Duration::from_secs(10));
+    let api =
+        WorkerApi::new(handle.clone(), wakers, LogDesk::default(), metrics, options.lease_ttl, Duration::from_secs(10));
     let serve = Server::builder()
         .add_service(WorkerServiceServer::with_interceptor(api, token))
         .serve_with_incoming(TcpListenerStream::new(listener));

@@ -245,7 +245,7 @@ async fn manifest(core: CoreHandle, terms: Terms, job: JobId) {
 }
 
 async fn reclaim(core: CoreHandle, terms: Terms, job: JobId) {
-    match reclaim::collect(&core, &terms, &job).await {
+    match reclaim::collect(&core, &terms, &job, reclaim::Extent::Unneeded).await {
         Ok(tally) if tally.failed == 0 => {
             let (objects, bytes) = tally.total();
             tracing::info!(%job, objects, bytes, "activations and checkpoints removed");

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
 
-use crate::api::{OperatorApi, Token, TokenError, Wakers, WorkerApi, http};
+use crate::api::{LogDesk, OperatorApi, Token, TokenError, Wakers, WorkerApi, http};
 use crate::carry_out;
 use crate::core::{Clock, Core, Running};
 use crate::observe::metrics::Metrics;
@@ -134,10 +134,11 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     tracing::info!(%address, state = %options.state.display(), "coordinator listens");
 
     let stop_serving = shutdown.child_token();
+    let logs = LogDesk::default();
     let web = http::router(&handle, &metrics);
     let (ttl, interval) = (options.lease_ttl, options.checkpoint_interval);
-    let worker_api = WorkerApi::new(handle.clone(), wakers, metrics, ttl, interval);
-    let operator_api = OperatorApi::new(handle.clone(), terms, stop_serving.clone());
+    let worker_api = WorkerApi::new(handle.clone(), wakers, logs.clone(), metrics, ttl, interval);
+    let operator_api = OperatorApi::new(handle.clone(), terms, logs, stop_serving.clone());
     let serve = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         // Browsers and monitoring systems.

@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 pub use crate::planted::Planted;
 
 use crate::Error;
-use crate::api::{Said, Wakers, WorkerApi};
+use crate::api::{LogDesk, Said, Wakers, WorkerApi};
 use crate::core::{Clock, Core, Handle};
 use crate::observe::metrics::Metrics;
 use crate::schedule::{Command, Effects, Now, Settings, State};
@@ -54,7 +54,8 @@ impl Process {
         let (given, commands) = mpsc::unbounded_channel();
         let (core, handle, first) = Core::open(settings, store, clock, given, metrics.clone())?;
         let wakers = Wakers::default();
-        let api = WorkerApi::new(handle.clone(), wakers.clone(), metrics, lease_ttl, checkpoint_interval);
+        let api =
+            WorkerApi::new(handle.clone(), wakers.clone(), LogDesk::default(), metrics, lease_ttl, checkpoint_interval);
         let coordinator = Coordinator { core: handle, api, wakers };
         Ok(Self { coordinator, core: Box::pin(async { Ok(core.run(first).await.map(drop)?) }), commands })
     }

@@ -66,9 +66,21 @@ impl TaskId {
         Self::new(format!("{job}/{local}"))
     }
 
+    /// The job that it belongs to.
+    pub fn job(&self) -> &str {
+        self.0.split_once('/').map_or(self.as_str(), |(job, _)| job)
+    }
+
     /// The task's name within its job: what stands in keys under the job's prefix.
     pub fn local(&self) -> &str {
         self.0.split_once('/').map_or(self.as_str(), |(_, local)| local)
+    }
+}
+
+impl AttemptId {
+    /// The epoch of its lease, which orders a task's attempts; 0 for a name that none of ours is.
+    pub fn epoch(&self) -> u64 {
+        self.0.split('-').nth(1).and_then(|epoch| epoch.parse().ok()).unwrap_or(0)
     }
 }
 

@@ -29,8 +29,13 @@ pub const LOADER: &str = "deltaconv_diffusers.py";
 /// What blocks become when they are trained together; the task's name within its job, too.
 pub const FINETUNE: &str = "finetune";
 
+/// What was said while tasks were worked on.
+pub const LOGS: &str = "logs";
+
 /// What follows the attempt in the key of what its training started from.
 const START: &str = "-start";
+/// What follows the attempt in the key of its log.
+const LOG: &str = ".jsonl";
 
 /// A range of samples as it stands in keys and task ids: fixed width, so that keys sort by sample.
 pub fn range(range: &SampleRange) -> String {
@@ -71,6 +76,16 @@ pub fn start(layer: &str, attempt: &AttemptId) -> String {
 /// A checkpoint of one attempt.
 pub fn checkpoint(task: &TaskId, attempt: &AttemptId, step: u64) -> String {
     format!("checkpoints/{}/{attempt}-{step:08}.safetensors", task.local())
+}
+
+/// What one attempt said.
+pub fn log(task: &TaskId, attempt: &AttemptId) -> String {
+    format!("{}/{attempt}{LOG}", logs_of(task))
+}
+
+/// Where the logs of a task's attempts lie.
+pub fn logs_of(task: &TaskId) -> String {
+    format!("{LOGS}/{}", task.local())
 }
 
 /// What one attempt at a part of the evaluation found.

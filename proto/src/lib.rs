@@ -11,6 +11,7 @@ pub mod header;
 pub mod ids;
 pub mod images;
 pub mod keys;
+pub mod log;
 pub mod objects;
 pub mod pipeline;
 pub mod prompts;

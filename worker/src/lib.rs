@@ -14,6 +14,9 @@ mod data;
 mod distill;
 mod evaluate;
 mod finetune;
+mod load;
+mod logs;
+mod metrics;
 mod models;
 mod optimiser;
 pub mod profile;
@@ -27,4 +30,5 @@ pub mod teacher;
 
 pub use accelerator::Choice as DeviceChoice;
 pub use agent::{Error, Options, run};
+pub use logs::AttemptLogs;
 pub use shards::cache::Options as CacheOptions;

@@ -6,7 +6,7 @@ use clap::Args;
 use deltaconv_proto::{utc, v1};
 
 use super::interrupted;
-use crate::args::{Connection, Format, Output};
+use crate::args::{Connection, Output};
 use crate::client::{Client, Stream};
 use crate::ending::Signals;
 use crate::error::Error;
@@ -18,7 +18,7 @@ pub(crate) struct Arguments {
     /// Only what happened to this job and its tasks
     job: Option<String>,
     /// Go on with what happens, through restarts of the coordinator, until interrupted
-    #[arg(short, long)]
+    #[arg(short, long, visible_alias = "watch")]
     follow: bool,
     /// Only what happened after the event of this number, which `-o json` shows as its sequence
     #[arg(long, value_name = "SEQUENCE", default_value_t = 0)]
@@ -38,7 +38,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
 }
 
 async fn show(arguments: &Arguments) -> Result<(), Error> {
-    let Arguments { job, follow, after, connection, output: Output { format } } = arguments;
+    let Arguments { job, follow, after, connection, output } = arguments;
     let (url, follow) = (&connection.coordinator, *follow);
     let mut request = v1::EventsRequest { after: *after, job_id: job.clone().unwrap_or_default(), follow };
     let mut events = open(url, &request).await?;
@@ -55,9 +55,9 @@ async fn show(arguments: &Arguments) -> Result<(), Error> {
             }
         };
         request.after = event.sequence;
-        match format {
-            Format::Json => output::print_json(&event),
-            Format::Text => {
+        match output.data() {
+            Some(data) => data.print_one(&event),
+            None => {
                 if std::mem::take(&mut is_first) {
                     output::print(&line(&HEADINGS.map(str::to_uppercase)));
                 }
@@ -65,7 +65,7 @@ async fn show(arguments: &Arguments) -> Result<(), Error> {
             }
         }
     }
-    if is_first && *format == Format::Text {
+    if is_first && output.data().is_none() {
         output::say("nothing happened that is still on record");
     }
     Ok(())

@@ -2,21 +2,30 @@
 
 use std::process::ExitCode;
 
-use crate::args::{Format, OfJobOrTask};
+use clap::Args;
+
+use super::interrupted;
+use crate::args::{OfJobOrTask, Refresh};
 use crate::client::Client;
 use crate::error::Error;
-use crate::output;
+use crate::{output, refresh};
 
-pub(crate) async fn run(arguments: OfJobOrTask) -> Result<ExitCode, Error> {
-    let explained = Client::connect(&arguments.connection.coordinator).await?.explain(&arguments.id).await?;
-    match arguments.output.format {
-        Format::Json => output::print_json(&explained),
-        Format::Text => {
-            output::print(&format!("{} is {}: {}", arguments.id, explained.state, explained.reason));
-            if !explained.remedy.is_empty() {
-                output::print(&format!("what would help: {}", explained.remedy));
-            }
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    of: OfJobOrTask,
+    #[command(flatten)]
+    refresh: Refresh,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
+    let Arguments { of: OfJobOrTask { id, connection, output }, refresh } = arguments;
+    let ask = async || Client::connect(&connection.coordinator).await?.explain(&id).await;
+    let shown = refresh::show(refresh, output, ask, |explained, _| {
+        output::print(&format!("{id} is {}: {}", explained.state, explained.reason));
+        if !explained.remedy.is_empty() {
+            output::print(&format!("what would help: {}", explained.remedy));
         }
-    }
-    Ok(ExitCode::SUCCESS)
+    });
+    Ok(shown.await?.map_or_else(interrupted, |_| ExitCode::SUCCESS))
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use deltaconv_proto::v1;
 
-use crate::args::{Connection, Format, Output};
+use crate::args::{Confirmation, Connection, Output};
 use crate::client::Client;
 use crate::error::Error;
 use crate::{output, table};
@@ -18,17 +18,24 @@ pub(crate) struct Arguments {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
+    confirmation: Confirmation,
+    #[command(flatten)]
     connection: Connection,
     #[command(flatten)]
     output: Output,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
-    let Arguments { job, dry_run, connection, output } = arguments;
-    let collected = Client::connect(&connection.coordinator).await?.collect_garbage(&job, dry_run).await?;
-    match output.format {
-        Format::Json => output::print_json(&collected),
-        Format::Text => {
+    let Arguments { job, dry_run, confirmation, connection, output } = arguments;
+    let mut client = Client::connect(&connection.coordinator).await?;
+    if !dry_run {
+        client.job(&job).await?;
+        confirmation.ask(&format!("remove what {job} needs no more, and its logs"))?;
+    }
+    let collected = client.collect_garbage(&job, dry_run).await?;
+    match output.data() {
+        Some(data) => data.print(&collected),
+        None => {
             output::print(&describe(&collected.removed));
             remarks(&collected, &job, dry_run).iter().for_each(|remark| output::say(remark));
         }

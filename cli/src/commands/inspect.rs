@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use deltaconv_coordinator::plan::inspect::{Inspection, inspect};
 
-use crate::args::{Format, Output};
+use crate::args::Output;
 use crate::error::{Error, explain};
 use crate::{location, output, table};
 
@@ -25,9 +25,9 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     let url = location::url(&arguments.model, Path::new(""))?;
     let found = inspect(&url, arguments.latent).await.map_err(|e| Error::Model { message: explain(&e) })?;
-    match arguments.output.format {
-        Format::Text => output::print(&describe(&found)),
-        Format::Json => output::print_json(&found),
+    match arguments.output.data() {
+        None => output::print(&describe(&found)),
+        Some(data) => data.print(&found),
     }
     Ok(ExitCode::SUCCESS)
 }

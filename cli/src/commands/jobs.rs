@@ -3,12 +3,13 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use deltaconv_proto::v1;
+use deltaconv_proto::{utc, v1};
 
-use crate::args::{Connection, Format, Output};
+use super::interrupted;
+use crate::args::{Connection, Output, Refresh};
 use crate::client::Client;
 use crate::error::Error;
-use crate::{output, stage, table};
+use crate::{output, refresh, stage, table};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -16,32 +17,40 @@ pub(crate) struct Arguments {
     connection: Connection,
     #[command(flatten)]
     output: Output,
+    #[command(flatten)]
+    refresh: Refresh,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     let url = &arguments.connection.coordinator;
-    let listed = Client::connect(url).await?.jobs().await?;
-    match arguments.output.format {
-        Format::Json => output::print_json(&listed),
-        Format::Text if listed.jobs.is_empty() => {
-            output::say(&format!("{url} has no jobs; submit one with `deltaconv submit JOB.toml`"));
-        }
-        Format::Text => output::print(&describe(&listed.jobs)),
-    }
-    Ok(ExitCode::SUCCESS)
+    let ask = async || Client::connect(url).await?.jobs().await;
+    let shown = refresh::show(arguments.refresh, arguments.output, ask, |listed, wide| match &listed.jobs[..] {
+        [] => output::say(&format!("{url} has no jobs; submit one with `deltaconv submit JOB.toml`")),
+        jobs => output::print(&describe(jobs, wide)),
+    });
+    Ok(shown.await?.map_or_else(interrupted, |_| ExitCode::SUCCESS))
 }
 
-fn describe(jobs: &[v1::JobSummary]) -> String {
-    let mut listing = table::table(["job", "state", "stage", "done", "output", "reason"]);
+fn describe(jobs: &[v1::JobSummary], wide: bool) -> String {
+    let mut columns = vec!["job", "state", "stage", "done", "output", "reason"];
+    if wide {
+        columns.extend(["owner", "priority", "came", "ended"]);
+    }
+    let mut listing = table::with_headings(columns.into_iter().map(str::to_uppercase));
     for job in jobs {
-        listing.add_row([
+        let mut row = vec![
             job.job_id.clone(),
-            job.state.clone(),
+            if job.paused { "paused".to_owned() } else { job.state.clone() },
             stage::name(&job.stage, job.round),
             format!("{:.0} %", job.fraction * 100.0),
             job.output_url.clone(),
-            job.reason.clone(),
-        ]);
+            table::one_line(&job.reason),
+        ];
+        if wide {
+            let ended = if job.finished_unix_ms > 0 { utc(job.finished_unix_ms) } else { "–".to_owned() };
+            row.extend([job.owner.clone(), job.priority.to_string(), utc(job.created_unix_ms), ended]);
+        }
+        listing.add_row(row);
     }
     table::numbers(&mut listing, &[3]);
     table::text(&listing)

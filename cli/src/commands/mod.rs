@@ -15,6 +15,7 @@ pub(crate) mod explain;
 pub(crate) mod gc;
 pub(crate) mod inspect;
 pub(crate) mod jobs;
+pub(crate) mod logs;
 pub(crate) mod pause;
 pub(crate) mod report;
 pub(crate) mod resume;
@@ -47,6 +48,7 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Resume(arguments) => resume::run(arguments).await,
         Command::Retry(arguments) => retry::run(arguments).await,
         Command::Events(arguments) => events::run(arguments).await,
+        Command::Logs(arguments) => logs::run(arguments).await,
         Command::Explain(arguments) => explain::run(arguments).await,
         Command::Gc(arguments) => gc::run(arguments).await,
     }

@@ -6,7 +6,7 @@ use comfy_table::Table;
 use deltaconv_proto::v1::StaysAttention;
 use serde::Deserialize;
 
-use crate::args::{Format, OfJob};
+use crate::args::OfJob;
 use crate::client::Client;
 use crate::error::Error;
 use crate::{duration, output, stage, table};
@@ -14,9 +14,13 @@ use crate::{duration, output, stage, table};
 pub(crate) async fn run(arguments: OfJob) -> Result<ExitCode, Error> {
     let OfJob { job, connection, output } = arguments;
     let json = Client::connect(&connection.coordinator).await?.report(&job).await?;
-    match output.format {
-        Format::Json => output::print(json.trim_end()),
-        Format::Text => {
+    match output.data() {
+        Some(data) => {
+            let report: serde_json::Value =
+                serde_json::from_str(&json).map_err(|source| Error::Report { job, source })?;
+            data.print(&report);
+        }
+        None => {
             let report: Report = serde_json::from_str(&json).map_err(|source| Error::Report { job, source })?;
             output::print(&report.describe());
         }

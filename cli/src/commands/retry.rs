@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::args::{Format, OfJobOrTask, Ownership};
+use crate::args::{OfJobOrTask, Ownership};
 use crate::client::Client;
 use crate::error::Error;
 use crate::watching;
@@ -20,9 +20,9 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     let OfJobOrTask { id, connection, output } = arguments.of;
     let status = Client::connect(&connection.coordinator).await?.retry(&id, arguments.ownership.take_over).await?;
-    match output.format {
-        Format::Json => crate::output::print_json(&status),
-        Format::Text => {
+    match output.data() {
+        Some(data) => data.print(&status),
+        None => {
             let job = status.summary.as_ref().map_or("", |summary| &summary.job_id);
             crate::output::print(&format!("{job} is {}; what failed of {id} is tried again", watching::state(&status)));
         }

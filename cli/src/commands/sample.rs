@@ -11,7 +11,7 @@ use deltaconv_worker::teacher::{Solver, Steps};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use crate::args::{Device, Format, Output};
+use crate::args::{Device, Output};
 use crate::error::{Error, explain};
 use crate::{location, output};
 
@@ -95,15 +95,11 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     let drawn = drawn.map_err(|e| Error::Model { message: explain(&e) })?;
     write_grid(&arguments.out, &drawn, request.seeds.len())?;
     let (height, width) = (drawn.height, drawn.width);
-    match arguments.output.format {
-        Format::Text => output::print(&arguments.out.display().to_string()),
-        Format::Json => output::print_json(&Drawn {
-            file: &arguments.out,
-            prompts: &request.prompts,
-            seeds: &request.seeds,
-            height,
-            width,
-        }),
+    match arguments.output.data() {
+        None => output::print(&arguments.out.display().to_string()),
+        Some(data) => {
+            data.print(&Drawn { file: &arguments.out, prompts: &request.prompts, seeds: &request.seeds, height, width })
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

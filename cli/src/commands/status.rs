@@ -3,20 +3,32 @@
 use std::fmt::Write;
 use std::process::ExitCode;
 
+use clap::Args;
 use deltaconv_proto::v1;
 
-use crate::args::{Format, OfJob};
+use super::interrupted;
+use crate::args::{OfJob, Refresh};
 use crate::client::Client;
 use crate::error::Error;
-use crate::{duration, output, stage, table};
+use crate::{duration, output, refresh, stage, table};
 
-pub(crate) async fn run(arguments: OfJob) -> Result<ExitCode, Error> {
-    let status = Client::connect(&arguments.connection.coordinator).await?.job(&arguments.job).await?;
-    match arguments.output.format {
-        Format::Json => output::print_json(&status),
-        Format::Text => output::print(&describe(&status)),
-    }
-    Ok(ExitCode::SUCCESS)
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    of: OfJob,
+    #[command(flatten)]
+    refresh: Refresh,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
+    let Arguments { of: OfJob { job, connection, output }, refresh } = arguments;
+    let ask = async || Client::connect(&connection.coordinator).await?.job(&job).await;
+    let tell = |status: &v1::JobStatus, wide: bool| match wide {
+        false => output::print(&describe(status)),
+        true => output::print(&format!("{}\n\n{}", describe(status), tasks(&status.tasks))),
+    };
+    let shown = refresh::show(refresh, output, ask, tell);
+    Ok(shown.await?.map_or_else(interrupted, |_| ExitCode::SUCCESS))
 }
 
 /// Where a job stands, for people.
@@ -25,6 +37,28 @@ pub(crate) fn describe(status: &v1::JobStatus) -> String {
     parts.extend(troubles(&status.tasks));
     parts.extend(status.figures.as_ref().map(figures));
     parts.join("\n\n")
+}
+
+/// All tasks.
+fn tasks(tasks: &[v1::TaskStatus]) -> String {
+    let mut listing = table::table(["task", "state", "worker", "attempt", "attempts", "failures"]);
+    for task in tasks {
+        listing.add_row([
+            task.task_id.clone(),
+            task.state.clone(),
+            both(&task.worker_id, &task.spare_worker_id),
+            both(&task.attempt_id, &task.spare_attempt_id),
+            task.attempts.to_string(),
+            task.failures.to_string(),
+        ]);
+    }
+    table::numbers(&mut listing, &[4, 5]);
+    table::text(&listing)
+}
+
+/// Of an attempt, and of the spare one beside it if there is one.
+fn both(first: &str, spare: &str) -> String {
+    [first, spare].into_iter().filter(|id| !id.is_empty()).collect::<Vec<_>>().join(", ")
 }
 
 fn headline(status: &v1::JobStatus) -> String {

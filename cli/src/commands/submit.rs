@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use deltaconv_proto::v1;
 
-use crate::args::{Connection, Format, Output, Ownership};
+use crate::args::{Connection, Output, Ownership};
 use crate::client::Client;
 use crate::error::Error;
 use crate::{job_file, output, stage, table};
@@ -34,15 +34,15 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     if arguments.dry_run {
         let (teacher, destination) = (spec.teacher_url.clone(), spec.output_url.clone());
         let plan = client.plan(spec).await?;
-        match arguments.output.format {
-            Format::Text => output::print(&describe(&plan, &teacher, &destination)),
-            Format::Json => output::print_json(&v1::PlanResponse { plan: Some(plan) }),
+        match arguments.output.data() {
+            None => output::print(&describe(&plan, &teacher, &destination)),
+            Some(data) => data.print(&v1::PlanResponse { plan: Some(plan) }),
         }
         return Ok(ExitCode::SUCCESS);
     }
     let submitted = client.submit(spec, arguments.ownership.take_over).await?;
-    match arguments.output.format {
-        Format::Text => {
+    match arguments.output.data() {
+        None => {
             output::print(&submitted.job_id);
             output::say(&describe_stages(&submitted.stages, submitted.stored_bytes));
             let found = if submitted.existed { "was there already" } else { "is accepted" };
@@ -51,7 +51,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
                 submitted.job_id, submitted.job_id
             ));
         }
-        Format::Json => output::print_json(&submitted),
+        Some(data) => data.print(&submitted),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,5 +1,6 @@
 //! `deltaconv worker`.
 
+use std::net::SocketAddr;
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::{self, ExitCode};
@@ -13,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 use super::INTERRUPTED;
 use crate::args::{Connection, Device};
 use crate::error::{Error, explain};
-use crate::{byte_size, duration, ending, host, logs};
+use crate::logs::Logging;
+use crate::{byte_size, duration, ending, host};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -37,8 +39,13 @@ pub(crate) struct Arguments {
     /// Once it is asked to end, time to store and hand back what it has reached; then it is gone, whatever it waits for
     #[arg(long, value_name = "TIME", default_value = "25s", value_parser = duration::parse)]
     grace: Duration,
+    /// Address where /healthz and /metrics are answered [default: none]
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<SocketAddr>,
     #[command(flatten)]
     cache: Cache,
+    #[command(flatten)]
+    logging: Logging,
     /// End when stdin closes
     #[arg(long, hide = true)]
     exit_with_parent: bool,
@@ -81,7 +88,7 @@ impl Cache {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
-    logs::start();
+    arguments.logging.start();
     let options = deltaconv_worker::Options {
         coordinator: arguments.connection.coordinator,
         token_file: arguments.token_file,
@@ -91,6 +98,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         device: arguments.device.into(),
         cache: arguments.cache.options(),
         grace: arguments.grace,
+        listen: arguments.listen,
     };
     let shutdown = CancellationToken::new();
     let service = deltaconv_worker::run(options, shutdown.clone());

@@ -12,14 +12,14 @@ use deltaconv_proto::v1;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
-use crate::args::{Format, Output};
+use crate::args::Output;
 use crate::client::Client;
 use crate::commands::{interrupted, status, watch};
 use crate::ending::Signals;
 use crate::error::Error;
 use crate::job_file::{self, DataTable, EvaluationTable};
 use crate::preset::Preset;
-use crate::progress::Progress;
+use crate::progress::{Beside, Progress};
 use crate::watching::{self, Watcher as _};
 use crate::{output, table};
 
@@ -130,9 +130,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
 }
 
 fn tell(outcome: &Outcome, arguments: &Arguments) {
-    match arguments.output.format {
-        Format::Text => output::print(&outcome.describe(arguments.teacher.name(), &arguments.out)),
-        Format::Json => output::print_json(&outcome.told(&arguments.out)),
+    match arguments.output.data() {
+        None => output::print(&outcome.describe(arguments.teacher.name(), &arguments.out)),
+        Some(data) => data.print(&outcome.told(&arguments.out)),
     }
 }
 
@@ -162,7 +162,7 @@ fn spec(arguments: &Arguments, folder: &Folder) -> Result<v1::JobSpec, Error> {
 /// Runs the job to its end with processes of its own, of which none is left afterwards.
 async fn convert(arguments: &Arguments, folder: &Folder, spec: &v1::JobSpec) -> Result<Ended, Error> {
     let mut signals = Signals::new()?;
-    let mut progress = Progress::new();
+    let mut progress = Progress::new(Beside::default());
     let hurry = CancellationToken::new();
     let mut coordinators = Processes::new(progress.voice(), hurry.clone());
     let mut workers = Processes::new(progress.voice(), hurry.clone());

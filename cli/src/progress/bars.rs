@@ -6,8 +6,8 @@ use std::time::Instant;
 use deltaconv_proto::{keys, v1};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::describe;
 use super::remaining::Remaining;
+use super::{Beside, Curves, describe};
 use crate::stage;
 
 /// Bars have no units of their own: a full one is this long.
@@ -23,6 +23,10 @@ pub(super) struct Bars {
     stages: BTreeMap<String, Bar>,
     layers: BTreeMap<String, Bar>,
     waiting: Option<ProgressBar>,
+    curves: Curves,
+    beside: Beside,
+    /// A line of it each.
+    below: Vec<ProgressBar>,
 }
 
 struct Bar {
@@ -64,12 +68,21 @@ fn style(template: &str) -> ProgressStyle {
 }
 
 impl Bars {
-    pub(super) fn new(area: MultiProgress) -> Self {
-        Self { area, stages: BTreeMap::new(), layers: BTreeMap::new(), waiting: None }
+    pub(super) fn new(area: MultiProgress, beside: Beside) -> Self {
+        Self {
+            area,
+            stages: BTreeMap::new(),
+            layers: BTreeMap::new(),
+            waiting: None,
+            curves: Curves::default(),
+            beside,
+            below: Vec::new(),
+        }
     }
 
     pub(super) fn show(&mut self, status: &v1::JobStatus) {
         let now = Instant::now();
+        self.curves.note(&status.layers);
         let names = describe::short_names(&status.layers);
         let width = names.iter().map(String::len).max().unwrap_or(0).max("evaluate".len());
 
@@ -96,9 +109,26 @@ impl Bars {
             let left = bar.remaining.update(now, layer.step as f64, layer.steps as f64);
             let share = if layer.steps > 0 { layer.step as f64 / layer.steps as f64 } else { 0.0 };
             let fraction = if layer.state == "done" { 1.0 } else { share.clamp(0.0, 1.0) };
-            bar.set(fraction, describe::layer(layer, left));
+            let curve = self.curves.row(&layer.name);
+            let gap = if curve.is_empty() { "" } else { "  " };
+            bar.set(fraction, format!("{curve}{gap}{}", describe::layer(layer, left)));
         }
         self.show_waiting(&status.waiting_for);
+        self.show_below(&self.beside.lines());
+    }
+
+    fn show_below(&mut self, lines: &[String]) {
+        while self.below.len() < lines.len() {
+            let line = self.area.add(ProgressBar::new(LENGTH));
+            line.set_style(style("{wide_msg}"));
+            self.below.push(line);
+        }
+        for more in self.below.drain(lines.len()..) {
+            more.finish_and_clear();
+        }
+        for (line, text) in self.below.iter().zip(lines) {
+            line.set_message(text.clone());
+        }
     }
 
     fn show_waiting(&mut self, waiting_for: &str) {
@@ -119,6 +149,7 @@ impl Bars {
     /// Leaves the bars as they are on the terminal.
     pub(super) fn finish(&mut self) {
         self.show_waiting("");
+        self.show_below(&[]);
         for bar in self.stages.values().chain(self.layers.values()) {
             bar.bar.abandon();
         }

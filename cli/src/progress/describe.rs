@@ -2,6 +2,7 @@
 
 use deltaconv_proto::v1;
 
+use super::remaining::Left;
 use crate::duration;
 
 /// Whether the stage is over.
@@ -26,7 +27,7 @@ pub(super) fn stage_fraction(stage: &v1::StageStatus) -> f64 {
 }
 
 /// Tasks, rate and time left of a stage.
-pub(super) fn stage(stage: &v1::StageStatus, seconds_left: Option<f64>) -> String {
+pub(super) fn stage(stage: &v1::StageStatus, left: Option<Left>) -> String {
     if is_over(stage) {
         let seconds = stage.finished_unix_ms.saturating_sub(stage.started_unix_ms) as f64 / 1000.0;
         return format!("done in {}", duration::spell(seconds));
@@ -39,12 +40,12 @@ pub(super) fn stage(stage: &v1::StageStatus, seconds_left: Option<f64>) -> Strin
         words.push(format!("{}/{} tasks", stage.committed, stage.tasks));
     }
     words.extend(rate(stage.samples_per_second));
-    words.extend(seconds_left.map(left));
+    words.extend(left.as_ref().map(Left::describe));
     if words.is_empty() { "running".into() } else { words.join(", ") }
 }
 
 /// Steps, error, rate and time left of a layer.
-pub(super) fn layer(layer: &v1::LayerStatus, seconds_left: Option<f64>) -> String {
+pub(super) fn layer(layer: &v1::LayerStatus, left: Option<Left>) -> String {
     if layer.state == "waiting" {
         return "waiting".into();
     }
@@ -60,7 +61,7 @@ pub(super) fn layer(layer: &v1::LayerStatus, seconds_left: Option<f64>) -> Strin
         words.push("done".into());
     } else {
         words.extend(rate(layer.samples_per_second));
-        words.extend(seconds_left.map(left));
+        words.extend(left.as_ref().map(Left::describe));
     }
     words.join(", ")
 }
@@ -69,10 +70,6 @@ fn rate(samples_per_second: f64) -> Option<String> {
     let known = samples_per_second.is_finite() && samples_per_second > 0.0;
     let digits = if samples_per_second < 10.0 { 1 } else { 0 };
     known.then(|| format!("{samples_per_second:.digits$} samples/s"))
-}
-
-fn left(seconds: f64) -> String {
-    format!("{} left", duration::spell(seconds.ceil()))
 }
 
 /// The layers' names without the ending that all of them share, which tells none from another:

@@ -9,9 +9,14 @@ use crate::output;
 use crate::watching::Watcher;
 
 mod bars;
+mod beside;
+mod curve;
 mod describe;
 mod lines;
 mod remaining;
+
+pub(crate) use beside::Beside;
+pub(crate) use curve::Curves;
 
 /// Shows every status it is told of.
 pub(crate) struct Progress {
@@ -39,11 +44,11 @@ impl Voice {
 }
 
 impl Progress {
-    /// Bars if stderr is a terminal.
-    pub(crate) fn new() -> Self {
+    /// Bars if stderr is a terminal, and below them what `beside` has.
+    pub(crate) fn new(beside: Beside) -> Self {
         if io::stderr().is_terminal() {
             let area = MultiProgress::new();
-            Self { voice: Voice(Some(area.clone())), view: View::Bars(bars::Bars::new(area)) }
+            Self { voice: Voice(Some(area.clone())), view: View::Bars(bars::Bars::new(area, beside)) }
         } else {
             Self { voice: Voice(None), view: View::Lines(lines::Lines::default()) }
         }

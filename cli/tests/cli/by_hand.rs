@@ -27,7 +27,7 @@ fn a_job_without_workers_says_so_and_waits() {
     let text = said(&coordinator.run(&["status", &job]));
     assert!(text.contains("waiting: ") && text.contains("capture"), "{text}");
 
-    let cancelled = coordinator.run(&["cancel", &job]);
+    let cancelled = coordinator.run(&["cancel", &job, "--yes"]);
     assert!(cancelled.status.success(), "{}", said(&cancelled));
     let watched = coordinator.run(&["watch", &job]);
     assert_eq!(watched.status.code(), Some(1), "{}", said(&watched));

@@ -45,7 +45,7 @@ fn convert(faults: &Faults) {
     let written = [fs::read(out.join(BLOCKS)), fs::read(out.join(REPORT))].map(|read| read.expect("a result"));
     // The newest objects are results, which stay whether they are listed or not.
     faults.change(1.0, &[Fault::Stale]);
-    coordinator.run(&["gc", &job]);
+    coordinator.run(&["gc", &job, "--yes"]);
     assert_eq!(shards(&out), 0, "{faults:?}");
     assert!([BLOCKS, REPORT].map(|key| fs::read(out.join(key)).expect("a result")) == written);
 }

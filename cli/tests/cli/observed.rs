@@ -39,7 +39,7 @@ fn what_happened_to_a_job_is_told_also_after_a_restart() {
     let worker = coordinator.worker("one");
     until("the worker to join", || coordinator.worker_id("one"));
     assert!(coordinator.run(&["pause", &job]).status.success());
-    assert!(coordinator.run(&["cancel", &job]).status.success());
+    assert!(coordinator.run(&["cancel", &job, "--yes"]).status.success());
     drop(worker);
 
     let of_job = events(&coordinator, &[&job]);
@@ -106,7 +106,7 @@ fn a_page_is_sent_what_changes() {
     let (kind, view) = next_view(&mut page);
     assert_eq!((kind.as_str(), &view["job"]["summary"]["state"]), ("message", &Value::from("running")));
     assert!(view["job"]["waiting_for"].as_str().is_some_and(|text| !text.is_empty()), "{view:#}");
-    assert!(coordinator.run(&["cancel", &job]).status.success());
+    assert!(coordinator.run(&["cancel", &job, "--yes"]).status.success());
     let cancelled = next_view(&mut page).1;
     assert_eq!(cancelled["job"]["summary"]["state"], "cancelled");
     assert!(cancelled["events"].as_array().is_some_and(|events| events.iter().any(|e| e["kind"] == "job-cancelled")));

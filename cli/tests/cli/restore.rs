@@ -126,7 +126,7 @@ fn a_second_coordinator_on_a_copied_state_fences_the_first() {
         (summary["state"] == "failed").then(|| summary["reason"].as_str().expect("a reason").to_owned())
     });
     assert!(reason.contains("another coordinator took the output over"), "{reason}");
-    for command in [vec!["retry", &job], vec!["gc", &job], vec!["submit", job_file.to_str().expect("UTF-8")]] {
+    for command in [vec!["retry", &job], vec!["gc", &job, "--yes"], vec!["submit", job_file.to_str().expect("UTF-8")]] {
         let refused = first.run(&command);
         assert!(!refused.status.success() && said(&refused).contains("--take-over"), "{}", said(&refused));
     }

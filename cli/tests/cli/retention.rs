@@ -91,7 +91,7 @@ fn what_is_collected_by_hand_and_by_retention_is_the_same_and_no_result() {
     assert_eq!((&planned["unknown_objects"], &planned["running"]), (&1.into(), &false.into()));
     assert_eq!(files(&all), left, "a dry run removed something");
 
-    let told = coordinator.run(&["gc", &kept]);
+    let told = coordinator.run(&["gc", &kept, "--yes"]);
     assert!(told.status.success(), "{}", said(&told));
     for part in ["activations", &shards.0.to_string(), "1 object that is no part of a job stays"] {
         assert!(said(&told).contains(part), "{part:?} is not in: {}", said(&told));
@@ -129,7 +129,7 @@ fn what_is_collected_by_hand_and_by_retention_is_the_same_and_no_result() {
     assert_eq!(names(&after), names(&files(&results)));
     assert_eq!(below(&files(&results), "rounds").count(), blocks);
 
-    let again = coordinator.json(&["gc", &kept]);
+    let again = coordinator.json(&["gc", &kept, "--yes"]);
     assert!(again["removed"].as_array().expect("kinds").iter().all(|garbage| garbage["objects"] == 0), "{again}");
     assert_eq!(coordinator.submit(&folder.path().join("all.toml")), kept, "the job is done as before");
     assert!(fs::read_to_string(all.join("spec.json")).is_ok_and(|spec| !spec.contains("retention")));
@@ -164,7 +164,7 @@ fn a_job_that_would_store_too_much_is_refused_before_anything_is_written() {
 
     // While it waits for workers, nothing of it is removed.
     let job = String::from_utf8_lossy(&submitted.stdout).trim().to_owned();
-    let collected = coordinator.json(&["gc", &job]);
+    let collected = coordinator.json(&["gc", &job, "--yes"]);
     assert_eq!((&collected["running"], &collected["unknown_objects"]), (&true.into(), &0.into()));
     assert!(folder.path().join("out/spec.json").exists());
 }

@@ -2,6 +2,7 @@
 
 mod auth;
 pub(crate) mod http;
+mod logs;
 mod operator;
 mod page;
 mod wake;
@@ -9,6 +10,7 @@ mod worker;
 
 pub(crate) use auth::Token;
 pub use auth::TokenError;
+pub(crate) use logs::LogDesk;
 pub(crate) use operator::OperatorApi;
 pub(crate) use wake::Wakers;
 pub(crate) use worker::{Said, WorkerApi};
@@ -34,7 +36,9 @@ impl From<schedule::Error> for Status {
     fn from(error: schedule::Error) -> Self {
         let message = error.to_string();
         match error {
-            schedule::Error::UnknownJob(_) | schedule::Error::UnknownWorker(_) => Self::not_found(message),
+            schedule::Error::UnknownJob(_) | schedule::Error::UnknownTask(_) | schedule::Error::UnknownWorker(_) => {
+                Self::not_found(message)
+            }
             schedule::Error::OutputInUse { .. } => Self::already_exists(message),
             schedule::Error::Ended { .. } => Self::failed_precondition(message),
             schedule::Error::InvalidId(_) => Self::invalid_argument(message),

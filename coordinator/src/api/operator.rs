@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use deltaconv_proto::ids::JobId;
+use deltaconv_proto::ids::{JobId, TaskId};
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::v1::operator_service_server::OperatorService;
 use deltaconv_proto::{keys, v1};
@@ -12,9 +12,11 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use super::job_id;
+use super::logs::{Logs, TaskLogs};
+use super::{LogDesk, invalid, job_id};
 use crate::core::Handle;
 use crate::observe::report;
+use crate::reclaim::Extent;
 use crate::schedule::{self, Effects, Explanation, Job, JobState, Now, State};
 use crate::term::Terms;
 use crate::{plan, reclaim};
@@ -30,13 +32,14 @@ const MAX_REPORT_BYTES: u64 = 3 << 20;
 pub(crate) struct OperatorApi {
     core: Handle,
     terms: Terms,
+    logs: LogDesk,
     shutdown: CancellationToken,
 }
 
 impl OperatorApi {
     /// A service on `core` whose streams end with `shutdown`.
-    pub(crate) fn new(core: Handle, terms: Terms, shutdown: CancellationToken) -> Self {
-        Self { core, terms, shutdown }
+    pub(crate) fn new(core: Handle, terms: Terms, logs: LogDesk, shutdown: CancellationToken) -> Self {
+        Self { core, terms, logs, shutdown }
     }
 
     /// Makes the output this coordinator's, where it is no other's or shall be taken over.
@@ -140,14 +143,15 @@ impl OperatorService for OperatorApi {
 
     async fn get_job(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::JobStatus>, Status> {
         let id = job_id(request.into_inner().job_id)?;
-        Ok(Response::new(self.status(id).await?))
+        Ok(Response::new(self.core.read(move |state, now| state.status_with_history(&id, now)).await??))
     }
 
     type WatchJobStream = Pin<Box<dyn Stream<Item = Result<v1::JobStatus, Status>> + Send>>;
 
     async fn watch_job(&self, request: Request<v1::WatchJobRequest>) -> Result<Response<Self::WatchJobStream>, Status> {
         let id = job_id(request.into_inner().job_id)?;
-        let first = self.status(id.clone()).await?;
+        let named = id.clone();
+        let first = self.core.read(move |state, now| state.status_with_history(&named, now)).await??;
         let (core, shutdown) = (self.core.clone(), self.shutdown.clone());
         let stream = futures::stream::unfold((Some(first), None), move |(next, last)| {
             let (core, shutdown, id) = (core.clone(), shutdown.clone(), id.clone());
@@ -264,8 +268,8 @@ impl OperatorService for OperatorApi {
         let v1::CollectGarbageRequest { job_id: id, dry_run } = request.into_inner();
         let job = job_id(id)?;
         let tally = match dry_run {
-            true => reclaim::reclaim(&self.core, &job, true).await?,
-            false => reclaim::collect(&self.core, &self.terms, &job).await?,
+            true => reclaim::reclaim(&self.core, &job, Extent::AndLogs, true).await?,
+            false => reclaim::collect(&self.core, &self.terms, &job, Extent::AndLogs).await?,
         };
         if !dry_run {
             let (objects, bytes) = tally.total();
@@ -308,6 +312,15 @@ impl OperatorService for OperatorApi {
         });
         let events = pieces.map_ok(|events| futures::stream::iter(events.into_iter().map(Ok))).try_flatten();
         Ok(Response::new(Box::pin(events)))
+    }
+
+    type LogsStream = Logs;
+
+    async fn logs(&self, request: Request<v1::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
+        let v1::LogsRequest { task_id, follow } = request.into_inner();
+        let task = TaskId::new(task_id).map_err(invalid)?;
+        let (core, desk, shutdown) = (self.core.clone(), self.logs.clone(), self.shutdown.clone());
+        Ok(Response::new(TaskLogs::stream(core, desk, task, follow, shutdown).await?))
     }
 
     async fn list_workers(

@@ -9,7 +9,7 @@ use deltaconv_proto::v1::worker_service_server::WorkerService;
 use futures::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Wakers, invalid};
+use super::{LogDesk, Wakers, invalid};
 use crate::core::Handle;
 use crate::observe::metrics::Metrics;
 use crate::schedule::State;
@@ -24,6 +24,7 @@ const MAX_ATTEMPTS: usize = 64;
 pub(crate) struct WorkerApi {
     core: Handle,
     wakers: Wakers,
+    logs: LogDesk,
     metrics: Metrics,
     lease_ttl: Duration,
     checkpoint_interval: Duration,
@@ -34,17 +35,18 @@ impl WorkerApi {
     pub(crate) fn new(
         core: Handle,
         wakers: Wakers,
+        logs: LogDesk,
         metrics: Metrics,
         lease_ttl: Duration,
         checkpoint_interval: Duration,
     ) -> Self {
-        Self { core, wakers, metrics, lease_ttl, checkpoint_interval }
+        Self { core, wakers, logs, metrics, lease_ttl, checkpoint_interval }
     }
 
     /// What a worker is told that says this; or, where something newer of it came before there was anything to tell, that.
     pub(crate) async fn answer<N>(
         &self,
-        request: v1::SyncRequest,
+        mut request: v1::SyncRequest,
         newer: impl Future<Output = N>,
     ) -> Result<Said<N>, Status> {
         if request.attempts.len() > MAX_ATTEMPTS {
@@ -52,6 +54,7 @@ impl WorkerApi {
             return Err(Status::invalid_argument(format!("{count} attempts in one report; at most {MAX_ATTEMPTS}")));
         }
         let worker = WorkerId::new(request.worker_id.as_str()).map_err(invalid)?;
+        self.logs.take(worker.as_str(), &mut request.logs);
         let hold = Duration::from_millis(request.hold_ms).min(MAX_HOLD);
         if hold.is_zero() {
             return self.ask(request).await.map(Said::Answer);
@@ -72,6 +75,7 @@ impl WorkerApi {
 
     async fn ask(&self, request: v1::SyncRequest) -> Result<v1::SyncResponse, Status> {
         let (answers, asked) = (request.number, Instant::now());
+        let logs_wanted = self.logs.wanted(&request.attempts);
         let response = self.core.sync(request, |state, worker, response| {
             response.inspect(|response| {
                 response.start.iter().for_each(|start| log_start(state, worker, start));
@@ -80,7 +84,7 @@ impl WorkerApi {
         let rejoin = || v1::SyncResponse { rejoin: true, ..v1::SyncResponse::default() };
         let response = response.await?;
         self.metrics.answered(asked.elapsed());
-        Ok(v1::SyncResponse { answers, ..response.unwrap_or_else(rejoin) })
+        Ok(v1::SyncResponse { answers, logs_wanted, ..response.unwrap_or_else(rejoin) })
     }
 }
 

@@ -9,7 +9,7 @@ use deltaconv_proto::objects::OpenUpload;
 use crate::assemble::abandoned;
 
 /// Folders that attempts write to.
-const OF_ATTEMPTS: [&str; 4] = ["rounds", "checkpoints", keys::FINETUNE, "evaluate"];
+const OF_ATTEMPTS: [&str; 5] = ["rounds", "checkpoints", keys::FINETUNE, "evaluate", keys::LOGS];
 
 /// What an upload that ended before it was whole has left.
 #[derive(Debug, PartialEq, Eq)]

@@ -50,15 +50,24 @@ pub(crate) enum Error {
     Unserved(#[from] Unserved),
 }
 
+/// What is removed under the output of a job that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// What no process needs any more.
+    Unneeded,
+    /// The logs of its tasks, too.
+    AndLogs,
+}
+
 /// Removes what can go under the output of a job, which must be this coordinator's: to another, what that one's attempts write
 /// is left by nobody it knows. Gives the output back where no job is running there.
-pub(crate) async fn collect(core: &Handle, terms: &Terms, job: &JobId) -> Result<Tally, Error> {
+pub(crate) async fn collect(core: &Handle, terms: &Terms, job: &JobId, extent: Extent) -> Result<Tally, Error> {
     let id = job.clone();
     let url = core.call(move |state, _, _| {
         state.job(&id).map(|job| job.spec.output_url.clone()).ok_or(schedule::Error::UnknownJob(id))
     });
     let url = url.await?.map_err(Error::Job)?;
-    let tally = terms.hold(&url, |_| reclaim(core, job, false)).await??;
+    let tally = terms.hold(&url, |_| reclaim(core, job, extent, false)).await??;
     if !tally.running {
         terms.release(&url).await?;
     }
@@ -70,13 +79,13 @@ pub(crate) async fn collect(core: &Handle, terms: &Terms, job: &JobId) -> Result
 /// # Errors
 /// [`Error::Output`] when something else lies there by now; failures of the store to list. What it fails to remove is counted
 /// and no error.
-pub(crate) async fn reclaim(core: &Handle, job: &JobId, dry_run: bool) -> Result<Tally, Error> {
+pub(crate) async fn reclaim(core: &Handle, job: &JobId, extent: Extent, dry_run: bool) -> Result<Tally, Error> {
     let id = job.clone();
     let known = core.call(move |state, _, _| Ok(state.job(&id).ok_or(schedule::Error::UnknownJob(id))?.clone()));
     let job: Job = known.await?.map_err(Error::Job)?;
     plan::check_output(&job.spec).await?;
     let objects = Objects::open(&job.spec.output_url)?;
-    let sweep = Sweep { core, job: &job, objects: &objects, dry_run };
+    let sweep = Sweep { core, job: &job, objects: &objects, extent, dry_run };
     let mut tally = Tally::default();
     let mut listing = objects.listing().try_chunks(AT_A_TIME);
     while let Some(listed) = listing.try_next().await.map_err(|e| e.1)? {
@@ -90,6 +99,7 @@ struct Sweep<'a> {
     core: &'a Handle,
     job: &'a Job,
     objects: &'a Objects,
+    extent: Extent,
     dry_run: bool,
 }
 
@@ -118,6 +128,7 @@ impl Sweep<'_> {
         tally.running = running;
         let spent = found.into_iter().zip(kinds.into_iter().zip(fates));
         let spent = spent.filter_map(|((key, size), (kind, fate))| Some((key, (Kind::of(kind, fate)?, size))));
+        let spent = spent.filter(|(_, (kind, _))| *kind != Kind::Logs || self.extent == Extent::AndLogs);
         let mut spent: BTreeMap<String, (Kind, u64)> = spent.collect();
         if self.dry_run {
             spent.into_values().for_each(|(kind, size)| tally.add(kind, size));

@@ -12,13 +12,20 @@ pub(super) enum Kind {
     Activations,
     Latents,
     Checkpoints,
+    Logs,
     OrphanedAttempts,
     InterruptedUploads,
 }
 
 impl Kind {
-    const ALL: [Self; 5] =
-        [Self::Activations, Self::Latents, Self::Checkpoints, Self::OrphanedAttempts, Self::InterruptedUploads];
+    const ALL: [Self; 6] = [
+        Self::Activations,
+        Self::Latents,
+        Self::Checkpoints,
+        Self::Logs,
+        Self::OrphanedAttempts,
+        Self::InterruptedUploads,
+    ];
 
     /// As what an object of this kind and fate is removed; `None` if it stays.
     pub(super) fn of(kind: keys::Kind, fate: Fate) -> Option<Self> {
@@ -28,6 +35,7 @@ impl Kind {
             (Fate::Spent, keys::Kind::Activations) => Some(Self::Activations),
             (Fate::Spent, keys::Kind::Latents) => Some(Self::Latents),
             (Fate::Spent, keys::Kind::Checkpoint) => Some(Self::Checkpoints),
+            (Fate::Spent, keys::Kind::Log) => Some(Self::Logs),
             (Fate::Spent, keys::Kind::Block | keys::Kind::Start | keys::Kind::Evaluation) => None,
         }
     }
@@ -37,6 +45,7 @@ impl Kind {
             Self::Activations => "activations",
             Self::Latents => "latents",
             Self::Checkpoints => "checkpoints",
+            Self::Logs => "logs",
             Self::OrphanedAttempts => "orphaned attempts",
             Self::InterruptedUploads => "interrupted uploads",
         }

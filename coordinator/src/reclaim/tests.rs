@@ -9,7 +9,7 @@ use crate::running::Running;
 
 impl Running {
     async fn reclaim(&self, dry_run: bool) -> v1::CollectGarbageResponse {
-        reclaim(&self.core, &self.job, dry_run).await.expect("reclaims").message()
+        reclaim(&self.core, &self.job, Extent::AndLogs, dry_run).await.expect("reclaims").message()
     }
 }
 
@@ -94,11 +94,11 @@ async fn what_became_somebody_elses_is_not_touched() {
     let spec = running.fixture.path("job/spec.json");
     let text = std::fs::read_to_string(&spec).expect("reads");
     std::fs::write(&spec, text.replace("\"seed\": 7", "\"seed\": 8")).expect("writes");
-    let refused = reclaim(&running.core, &running.job, false).await.expect_err("refused").to_string();
+    let refused = reclaim(&running.core, &running.job, Extent::AndLogs, false).await.expect_err("refused").to_string();
     assert!(refused.contains("nothing is removed") && refused.contains("data.seed is 8 there"), "{refused}");
     assert_eq!(running.files(), set(ORPHANED));
     std::fs::write(&spec, text).expect("writes");
 
     let unknown = JobId::new("nonesuch-7").expect("an id");
-    assert!(matches!(reclaim(&running.core, &unknown, false).await, Err(Error::Job(_))));
+    assert!(matches!(reclaim(&running.core, &unknown, Extent::AndLogs, false).await, Err(Error::Job(_))));
 }

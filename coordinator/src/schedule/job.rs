@@ -7,6 +7,7 @@ use deltaconv_proto::ids::{JobId, TaskId};
 use deltaconv_proto::{keys, v1};
 
 use super::events::{About, Severity};
+use super::history::History;
 use super::queue::Place;
 use super::step::Course;
 use super::still::Still;
@@ -107,6 +108,8 @@ pub struct Job {
     pub(super) names: Arc<[Arc<str>]>,
     /// By round: how many shards of a layer its distill task reads.
     pub(super) shards: Vec<usize>,
+    /// How its layers' errors went since this process runs.
+    pub(super) history: History,
 }
 
 /// What every task of a job comes with.
@@ -154,6 +157,7 @@ impl Job {
             encoded: OnceLock::new(),
             still: None,
             shards: Vec::new(),
+            history: History::default(),
         };
         job.stages = vec![v1::StageTimes::default(); Step::all(job.course()).count()];
         let tasks = job.new_tasks()?;

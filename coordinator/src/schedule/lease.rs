@@ -25,6 +25,7 @@ impl State {
         let worker = self.workers.get_mut(&id)?;
         worker.last_seen = now.monotonic;
         worker.draining = request.draining;
+        worker.load = request.load.or(worker.load);
         let node = worker.node.clone();
         if !request.device_error.is_empty() {
             self.device_failed(&node, &request.device_error, now, effects);
@@ -161,6 +162,12 @@ impl State {
         if let Some(leased) = task.held_by_mut(lease) {
             leased.report(progress);
         }
+        if let Kind::Distill { round, layer } = task.kind
+            && let Some(job) = self.jobs.get_mut(&task.job)
+        {
+            job.history.note(layer, round, progress, now.unix_ms);
+        }
+        let task = &mut self.tasks[slot];
         if let Some(checkpoint) = newer {
             let former = task.checkpoint.replace(Box::new(checkpoint.clone()));
             // Whoever comes to it next does not begin where those were lost.

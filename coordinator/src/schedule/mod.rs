@@ -10,6 +10,7 @@ mod event;
 mod events;
 mod explain;
 mod export;
+mod history;
 mod job;
 mod lease;
 mod offer;
@@ -39,7 +40,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use deltaconv_proto::ids::{JobId, WorkerId};
+use deltaconv_proto::ids::{JobId, TaskId, WorkerId};
 use deltaconv_proto::v1;
 
 pub use event::{Command, Effects, Now, Turn};
@@ -49,6 +50,7 @@ pub use export::{Export, Over};
 pub use job::{Job, JobState};
 pub use restore::Restoring;
 pub use retention::Fate;
+pub use status::Attempts;
 pub use step::{Stage, Step};
 pub use task::{Failed, Kind, Leased, Phase, Task};
 pub use totals::{Census, Totals};
@@ -70,6 +72,9 @@ pub enum Error {
     /// No job of this id.
     #[error("there is no job {0}; `deltaconv jobs` lists them")]
     UnknownJob(JobId),
+    /// No task of this id.
+    #[error("there is no task {0}; `deltaconv status JOB -o wide` lists a job's")]
+    UnknownTask(TaskId),
     /// No worker of this id, name or machine.
     #[error("there is no worker {0:?}; `deltaconv workers` lists them with their names and machines")]
     UnknownWorker(String),

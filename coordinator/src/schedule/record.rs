@@ -180,6 +180,7 @@ impl Worker {
             last_seen: now.monotonic,
             draining: false,
             drained: record.drained,
+            load: None,
             leases: BTreeSet::new(),
         })
     }

@@ -27,8 +27,13 @@ impl State {
         let running = jobs.iter().any(|job| job.is_running());
         let fate = |object: &Written| {
             let tasks = jobs.iter().filter_map(|job| self.tasks.get(&TaskId::of(&job.id, &object.task).ok()?));
-            let is_known = tasks.into_iter().any(|task| task.knows(&object.attempt));
+            let tasks: Vec<&Task> = tasks.collect();
+            let is_known = tasks.iter().any(|task| task.knows(&object.attempt));
             match object.kind {
+                // What attempts that came to nothing said is the more worth reading.
+                Kind::Log if tasks.is_empty() => Fate::Orphaned,
+                Kind::Log if running => Fate::Stays,
+                Kind::Log => Fate::Spent,
                 _ if !is_known => Fate::Orphaned,
                 _ if running => Fate::Stays,
                 Kind::Latents | Kind::Activations | Kind::Checkpoint => Fate::Spent,

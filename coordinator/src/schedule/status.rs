@@ -2,12 +2,35 @@
 
 use std::collections::BTreeMap;
 
-use deltaconv_proto::ids::JobId;
+use deltaconv_proto::ids::{AttemptId, JobId, TaskId};
 use deltaconv_proto::v1;
 
 use super::{Error, Job, Kind, Leased, Now, Phase, Stage, State, Step, Task};
 
+/// Who works on a task.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attempts {
+    /// Where its job writes.
+    pub output_url: String,
+    /// The attempts at work, and whose they are.
+    pub at_work: Vec<(AttemptId, String)>,
+    /// Whether nobody will work on it any more, unless an operator says so.
+    pub is_over: bool,
+}
+
 impl State {
+    /// Who works on a task.
+    pub(crate) fn attempts(&self, id: &TaskId) -> Result<Attempts, Error> {
+        let task = self.tasks.get(id).ok_or_else(|| Error::UnknownTask(id.clone()))?;
+        let job = &self.jobs[&task.job];
+        let at_work = task.leases().iter().map(|leased| (leased.attempt.clone(), leased.worker.to_string()));
+        Ok(Attempts {
+            output_url: job.spec.output_url.clone(),
+            at_work: at_work.collect(),
+            is_over: task.is_committed() || task.is_quarantined() || !job.is_running(),
+        })
+    }
+
     /// All jobs, in the order in which they came.
     pub fn summaries(&self) -> Vec<v1::JobSummary> {
         self.latest_summaries(usize::MAX)
@@ -29,7 +52,7 @@ impl State {
         })
     }
 
-    /// One job, whole.
+    /// One job, whole but for its layers' histories.
     pub fn status(&self, id: &JobId, now: Now) -> Result<v1::JobStatus, Error> {
         let job = self.jobs.get(id).ok_or_else(|| Error::UnknownJob(id.clone()))?;
         Ok(v1::JobStatus {
@@ -40,6 +63,18 @@ impl State {
             tasks: self.tasks_of(job).map(|task| self.task_status(job, task)).collect(),
             figures: job.figures.clone(),
         })
+    }
+
+    /// The same with the layers' histories.
+    pub(crate) fn status_with_history(&self, id: &JobId, now: Now) -> Result<v1::JobStatus, Error> {
+        let mut status = self.status(id, now)?;
+        if let Some(job) = self.jobs.get(id) {
+            for layer in &mut status.layers {
+                let index = job.plan.layers.iter().position(|planned| planned.name == layer.name);
+                layer.history = index.map(|index| job.history.of(index).to_vec()).unwrap_or_default();
+            }
+        }
+        Ok(status)
     }
 
     /// All workers that are remembered.
@@ -57,6 +92,7 @@ impl State {
                 cached_shards: self.placement.stated(&worker.id) as u32,
                 node: worker.node.clone(),
                 reason: self.why_out(worker, now).unwrap_or_default().to_owned(),
+                load: worker.load,
             }
         });
         workers.collect()
@@ -178,9 +214,11 @@ impl State {
                 step,
                 steps,
                 held_out_error: error,
+                training_error: if known { progress.training_error } else { f64::NAN },
                 samples_per_second: progress.samples_per_second,
                 round,
                 alone_error,
+                history: Vec::new(),
             }
         };
         latest.map(status).collect()

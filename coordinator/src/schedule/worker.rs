@@ -30,6 +30,8 @@ pub struct Worker {
     pub draining: bool,
     /// An operator wants it to take nothing new.
     pub drained: bool,
+    /// How busy its machine is, as it last said.
+    pub load: Option<v1::Load>,
     /// The tasks that it is leased.
     pub(super) leases: BTreeSet<Slot>,
 }
@@ -80,6 +82,7 @@ impl State {
             last_seen: now.monotonic,
             draining: false,
             drained: false,
+            load: None,
             leases: BTreeSet::new(),
         };
         effects.writes.push(Write::Meta(self.meta));

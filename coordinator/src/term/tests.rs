@@ -138,7 +138,10 @@ async fn a_job_whose_output_was_taken_ends_and_says_who_did_and_removes_nothing_
         v1::SyncRequest { worker_id: running.worker.to_string(), attempts: vec![report], ..v1::SyncRequest::default() };
     let synced = running.core.call(move |state, now, effects| state.sync(&request, now, effects)).await;
     assert_eq!(synced.expect("runs").expect("known").cancel[0].lease, lease);
-    let refused = crate::reclaim::collect(&running.core, &own, &running.job).await.expect_err("refused").to_string();
+    let refused = crate::reclaim::collect(&running.core, &own, &running.job, crate::reclaim::Extent::AndLogs)
+        .await
+        .expect_err("refused")
+        .to_string();
     assert!(refused.contains("nothing is removed") && refused.contains("coordinator other"), "{refused}");
     assert!(running.files().contains(left));
 }

@@ -1,6 +1,6 @@
 //! Keys read backwards: what an attempt wrote, and which attempt it was.
 
-use super::{FINETUNE, START, range};
+use super::{FINETUNE, LOG, LOGS, START, range};
 use crate::ids::AttemptId;
 use crate::v1::SampleRange;
 
@@ -19,6 +19,8 @@ pub enum Kind {
     Checkpoint,
     /// [`super::evaluation`]
     Evaluation,
+    /// [`super::log`]
+    Log,
 }
 
 /// What the key of an attempt's object tells.
@@ -37,6 +39,10 @@ impl Written {
     /// must not touch what somebody else put beside them.
     pub fn parse(key: &str) -> Option<Self> {
         let (folder, file) = key.rsplit_once('/')?;
+        if let Some(task) = folder.strip_prefix(LOGS).and_then(|below| below.strip_prefix('/')) {
+            let attempt = attempt_id(file.strip_suffix(LOG)?)?;
+            return is_task(task).then(|| Self { kind: Kind::Log, task: task.to_owned(), attempt });
+        }
         let name = file.strip_suffix(".safetensors")?;
         let folders: Vec<&str> = folder.split('/').collect();
         let (kind, task, attempt) = match folders[..] {
@@ -63,6 +69,19 @@ impl Written {
             _ => return None,
         };
         Some(Self { kind, task, attempt: attempt_id(attempt)? })
+    }
+}
+
+/// Whether tasks are called so within their job.
+fn is_task(local: &str) -> bool {
+    let parts: Vec<&str> = local.split('/').collect();
+    let is_of_round = |round: &str| round.strip_prefix('r').is_some_and(is_round);
+    match parts[..] {
+        ["synthesise", range] | ["evaluate", "noise" | "pictures", range] => is_range(range),
+        [round, "capture", range] => is_of_round(round) && is_range(range),
+        [round, "distill", layer] => is_of_round(round) && !layer.is_empty(),
+        [name] => name == FINETUNE,
+        _ => false,
     }
 }
 
@@ -101,7 +120,7 @@ fn attempt_id(text: &str) -> Option<AttemptId> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{block, checkpoint, evaluation, finetuned, latents, shard, start};
+    use super::super::{block, checkpoint, evaluation, finetuned, latents, log, shard, start};
     use super::*;
     use crate::ids::{JobId, TaskId};
 
@@ -124,6 +143,9 @@ mod tests {
             (finetuned(layer, &attempt), Kind::Block, "finetune"),
             (checkpoint(&task("finetune"), &attempt, 17), Kind::Checkpoint, "finetune"),
             (evaluation(&task(noise), &attempt), Kind::Evaluation, noise),
+            (log(&task(noise), &attempt), Kind::Log, noise),
+            (log(&task(&distill), &attempt), Kind::Log, &distill),
+            (log(&task("finetune"), &attempt), Kind::Log, "finetune"),
         ] {
             let expected = Written { kind, task: of.to_owned(), attempt: attempt.clone() };
             assert_eq!(Written::parse(&key), Some(expected), "{key}");
@@ -159,6 +181,10 @@ mod tests {
             "checkpoints/finetune/a1-2-x.safetensors",
             "evaluate/noise/a1-2-x.safetensors",
             "evaluate/speed/00000000-00000064/a1-2-x.safetensors",
+            "logs/mine/a1-2-x.jsonl",
+            "logs/r0/distill/mid/notes.jsonl",
+            "logs/r0/distill/mid/a1-2-x.safetensors",
+            "logs/a1-2-x.jsonl",
         ] {
             assert_eq!(Written::parse(key), None, "{key}");
         }

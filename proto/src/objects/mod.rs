@@ -22,12 +22,14 @@ mod s3;
 mod test_server;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod traffic;
 mod tree;
 mod upload;
 #[cfg(feature = "http")]
 mod web;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::stream::{self, BoxStream};
@@ -37,6 +39,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload}
 use url::Url;
 
 pub use parts::{Part, read_exact_at, read_parts};
+use traffic::Direction;
 pub use tree::PART;
 pub use upload::{Outgoing, Upload};
 
@@ -287,13 +290,16 @@ impl Objects {
 
     /// A whole object, if it has at most `limit` bytes.
     pub async fn get(&self, key: &str, limit: u64) -> Result<Bytes, Error> {
+        let began = Instant::now();
         // Without a range: not every server gives parts of its small files.
         let found = self.store.get(&self.path(key)?).await.map_err(|e| self.error(key, e))?;
         let size = found.meta.size;
         if size > limit {
             return Err(Error::TooLarge { url: self.url.clone(), key: key.into(), size, limit });
         }
-        found.bytes().await.map_err(|e| self.error(key, e))
+        let bytes = found.bytes().await.map_err(|e| self.error(key, e))?;
+        traffic::tell(Direction::Read, bytes.len(), began);
+        Ok(bytes)
     }
 
     /// The bytes `start..end` of an object.
@@ -301,7 +307,10 @@ impl Objects {
         if start == end {
             return Ok(Bytes::new());
         }
-        self.store.get_range(&self.path(key)?, start..end).await.map_err(|e| self.error(key, e))
+        let began = Instant::now();
+        let bytes = self.store.get_range(&self.path(key)?, start..end).await.map_err(|e| self.error(key, e))?;
+        traffic::tell(Direction::Read, bytes.len(), began);
+        Ok(bytes)
     }
 
     /// A whole object that a manifest lists, after checking its size and digest. [`Error::Broken`] if it is missing,
@@ -336,8 +345,10 @@ impl Objects {
 
     /// Writes the object that was described: its digest is not computed here, where that would keep others waiting.
     pub async fn put_object(&self, object: &ObjectRef, bytes: impl Into<Bytes>) -> Result<(), Error> {
-        let (key, payload) = (&object.key, PutPayload::from_bytes(bytes.into()));
-        self.store.put(&self.path(key)?, payload).await.map_err(|e| self.error(key, e))?;
+        let (key, bytes, began) = (&object.key, bytes.into(), Instant::now());
+        let size = bytes.len();
+        self.store.put(&self.path(key)?, PutPayload::from_bytes(bytes)).await.map_err(|e| self.error(key, e))?;
+        traffic::tell(Direction::Write, size, began);
         Ok(())
     }
 

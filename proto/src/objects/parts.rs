@@ -3,11 +3,13 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures::{Stream, StreamExt, TryStreamExt};
 use object_store::{GetOptions, GetResult, GetResultPayload};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::traffic::{self, Direction};
 use super::tree::{PART, PartHasher, Value, root};
 use super::{Error, Objects};
 use crate::v1::ObjectRef;
@@ -77,7 +79,7 @@ impl Objects {
         B: AsMut<[u8]> + Send + 'static,
         A: Fn(usize) -> B,
     {
-        let key = &object.key;
+        let (key, began) = (&object.key, Instant::now());
         let range = start..object.size.min(start + PART as u64);
         // A range of nothing is no range.
         let options = match range.is_empty() {
@@ -92,7 +94,9 @@ impl Objects {
         };
         let buffer = allocate((range.end - range.start) as usize);
         let hasher = PartHasher::new(start, range.end - range.start == object.size);
-        fill(buffer, hasher, found).await.map_err(|error| self.error(key, error))
+        let filled = fill(buffer, hasher, found).await.map_err(|error| self.error(key, error))?;
+        traffic::tell(Direction::Read, (range.end - range.start) as usize, began);
+        Ok(filled)
     }
 
     /// What to say of an object whose part can't be had: that it has another size, if it has.

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::mem;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Instant;
 
 use bytes::BytesMut;
 use object_store::path::Path;
@@ -12,6 +13,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::traffic::{self, Direction};
 use super::tree::{PART, PartHasher, Value, root};
 use super::{Error, Objects};
 use crate::v1::ObjectRef;
@@ -168,7 +170,9 @@ impl Upload {
         let sending = multipart.put_part(bytes.clone().into());
         let (objects, key, room) = (self.objects.clone(), self.key.clone(), self.room.clone());
         let part = async move {
+            let began = Instant::now();
             sending.await.map_err(|error| objects.error(&key, error))?;
+            traffic::tell(Direction::Write, bytes.len(), began);
             // A store that still holds on to the bytes keeps the buffer.
             if let Ok(buffer) = bytes.try_into_mut() {
                 room.give_back(buffer);

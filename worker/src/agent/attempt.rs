@@ -9,12 +9,18 @@ use deltaconv_proto::objects::Objects;
 use deltaconv_proto::v1;
 use prost::Message;
 use tokio::sync::Notify;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::runner::{Attempt, Ended, Outcome, Runner};
 use crate::accelerator::Accelerator;
+use crate::load::Gauge;
+use crate::logs::{self, Log};
 use crate::models::Models;
 use crate::shards::Cache;
 use crate::task::{self, Context, Stop, Supervision};
+
+/// The end of an attempt waits no longer for its log.
+const STORING: Duration = Duration::from_secs(5);
 
 /// Runs each attempt on a thread of its own.
 #[derive(Clone)]
@@ -22,6 +28,7 @@ pub(super) struct Threads {
     models: Arc<Models>,
     accelerator: Accelerator,
     cache: Cache,
+    load: Arc<Gauge>,
     /// Notified of each checkpoint.
     news: Arc<Notify>,
 }
@@ -29,7 +36,8 @@ pub(super) struct Threads {
 impl Threads {
     /// Attempts that share the accelerator and the cache.
     pub(super) fn new(accelerator: Accelerator, cache: Cache) -> Self {
-        Self { models: Arc::new(Models::default()), accelerator, cache, news: Arc::default() }
+        let load = Arc::new(Gauge::of(&accelerator));
+        Self { models: Arc::new(Models::default()), accelerator, cache, load, news: Arc::default() }
     }
 }
 
@@ -75,6 +83,14 @@ impl Runner for Threads {
         self.news.notified().await;
     }
 
+    fn logs(&self, wanted: &[v1::LogWanted]) -> Vec<v1::LogPiece> {
+        logs::pieces(wanted)
+    }
+
+    fn load(&self) -> Option<v1::Load> {
+        Some(self.load.read())
+    }
+
     fn device_error(&self) -> Option<String> {
         self.accelerator.failure().map(str::to_owned)
     }
@@ -100,12 +116,19 @@ fn run(
 ) -> Result<v1::Done, task::Error> {
     let task = TaskId::new(lease.task_id.clone())?;
     let attempt = AttemptId::new(lease.attempt_id.clone())?;
+    let log = Log::of(&attempt);
+    let _forget = Forget(attempt.clone());
+    let span = tracing::info_span!(logs::SPAN, job = task.job(), %task, %attempt);
+    let _within = span.enter();
     let job = v1::JobSpec::decode(&*spec.job).map_err(|_| task::Error::Incomplete("job"))?;
     let plan = v1::JobPlan::decode(&*spec.plan).map_err(|_| task::Error::Incomplete("plan"))?;
     let kind = spec.kind.ok_or(task::Error::Incomplete("kind"))?;
-    tracing::info!(%task, %attempt, epoch = lease.epoch, "attempt started");
+    tracing::info!(epoch = lease.epoch, "attempt started");
+    let objects = Objects::open(&job.output_url)?;
+    let kept = log.clone().keep(objects.clone(), task.clone(), attempt.clone());
+    let keeping = AbortOnDropHandle::new(runtime.spawn(kept));
     let context = Context {
-        objects: Objects::open(&job.output_url)?,
+        objects,
         job,
         plan,
         latents: spec.latents,
@@ -128,7 +151,31 @@ fn run(
     if matches!(result, Err(ref error) if !matches!(error, task::Error::Stopped(_))) {
         shared.accelerator.examine();
     }
+    match &result {
+        Ok(done) => tracing::debug!(samples = done.samples, "attempt done"),
+        Err(task::Error::Stopped(Stop::Release)) => tracing::debug!("attempt handed back"),
+        // Whoever has the task now writes there.
+        Err(task::Error::Stopped(Stop::Fenced)) => return result,
+        Err(error) => tracing::debug!(%error, "attempt failed"),
+    }
+    drop(keeping);
+    let Context { objects, task, attempt, runtime, .. } = &context;
+    let stored = runtime.block_on(tokio::time::timeout(STORING, log.store(objects, task, attempt)));
+    match stored {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "the attempt's log can't be stored"),
+        Err(_) => tracing::warn!(limit = ?STORING, "the attempt's log can't be stored in time"),
+    }
     result
+}
+
+/// Forgets the log of an attempt that is over.
+struct Forget(AttemptId);
+
+impl Drop for Forget {
+    fn drop(&mut self) {
+        Log::forget(&self.0);
+    }
 }
 
 /// What an attempt came to that may have been told to stop.

@@ -6,9 +6,11 @@ mod attempt;
 pub(crate) mod connect;
 mod coordinator;
 mod device;
+mod http;
 mod runner;
 mod sync;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,6 +21,7 @@ pub use coordinator::{Coordinator, Unanswered};
 pub use runner::{Attempt, Ended, Outcome, Runner, Stop};
 
 use crate::accelerator::{Accelerator, Choice};
+use crate::metrics;
 use crate::shards::{Cache, cache};
 
 /// How a worker runs.
@@ -40,6 +43,8 @@ pub struct Options {
     pub cache: cache::Options,
     /// How long leaving may take.
     pub grace: Duration,
+    /// Where `/healthz` and `/metrics` are answered; nowhere if there is none.
+    pub listen: Option<SocketAddr>,
 }
 
 /// What keeps a worker from running.
@@ -83,6 +88,14 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Nobody can listen there.
+    #[error("can't listen on {address}: {source}; choose another --listen, or stop what uses the port")]
+    Listen {
+        /// The address that was asked for.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The threads to compute with could not be made.
     #[error("can't compute with {threads} threads: {reason}")]
     Threads {
@@ -104,6 +117,10 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
         let folder = options.cache.folder.as_ref().map(|(folder, _)| folder.clone()).unwrap_or_default();
         Error::Cache { folder, source }
     })?;
+    metrics::start();
+    if let Some(address) = options.listen {
+        http::start(address, shutdown.clone()).await?;
+    }
     let grace = options.grace;
     let coordinator = connect::Grpc::new(options, &accelerator)?;
     work(coordinator, attempt::Threads::new(accelerator, cache), grace, shutdown).await

@@ -60,6 +60,17 @@ pub trait Runner: Send {
         std::future::pending()
     }
 
+    /// What there is of the logs that are wanted.
+    fn logs(&self, wanted: &[v1::LogWanted]) -> Vec<v1::LogPiece> {
+        let _ = wanted;
+        Vec::new()
+    }
+
+    /// How busy this machine is, as far as that is known.
+    fn load(&self) -> Option<v1::Load> {
+        None
+    }
+
     /// What its device said when it failed for good; none while it works.
     fn device_error(&self) -> Option<String> {
         None

@@ -66,6 +66,8 @@ pub(super) struct Agent<C, R: Runner> {
     has_news: bool,
     /// When the coordinator wants to be called again, if there is nothing new to say before.
     call_after: Option<Instant>,
+    /// Logs that somebody follows, as the coordinator last said.
+    wanted: Vec<v1::LogWanted>,
     /// What the node held when this worker last had nothing to do.
     cache: v1::NodeCache,
     /// The version of it that the coordinator knows.
@@ -95,6 +97,7 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
             read_only: String::new(),
             has_news: false,
             call_after: None,
+            wanted: Vec::new(),
             cache: v1::NodeCache::default(),
             known_cache: 0,
         }
@@ -208,6 +211,8 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
             device_error: self.runner.device_error().unwrap_or_default(),
             // The connection counts.
             number: 0,
+            load: self.runner.load(),
+            logs: self.runner.logs(&self.wanted),
         }
     }
 
@@ -241,6 +246,7 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
     /// Does what the coordinator says. False if the worker ends instead.
     async fn take(&mut self, response: v1::SyncResponse, shutdown: &CancellationToken) -> Result<bool, Error> {
         self.known_cache = response.cache_version;
+        self.wanted = response.logs_wanted;
         match (self.read_only.is_empty(), response.read_only.is_empty()) {
             (true, false) => {
                 let reason = &response.read_only;

@@ -19,7 +19,7 @@ use deltaconv_proto::{block, v1};
 use crate::checkpoints::Checkpoints;
 use crate::shards::LayerData;
 use crate::task::{Context, Error, Stop};
-use crate::{blocks, evaluate};
+use crate::{blocks, evaluate, metrics};
 use training::Training;
 
 /// Trains, from the checkpoint if there is one, and writes the block.
@@ -78,6 +78,7 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
     let mut lost = None;
     let mut first_step = None;
     while !training.is_over() {
+        let stepping = Instant::now();
         let Some(batch) = feed.next(&context.supervision)? else { break };
         match training.take_step(&batch, &data) {
             Ok(()) => {}
@@ -89,10 +90,12 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
             Err(error) => return Err(error),
         }
         first_step.get_or_insert_with(|| began.elapsed());
+        metrics::stepped(stepping.elapsed());
         let done = training.step() - first;
         context.report(|progress| {
             progress.step = training.step();
             progress.held_out_error = training.held_out_error();
+            progress.training_error = training.curve().last().map_or(f64::NAN, |point| point.training_error);
             progress.samples_per_second = (done * u64::from(recipe.batch)) as f64 / began.elapsed().as_secs_f64();
         });
         if checkpoints.is_due(training.step()) && !training.is_over() {

@@ -189,6 +189,7 @@ fn train(
         context.report(|progress| {
             progress.step = step;
             progress.held_out_error = training.least_error();
+            progress.training_error = training.record.curve.last().map_or(f64::NAN, |point| point.training_error);
             progress.samples_per_second = samples as f64 / began.elapsed().as_secs_f64();
         });
         if checkpoints.is_due(step) && !training.is_over() {

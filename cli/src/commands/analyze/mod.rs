@@ -14,7 +14,7 @@ use deltaconv_coordinator::plan::cost::{self, CostedLayer, Costs, costs};
 use deltaconv_worker::profile;
 use serde::Serialize;
 
-use crate::args::{Format, Output};
+use crate::args::Output;
 use crate::error::{Error, explain};
 use crate::preset::Preset;
 use crate::{location, output};
@@ -110,9 +110,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         write(&arguments.svg, &|| svg(&curves(profile), profile.share))?;
         write(&arguments.kernel_sizes, &|| kernel_sizes::toml(&profile.layers, profile.share))?;
     }
-    match arguments.output.format {
-        Format::Json => output::print_json(&Analysis { costs, profile }),
-        Format::Text => {
+    match arguments.output.data() {
+        Some(data) => data.print(&Analysis { costs, profile }),
+        None => {
             let with_kernel_sizes = arguments.kernel_sizes.is_none();
             output::print(&text::describe(&costs, profile.as_ref(), with_kernel_sizes));
         }

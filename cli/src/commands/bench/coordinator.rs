@@ -12,9 +12,11 @@ use deltaconv_worker::bench::cluster::{self, Cluster, Latencies};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::args::{Format, Output};
+use crate::args::Output;
 use crate::error::{Error, explain};
-use crate::{duration, ending, logs, output, table};
+use crate::logs::{self, LogFormat};
+use crate::output::{self, Data};
+use crate::{duration, ending, table};
 
 /// Of the tasks, those that are done before the coordinator is killed: some of every kind, and others are left.
 const DONE_BEFORE_KILL: f64 = 0.75;
@@ -120,7 +122,7 @@ struct Restart {
 
 /// Serves the load until stdin closes.
 pub(super) async fn serve(process: Process) -> Result<ExitCode, Error> {
-    logs::start();
+    logs::start(LogFormat::default());
     super::super::coordinator::keep_memory_small();
     let options = bench::Options {
         state: process.state,
@@ -130,7 +132,7 @@ pub(super) async fn serve(process: Process) -> Result<ExitCode, Error> {
     };
     let ready = |ready: bench::Ready| {
         let bench::Ready { address, opened_seconds, jobs, tasks, committed } = ready;
-        output::print_json(&Ready { address, opened_seconds, jobs, tasks, committed });
+        Data::Json.print(&Ready { address, opened_seconds, jobs, tasks, committed });
     };
     let shutdown = CancellationToken::new();
     let service = bench::serve(options, ready, shutdown.clone());
@@ -149,9 +151,9 @@ pub(super) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         let _ = std::fs::remove_dir_all(&temporary);
     }
     let figures = measured?;
-    match arguments.output.format {
-        Format::Json => output::print_json(&figures),
-        Format::Text => output::print(&describe(&figures)),
+    match arguments.output.data() {
+        Some(data) => data.print(&figures),
+        None => output::print(&describe(&figures)),
     }
     Ok(ExitCode::SUCCESS)
 }

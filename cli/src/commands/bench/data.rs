@@ -10,7 +10,7 @@ use deltaconv_worker::bench::writing::{self, Writing};
 use deltaconv_worker::bench::{self, Device, data};
 use serde::Serialize;
 
-use crate::args::{Format, Output};
+use crate::args::Output;
 use crate::error::Error;
 use crate::{byte_size, location, output, table};
 
@@ -133,9 +133,9 @@ pub(super) fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         },
         steps,
     };
-    match arguments.output.format {
-        Format::Json => output::print_json(&flow),
-        Format::Text => output::print(&describe_flow(&flow, &options)),
+    match arguments.output.data() {
+        Some(data) => data.print(&flow),
+        None => output::print(&describe_flow(&flow, &options)),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -10,7 +10,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use deltaconv_worker::bench::{self, Device, Measured, teacher};
 use serde::Serialize;
 
-use crate::args::{Format, Output};
+use crate::args::Output;
 use crate::error::Error;
 use crate::{location, output, table};
 
@@ -103,7 +103,13 @@ struct Passes {
     captured_bytes: Option<usize>,
 }
 
-/// How far a teacher's pass is from the CPU's.
+/// How far a teacher's passes are from the CPU's.
+#[derive(Serialize)]
+struct Differences {
+    differences: Vec<Difference>,
+}
+
+/// Of one of them.
 #[derive(Serialize)]
 struct Difference {
     of: String,
@@ -168,9 +174,9 @@ fn time_or_check(kernels: &Kernels) -> Result<ExitCode, Error> {
         measured.push(row);
     })
     .map_err(failed)?;
-    match kernels.output.format {
-        Format::Json => output::print_json(&Listing { device: name, kernels: measured.iter().map(row).collect() }),
-        Format::Text => output::print(&describe(&name, &measured)),
+    match kernels.output.data() {
+        Some(data) => data.print(&Listing { device: name, kernels: measured.iter().map(row).collect() }),
+        None => output::print(&describe(&name, &measured)),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -195,12 +201,12 @@ fn time_or_compare(arguments: &Teacher) -> Result<ExitCode, Error> {
     if arguments.check {
         let differences = teacher::compare(&options).map_err(failed)?;
         let holds = differences.iter().all(teacher::Difference::holds);
-        match arguments.output.format {
-            Format::Json => {
+        match arguments.output.data() {
+            Some(data) => {
                 let row = |teacher::Difference { of, relative_error, .. }| Difference { of, relative_error };
-                output::print_json(&differences.into_iter().map(row).collect::<Vec<_>>());
+                data.print(&Differences { differences: differences.into_iter().map(row).collect() });
             }
-            Format::Text => {
+            None => {
                 for teacher::Difference { of, relative_error, .. } in differences {
                     output::print(&format!("{relative_error:.1e}  {of}"));
                 }
@@ -223,9 +229,9 @@ fn time_or_compare(arguments: &Teacher) -> Result<ExitCode, Error> {
         samples_per_second: f64::from(arguments.batch) / measured.seconds,
         captured_bytes: measured.captured,
     };
-    match arguments.output.format {
-        Format::Json => output::print_json(&passes),
-        Format::Text => output::print(&format!(
+    match arguments.output.data() {
+        Some(data) => data.print(&passes),
+        None => output::print(&format!(
             "{:.1} samples/s: {:.2} ms for a batch of {} at {}×{} in {}{}",
             passes.samples_per_second,
             passes.milliseconds,

@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::interrupted;
 use crate::error::{Error, explain};
-use crate::{byte_size, duration, ending, host, location, logs};
+use crate::logs::Logging;
+use crate::{byte_size, duration, ending, host, location};
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -63,6 +64,8 @@ struct Service {
     /// Time between two snapshots, where something changed
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration::parse)]
     snapshot_every: Duration,
+    #[command(flatten)]
+    logging: Logging,
     /// End when stdin closes
     #[arg(long, hide = true)]
     exit_with_parent: bool,
@@ -80,7 +83,7 @@ async fn serve(arguments: Service) -> Result<ExitCode, Error> {
     if !arguments.listen.ip().is_loopback() && !arguments.allow_plaintext {
         return Err(Error::Plaintext { address: arguments.listen });
     }
-    logs::start();
+    arguments.logging.start();
     keep_memory_small();
     let snapshots = arguments.snapshots.as_deref().map(|named| location::url(named, Path::new(""))).transpose()?;
     let every = arguments.snapshot_every;

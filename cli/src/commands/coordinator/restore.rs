@@ -7,7 +7,7 @@ use clap::Args;
 use deltaconv_coordinator::restore::{self, Restored};
 use deltaconv_proto::utc;
 
-use crate::args::{Format, Output};
+use crate::args::Output;
 use crate::error::{Error, explain};
 use crate::{host, location, output, table};
 
@@ -40,9 +40,9 @@ pub(super) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     };
     let restored = restore::restore(options).await;
     let restored = restored.map_err(|error| Error::Coordinator { message: explain(&error) })?;
-    match arguments.output.format {
-        Format::Json => output::print_json(&restored),
-        Format::Text => {
+    match arguments.output.data() {
+        Some(data) => data.print(&restored),
+        None => {
             restored.remarks.iter().for_each(|remark| output::say(remark));
             output::print(&describe(&restored));
             let state = arguments.state.display();

@@ -40,7 +40,7 @@ pub(super) fn router(core: &Handle) -> Router {
     let pages = Arc::new(Semaphore::new(PAGES));
     let live = |view: fn(&State, Now) -> View| {
         let (core, pages) = (core.clone(), pages.clone());
-        get(move || stream(core.clone(), pages.clone(), move |state, now| Ok(view(state, now))))
+        get(move || stream(core.clone(), pages.clone(), move |state, now, _| Ok(view(state, now))))
     };
     let (of_job, pages_of_job) = (core.clone(), pages.clone());
     Router::new()
@@ -53,7 +53,7 @@ pub(super) fn router(core: &Handle) -> Router {
         .route(
             "/api/live/job/{id}",
             get(move |Path(id): Path<String>| {
-                stream(of_job.clone(), pages_of_job.clone(), move |state, now| View::job(&id, state, now))
+                stream(of_job.clone(), pages_of_job.clone(), move |state, now, first| View::job(&id, state, now, first))
             }),
         )
 }
@@ -104,10 +104,11 @@ impl View {
         Self { events: Some(state.latest_events(None, EVENTS)), ..Self::of(state) }
     }
 
-    /// A job's. The error is for people.
-    fn job(id: &str, state: &State, now: Now) -> Result<Self, String> {
+    /// A job's, the first of a page with its layers' histories. The error is for people.
+    fn job(id: &str, state: &State, now: Now, is_first: bool) -> Result<Self, String> {
         let id = JobId::new(id).map_err(|error| error.to_string())?;
-        let job = state.status(&id, now).map_err(|error| error.to_string())?;
+        let job = if is_first { state.status_with_history(&id, now) } else { state.status(&id, now) };
+        let job = job.map_err(|error| error.to_string())?;
         let events = state.latest_events(Some(&id), EVENTS);
         Ok(Self { unix_ms: Some(now.unix_ms), job: Some(job), events: Some(events), ..Self::of(state) })
     }
@@ -116,14 +117,15 @@ impl View {
     fn settled(&self) -> Self {
         let mut settled = Self { unix_ms: None, ..self.clone() };
         settled.workers.iter_mut().flatten().for_each(|worker| worker.silent_ms = 0);
+        settled.job.iter_mut().flat_map(|job| &mut job.layers).for_each(|layer| layer.history.clear());
         settled
     }
 }
 
-/// Sends a view now and whenever it changed.
+/// Sends a view now and whenever it changed. `look` is told whether it is the first.
 async fn stream<L>(core: Handle, pages: Arc<Semaphore>, look: L) -> Response
 where
-    L: Fn(&State, Now) -> Result<View, String> + Clone + Send + 'static,
+    L: Fn(&State, Now, bool) -> Result<View, String> + Clone + Send + 'static,
 {
     let Ok(permit) = pages.try_acquire_owned() else {
         return (StatusCode::SERVICE_UNAVAILABLE, format!("{PAGES} pages are open already\n")).into_response();
@@ -147,7 +149,7 @@ struct Page<L> {
     _permit: OwnedSemaphorePermit,
 }
 
-impl<L: Fn(&State, Now) -> Result<View, String> + Clone + Send + 'static> Page<L> {
+impl<L: Fn(&State, Now, bool) -> Result<View, String> + Clone + Send + 'static> Page<L> {
     /// What is to be sent next; nothing where the page is to ask again.
     async fn next(&mut self) -> Option<Bytes> {
         if self.has_ended {
@@ -157,7 +159,8 @@ impl<L: Fn(&State, Now) -> Result<View, String> + Clone + Send + 'static> Page<L
             if self.last.is_some() {
                 tokio::time::sleep(LOOK).await;
             }
-            match self.core.read(self.look.clone()).await.ok()? {
+            let (look, is_first) = (self.look.clone(), self.last.is_none());
+            match self.core.read(move |state, now| look(state, now, is_first)).await.ok()? {
                 Ok(view) => {
                     let settled = view.settled();
                     // NaN differs from itself, so a layer without a figure counts as a change; that is harmless.
