@@ -1,6 +1,7 @@
 //! The command line: one subcommand a file of [`crate::commands`], and what they share.
 
 use std::io::{self, IsTerminal};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -8,7 +9,7 @@ use deltaconv_worker::DeviceChoice;
 
 use crate::error::Error;
 use crate::output::{self, Data};
-use crate::{commands, demo, duration};
+use crate::{commands, config, demo, duration};
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 the job failed or was cancelled, 2 the command could not do what was \
                           asked, 130 interrupted.";
@@ -17,6 +18,9 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 the job failed or was cancelled,
 #[derive(Debug, Parser)]
 #[command(name = "deltaconv", version, after_help = EXIT_CODES, propagate_version = true)]
 pub(crate) struct Arguments {
+    /// File of settings [default: deltaconv/config.toml in ~/.config or /etc]
+    #[arg(long, global = true, value_name = "FILE", env = config::VARIABLE)]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -44,6 +48,8 @@ pub(crate) enum Command {
     Status(commands::status::Arguments),
     /// Follow a job until it ends
     Watch(commands::watch::Arguments),
+    /// Show jobs, layers, workers and events on the whole terminal
+    Top(commands::top::Arguments),
     /// Show what a job that is done achieved, layer by layer and stage by stage, and what it cost
     Report(OfJob),
     /// Show what happened: to a job, or to all of them and the workers
@@ -66,6 +72,12 @@ pub(crate) enum Command {
     Retry(commands::retry::Arguments),
     /// Remove what a job needs no more: its activations, latents and checkpoints, and what attempts left behind
     Gc(commands::gc::Arguments),
+    /// Show what is set, and by what
+    Config(commands::config::Arguments),
+    /// Write what has a shell complete commands
+    Completions(commands::completions::Arguments),
+    /// Write manual pages
+    Man(commands::completions::Manual),
 }
 
 /// Where the coordinator is.

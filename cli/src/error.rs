@@ -49,6 +49,25 @@ pub(crate) enum Error {
     #[diagnostic(help("name the file that the coordinator wrote: worker.token in its state's folder"))]
     NoToken { path: PathBuf },
 
+    #[error("top draws on a terminal, and stdout is none")]
+    #[diagnostic(help("`deltaconv watch JOB` and `deltaconv jobs --watch` write lines"))]
+    NoTerminal,
+
+    #[error("a coordinator needs a folder for its durable state")]
+    #[diagnostic(help("name one with --state DIR; it is made if it isn't there"))]
+    NoState,
+
+    #[error("{}: {reason}", path.display())]
+    #[diagnostic(help("`deltaconv config show` lists all settings; docs/reference/config.md explains them"))]
+    Config { path: PathBuf, reason: String },
+
+    #[error("{}", reason.trim().trim_start_matches("error: "))]
+    Settings { reason: String },
+
+    #[error("{name:?} is no command with settings")]
+    #[diagnostic(help("`deltaconv help` lists the commands"))]
+    NoSuchCommand { name: String },
+
     #[error("objects that could not be removed: {objects}; of the first: {reason}")]
     #[diagnostic(help("put right what the store says, and run it again: it goes on with what is left"))]
     NotRemoved { objects: u64, reason: String },

@@ -2,13 +2,14 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 mod allocator;
 mod args;
 mod byte_size;
 mod client;
 mod commands;
+mod config;
 mod demo;
 mod duration;
 mod ending;
@@ -32,7 +33,13 @@ static ALLOCATOR: allocator::BySize = allocator::BySize;
 const ERROR: u8 = 2;
 
 fn main() -> ExitCode {
-    let arguments = args::Arguments::parse();
+    let (arguments, config) = match arguments() {
+        Ok(read) => read,
+        Err(error) => {
+            output::report(&error);
+            return ExitCode::from(ERROR);
+        }
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(source) => {
@@ -40,11 +47,21 @@ fn main() -> ExitCode {
             return ExitCode::from(ERROR);
         }
     };
-    match runtime.block_on(commands::run(arguments.command)) {
+    match runtime.block_on(commands::run(arguments.command, &config)) {
         Ok(code) => code,
         Err(error) => {
             output::report(&error);
             ExitCode::from(ERROR)
         }
     }
+}
+
+/// What the command line says, where the file of settings fills in what it leaves open. Ends the process where it can't be understood.
+fn arguments() -> Result<(args::Arguments, config::Config), error::Error> {
+    let given: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    let command = args::Arguments::command();
+    let config = config::Config::find(&given, &command)?;
+    let matches = config.apply(command).get_matches_from(given);
+    let arguments = args::Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    Ok((arguments, config))
 }

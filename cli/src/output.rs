@@ -77,6 +77,11 @@ pub(crate) fn is_terminal() -> bool {
     io::stdout().is_terminal()
 }
 
+/// Whether what is shown on a terminal may have colours.
+pub(crate) fn paints() -> bool {
+    !refuses_colours()
+}
+
 /// Empties the terminal for what is shown next.
 pub(crate) fn clear() {
     let mut stdout = io::stdout().lock();
@@ -122,8 +127,12 @@ fn drawing() -> miette::GraphicalReportHandler {
 
 /// Whether stderr may carry colours.
 pub(crate) fn colours() -> bool {
-    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    io::stderr().is_terminal() && !refused
+    io::stderr().is_terminal() && !refuses_colours()
+}
+
+/// What <https://no-color.org> asks for.
+fn refuses_colours() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
 #[cfg(test)]

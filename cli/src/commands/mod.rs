@@ -3,12 +3,15 @@
 use std::process::ExitCode;
 
 use crate::args::Command;
+use crate::config::Config;
 use crate::demo;
 use crate::error::Error;
 
 pub(crate) mod analyze;
 pub(crate) mod bench;
 pub(crate) mod cancel;
+pub(crate) mod completions;
+pub(crate) mod config;
 pub(crate) mod coordinator;
 pub(crate) mod events;
 pub(crate) mod explain;
@@ -23,12 +26,13 @@ pub(crate) mod retry;
 pub(crate) mod sample;
 pub(crate) mod status;
 pub(crate) mod submit;
+pub(crate) mod top;
 pub(crate) mod watch;
 pub(crate) mod worker;
 pub(crate) mod workers;
 
 /// Runs a subcommand. The code is success, or says how a job or the process itself ended.
-pub(crate) async fn run(command: Command) -> Result<ExitCode, Error> {
+pub(crate) async fn run(command: Command, config: &Config) -> Result<ExitCode, Error> {
     match command {
         Command::Analyze(arguments) => analyze::run(arguments).await,
         Command::Bench(arguments) => bench::run(arguments).await,
@@ -41,6 +45,7 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Jobs(arguments) => jobs::run(arguments).await,
         Command::Status(arguments) => status::run(arguments).await,
         Command::Report(arguments) => report::run(arguments).await,
+        Command::Top(arguments) => top::run(arguments).await,
         Command::Watch(arguments) => watch::run(arguments).await,
         Command::Workers(arguments) => workers::run(arguments).await,
         Command::Cancel(arguments) => cancel::run(arguments).await,
@@ -51,6 +56,9 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Logs(arguments) => logs::run(arguments).await,
         Command::Explain(arguments) => explain::run(arguments).await,
         Command::Gc(arguments) => gc::run(arguments).await,
+        Command::Config(arguments) => config::run(arguments, config),
+        Command::Completions(arguments) => completions::run(&arguments),
+        Command::Man(arguments) => completions::manual(&arguments),
     }
 }
 

@@ -21,7 +21,7 @@ pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    service: Option<Service>,
+    service: Service,
 }
 
 /// What else is done with a coordinator's state.
@@ -36,7 +36,7 @@ enum Command {
 struct Service {
     /// Folder of the durable state; made if it isn't there
     #[arg(long, value_name = "DIR")]
-    state: PathBuf,
+    state: Option<PathBuf>,
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7433")]
     listen: SocketAddr,
@@ -72,10 +72,9 @@ struct Service {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
-    match (arguments.command, arguments.service) {
-        (Some(Command::Restore(arguments)), _) => restore::run(arguments).await,
-        (None, Some(service)) => serve(service).await,
-        (None, None) => Err(Error::Coordinator { message: "give --state a folder for the durable state".to_owned() }),
+    match arguments.command {
+        Some(Command::Restore(arguments)) => restore::run(arguments).await,
+        None => serve(arguments.service).await,
     }
 }
 
@@ -83,13 +82,14 @@ async fn serve(arguments: Service) -> Result<ExitCode, Error> {
     if !arguments.listen.ip().is_loopback() && !arguments.allow_plaintext {
         return Err(Error::Plaintext { address: arguments.listen });
     }
+    let state = arguments.state.ok_or(Error::NoState)?;
     arguments.logging.start();
     keep_memory_small();
     let snapshots = arguments.snapshots.as_deref().map(|named| location::url(named, Path::new(""))).transpose()?;
     let every = arguments.snapshot_every;
     let options = deltaconv_coordinator::Options {
-        token_file: arguments.token_file.unwrap_or_else(|| arguments.state.join("worker.token")),
-        state: arguments.state,
+        token_file: arguments.token_file.unwrap_or_else(|| state.join("worker.token")),
+        state,
         listen: arguments.listen,
         address_file: arguments.address_file,
         lease_ttl: arguments.lease_ttl,
