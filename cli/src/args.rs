@@ -60,6 +60,11 @@ pub(crate) enum Command {
     Retry(commands::retry::Arguments),
     /// Remove what a job needs no more: its activations, latents and checkpoints, and what attempts left behind
     Gc(commands::gc::Arguments),
+    /// Say what the code of an error means, and what to do
+    ExplainError(commands::explain_error::Arguments),
+    /// Print a page of the documentation that is made from the program itself
+    #[command(hide = true)]
+    Reference(commands::reference::Arguments),
 }
 
 /// Where the coordinator is.

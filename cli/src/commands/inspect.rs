@@ -24,7 +24,8 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     let url = location::url(&arguments.model, Path::new(""))?;
-    let found = inspect(&url, arguments.latent).await.map_err(|e| Error::Model { message: explain(&e) })?;
+    let found = inspect(&url, arguments.latent).await;
+    let found = found.map_err(|e| Error::Model { message: explain(&e), code: e.code() })?;
     match arguments.output.format {
         Format::Text => output::print(&describe(&found)),
         Format::Json => output::print_json(&found),

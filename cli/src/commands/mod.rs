@@ -12,10 +12,12 @@ pub(crate) mod cancel;
 pub(crate) mod coordinator;
 pub(crate) mod events;
 pub(crate) mod explain;
+pub(crate) mod explain_error;
 pub(crate) mod gc;
 pub(crate) mod inspect;
 pub(crate) mod jobs;
 pub(crate) mod pause;
+pub(crate) mod reference;
 pub(crate) mod report;
 pub(crate) mod resume;
 pub(crate) mod retry;
@@ -49,6 +51,8 @@ pub(crate) async fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Events(arguments) => events::run(arguments).await,
         Command::Explain(arguments) => explain::run(arguments).await,
         Command::Gc(arguments) => gc::run(arguments).await,
+        Command::ExplainError(arguments) => explain_error::run(&arguments),
+        Command::Reference(arguments) => Ok(reference::run(&arguments)),
     }
 }
 

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use deltaconv_proto::code::Code;
 use tokio_util::sync::CancellationToken;
 
 use super::interrupted;
@@ -72,7 +73,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     match (arguments.command, arguments.service) {
         (Some(Command::Restore(arguments)), _) => restore::run(arguments).await,
         (None, Some(service)) => serve(service).await,
-        (None, None) => Err(Error::Coordinator { message: "give --state a folder for the durable state".to_owned() }),
+        (None, None) => {
+            let message = "give --state a folder for the durable state".to_owned();
+            Err(Error::Coordinator { message, code: Code::StateNotNamed })
+        }
     }
 }
 
@@ -99,7 +103,7 @@ async fn serve(arguments: Service) -> Result<ExitCode, Error> {
     let service = deltaconv_coordinator::run(options, shutdown.clone());
     match ending::serve(arguments.exit_with_parent, None, &shutdown, service).await? {
         Some(Ok(())) => Ok(ExitCode::SUCCESS),
-        Some(Err(error)) => Err(Error::Coordinator { message: explain(&error) }),
+        Some(Err(error)) => Err(Error::Coordinator { message: explain(&error), code: error.code() }),
         None => Ok(interrupted()),
     }
 }

@@ -106,8 +106,8 @@ impl View {
 
     /// A job's. The error is for people.
     fn job(id: &str, state: &State, now: Now) -> Result<Self, String> {
-        let id = JobId::new(id).map_err(|error| error.to_string())?;
-        let job = state.status(&id, now).map_err(|error| error.to_string())?;
+        let id = JobId::new(id).map_err(|error| error.code().before(error))?;
+        let job = state.status(&id, now).map_err(|error| error.code().before(error))?;
         let events = state.latest_events(Some(&id), EVENTS);
         Ok(Self { unix_ms: Some(now.unix_ms), job: Some(job), events: Some(events), ..Self::of(state) })
     }
