@@ -78,6 +78,11 @@ pub(crate) enum Command {
     Completions(commands::completions::Arguments),
     /// Write manual pages
     Man(commands::completions::Manual),
+    /// Say what the code of an error means, and what to do
+    ExplainError(commands::explain_error::Arguments),
+    /// Print a page of the documentation that is made from the program itself
+    #[command(hide = true)]
+    Reference(commands::reference::Arguments),
 }
 
 /// Where the coordinator is.

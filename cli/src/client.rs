@@ -3,8 +3,8 @@
 use std::error::Error as _;
 use std::time::Duration;
 
-use deltaconv_proto::v1;
 use deltaconv_proto::v1::operator_service_client::OperatorServiceClient;
+use deltaconv_proto::{code, v1};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
@@ -212,15 +212,43 @@ fn failure(url: &str, status: &Status) -> Error {
     if let Some(cause) = status.source() {
         return unreachable(url, cause);
     }
+    let named = code::Code::of_status(status);
+    let is_away = named.is_none_or(|named| named == code::Code::Stopping);
     match status.code() {
-        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => {
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled if is_away => {
             Error::Unreachable { url: url.into(), reason: status.message().into() }
         }
         Code::Unimplemented => Error::Unreachable {
             url: url.into(),
             reason: format!("what listens there does not know this call ({})", status.message()),
         },
-        _ if status.message().is_empty() => Error::Refused { message: format!("{url} answered: {}", status.code()) },
-        _ => Error::Refused { message: status.message().into() },
+        of_call => {
+            let message = match status.message() {
+                "" => format!("{url} answered: {of_call}"),
+                message => message.to_owned(),
+            };
+            Error::Refused { message, code: named.unwrap_or(code::Code::Refused) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_has_the_code_that_its_status_carries() {
+        let code_of = |status: &Status| match failure("http://host:1", status) {
+            Error::Refused { code, .. } => Some(code),
+            _ => None,
+        };
+        let full = code::Code::StateUnwritable.status(Code::ResourceExhausted, "no space left");
+        assert_eq!(code_of(&full), Some(code::Code::StateUnwritable));
+        // Somebody answered, so that nobody looks for a coordinator that is away.
+        let unread = code::Code::NotFound.status(Code::Unavailable, "the report can't be read");
+        assert_eq!(code_of(&unread), Some(code::Code::NotFound));
+        assert_eq!(code_of(&Status::internal("of an earlier version")), Some(code::Code::Refused));
+        assert_eq!(code_of(&code::Code::Stopping.status(Code::Unavailable, "try again")), None);
+        assert_eq!(code_of(&Status::unavailable("try again")), None);
     }
 }

@@ -4,6 +4,8 @@ use std::error::Error as StdError;
 use std::io;
 use std::path::PathBuf;
 
+use deltaconv_proto::code::Code;
+
 /// Why a command could not do what was asked.
 #[derive(Debug, thiserror::Error, miette::Diagnostic)]
 pub(crate) enum Error {
@@ -23,7 +25,7 @@ pub(crate) enum Error {
 
     /// What the coordinator answered, as it wrote it.
     #[error("{message}")]
-    Refused { message: String },
+    Refused { message: String, code: Code },
 
     #[error("the answer of the coordinator at {url} lacks its {part}")]
     #[diagnostic(help("is the coordinator of another version? `deltaconv --version` must say the same on both sides"))]
@@ -77,16 +79,20 @@ pub(crate) enum Error {
     Report { job: String, source: serde_json::Error },
 
     #[error("{message}")]
-    Coordinator { message: String },
+    Coordinator { message: String, code: Code },
 
     #[error("{message}")]
-    Worker { message: String },
+    Worker { message: String, code: Code },
 
     #[error("{message}")]
-    Bench { message: String },
+    Bench { message: String, code: Code },
 
     #[error("{message}")]
-    Model { message: String },
+    Model { message: String, code: Code },
+
+    #[error("{text:?} is no code of an error")]
+    #[diagnostic(help("{}`deltaconv explain-error` lists all of them", nearest(*near)))]
+    UnknownCode { text: String, near: Option<Code> },
 
     #[error("--samples {samples} need data, and {url} holds none")]
     #[diagnostic(help(
@@ -143,10 +149,46 @@ impl Error {
         move |source| Self::File { action, path, source }
     }
 
+    /// Names the cause, and what helps.
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::Runtime { .. } => Code::NotStarted,
+            Self::CoordinatorUrl { .. } => Code::CoordinatorUrl,
+            Self::Unreachable { .. } => Code::Unreachable,
+            Self::Incomplete { .. } | Self::Report { .. } => Code::VersionsDiffer,
+            Self::Plaintext { .. } => Code::Plaintext,
+            Self::NotRemoved { .. } => Code::NotRemoved,
+            Self::Refused { code, .. }
+            | Self::Coordinator { code, .. }
+            | Self::Worker { code, .. }
+            | Self::Bench { code, .. }
+            | Self::Model { code, .. } => *code,
+            Self::UnknownCode { .. } => Code::UnknownCode,
+            Self::Unconfirmed { .. } => Code::Unconfirmed,
+            Self::Declined => Code::Declined,
+            Self::NoToken { .. } => Code::TokenFile,
+            Self::NoTerminal => Code::NoTerminal,
+            Self::NoState => Code::StateNotNamed,
+            Self::Config { .. } | Self::Settings { .. } | Self::NoSuchCommand { .. } => Code::Settings,
+            Self::NoData { .. } | Self::NoSamples { .. } => Code::NothingObserved,
+            Self::File { .. } => Code::File,
+            Self::JobFile { .. } => Code::JobFile,
+            Self::Location { .. } => Code::Path,
+            Self::NotADemo { .. } | Self::OtherDemo { .. } => Code::OtherDemo,
+            Self::DemoRunning { .. } => Code::DemoRunning,
+            Self::OutcomeGone { .. } => Code::DemoOutcome,
+            Self::Lost { .. } | Self::KeepsEnding { .. } | Self::NotListening { .. } => Code::DemoProcess,
+        }
+    }
+
     /// Whether trying again may help, because nobody answered.
     pub(crate) fn is_unreachable(&self) -> bool {
         matches!(self, Self::Unreachable { .. })
     }
+}
+
+fn nearest(code: Option<Code>) -> String {
+    code.map(|code| format!("the nearest is {code} ({}); ", code.entry().title)).unwrap_or_default()
 }
 
 /// An error with its causes, in one line. Many messages quote their cause; it is not said twice.

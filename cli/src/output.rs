@@ -1,5 +1,6 @@
 //! stdout is data, stderr is chatter.
 
+use std::fmt::{self, Display};
 use std::io::{self, IsTerminal, Write};
 use std::process;
 
@@ -106,16 +107,41 @@ pub(crate) fn say(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
-/// Writes an error to stderr: drawn on a terminal, in plain lines elsewhere.
+/// Writes an error to stderr: drawn on a terminal, in plain lines elsewhere. The last line says where there is more.
 pub(crate) fn report(error: &Error) {
     let mut text = String::new();
-    let drawn = io::stderr().is_terminal() && drawing().render_report(&mut text, error).is_ok();
+    let drawn = io::stderr().is_terminal() && drawing().render_report(&mut text, &Coded(error)).is_ok();
+    let code = error.code();
     if drawn {
-        return say(text.trim_end());
+        say(text.trim_end());
+        return say(&format!("  more: deltaconv explain-error {code}"));
     }
-    say(&format!("error: {error}"));
+    say(&format!("error[{code}]: {error}"));
     if let Some(help) = error.help() {
         say(&format!("help: {help}"));
+    }
+    say(&format!("more: deltaconv explain-error {code}"));
+}
+
+/// An error as it is drawn: what is derived knows no code that comes from another process.
+#[derive(Debug)]
+struct Coded<'e>(&'e Error);
+
+impl Display for Coded<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Coded<'_> {}
+
+impl Diagnostic for Coded<'_> {
+    fn code<'a>(&'a self) -> Option<Box<dyn Display + 'a>> {
+        Some(Box::new(self.0.code()))
+    }
+
+    fn help<'a>(&'a self) -> Option<Box<dyn Display + 'a>> {
+        self.0.help()
     }
 }
 
@@ -138,6 +164,14 @@ fn refuses_colours() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_drawn_shows_the_code_and_the_help() {
+        let error = Error::Plaintext { address: ([0, 0, 0, 0], 7433).into() };
+        let mut text = String::new();
+        drawing().render_report(&mut text, &Coded(&error)).expect("drawn");
+        assert!(text.contains("DC0602") && text.contains("--listen 0.0.0.0:7433") && text.contains("help:"), "{text}");
+    }
 
     #[test]
     fn json_carries_its_version_and_no_nan() {

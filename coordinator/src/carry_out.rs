@@ -1,9 +1,9 @@
 //! Carries out what the state machine commands, and tells it what came of it.
 
 use std::collections::HashMap;
-use std::fmt::Display;
 use std::sync::Arc;
 
+use deltaconv_proto::code::Code;
 use deltaconv_proto::ids::{JobId, TaskId};
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::shard::Contents;
@@ -124,7 +124,7 @@ async fn check(
         return Err(None);
     };
     let Some(kind) = &spec.kind else { return Err(None) };
-    let Some(output) = &done.output else { return Err(Some("the report names no output".into())) };
+    let Some(output) = &done.output else { return Err(Some(Code::NotAccepted.before("the report names no output"))) };
     let objects = Objects::open(&job.output_url).map_err(|_| None)?;
     let round = match kind {
         v1::task_spec::Kind::Capture(capture) => capture.round,
@@ -141,13 +141,13 @@ async fn check(
         if !of_output {
             tracing::warn!(%task, %error, "an output could not be checked; it will be tried again");
         }
-        of_output.then(|| error.to_string())
+        of_output.then(|| error.code().before(error))
     })
 }
 
 /// Does `work` under a job's output for as long as that is this coordinator's. `None` where it is another's: then the job has
 /// ended.
-async fn hold<T, E: Display, W: Future<Output = Result<T, E>>>(
+async fn hold<T, W: Future<Output = Result<T, String>>>(
     core: &CoreHandle,
     terms: &Terms,
     job: &JobId,
@@ -155,13 +155,13 @@ async fn hold<T, E: Display, W: Future<Output = Result<T, E>>>(
     work: impl FnOnce(u32) -> W,
 ) -> Option<Result<T, String>> {
     match terms.hold(url, work).await {
-        Ok(result) => Some(result.map_err(|error| error.to_string())),
+        Ok(result) => Some(result),
         Err(held @ term::Error::Held { .. }) => {
             // A core that stops has nothing more to be told.
             let _ = term::fence(core, job, &held).await;
             None
         }
-        Err(error) => Some(Err(error.to_string())),
+        Err(error) => Some(Err(error.code().before(error))),
     }
 }
 
@@ -177,7 +177,7 @@ async fn assemble(core: CoreHandle, terms: Terms, turn: Turn) {
         Some((job.spec.clone(), state.plan_of_student(job), state.blocks_of_student(&of.job)))
     });
     let Ok(Some((spec, plan, blocks))) = inputs.await else { return };
-    let work = |_| assemble::assemble(&spec, &plan, &blocks);
+    let work = async |_| assemble::assemble(&spec, &plan, &blocks).await.map_err(|error| error.code().before(error));
     let Some(result) = hold(&core, &terms, &job, &spec.output_url, work).await else { return };
     let result = result.map(|assembled| (assembled.teacher_digest, assembled.objects));
     match &result {
@@ -212,7 +212,10 @@ async fn report(core: CoreHandle, terms: Terms, turn: Turn) {
         staying: &staying,
         finetuned: finetuned.as_ref(),
     };
-    let written = hold(&core, &terms, &job, &spec.output_url, |_| report::write(input)).await;
+    let written = hold(&core, &terms, &job, &spec.output_url, async |_| {
+        report::write(input).await.map_err(|error| error.code().before(error))
+    })
+    .await;
     let Some(result) = written else { return };
     match &result {
         Ok(figures) => tracing::info!(%job, epsilon = figures.epsilon_relative_mse, "report written"),
@@ -224,14 +227,12 @@ async fn report(core: CoreHandle, terms: Terms, turn: Turn) {
 async fn manifest(core: CoreHandle, terms: Terms, job: JobId) {
     let Some(url) = output(&core, &job).await else { return };
     let work = async |term| {
-        manifest::write(&core, &job, &Objects::open(&url)?, term, terms.identity()).await?;
-        Ok::<_, manifest::Error>(
-            core.call({
-                let url = url.clone();
-                move |state, _, _| state.is_written_to(&url)
-            })
-            .await?,
-        )
+        let written = async {
+            manifest::write(&core, &job, &Objects::open(&url)?, term, terms.identity()).await?;
+            let of = url.clone();
+            Ok::<_, manifest::Error>(core.call(move |state, _, _| state.is_written_to(&of)).await?)
+        };
+        written.await.map_err(|error| error.code().before(error))
     };
     match hold(&core, &terms, &job, &url, work).await {
         None | Some(Ok(true)) => {}
@@ -263,7 +264,10 @@ async fn reclaim(core: CoreHandle, terms: Terms, job: JobId) {
 
 async fn discard(core: CoreHandle, terms: Terms, job: JobId, key: String) {
     let Some(url) = output(&core, &job).await else { return };
-    let remove = async |_| Objects::open(&url)?.remove(vec![key.clone()]).try_next().await;
+    let remove = async |_| {
+        let removed = async { Objects::open(&url)?.remove(vec![key.clone()]).try_next().await };
+        removed.await.map_err(|error| error.code().before(error))
+    };
     if let Some(Err(error)) = hold(&core, &terms, &job, &url, remove).await {
         tracing::warn!(%job, key, error, "a former checkpoint can't be removed; it stays until the job is over");
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use deltaconv_proto::code::Code;
 use deltaconv_proto::v1;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
@@ -34,6 +35,16 @@ pub(crate) enum Unserved {
         "the coordinator is read-only since its state can't be written ({0}); make room or mend the disk, it tries again by itself"
     )]
     ReadOnly(Arc<str>),
+}
+
+impl Unserved {
+    /// Names the cause, and what helps.
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::Stopped => Code::Stopping,
+            Self::ReadOnly(_) => Code::StateUnwritable,
+        }
+    }
 }
 
 /// What a call finds.

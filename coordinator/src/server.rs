@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use deltaconv_proto::code::Code;
 use deltaconv_proto::objects::{self, Objects};
 use deltaconv_proto::v1::operator_service_server::OperatorServiceServer;
 use deltaconv_proto::v1::worker_service_server::WorkerServiceServer;
@@ -87,6 +88,22 @@ pub enum Error {
     /// A thread of ours ended as it must not.
     #[error("the thread that owns the state ended by a fault; this is a bug, please report it with the log")]
     Fault,
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Listen { .. } => Code::Listen,
+            Self::Store(error) => error.code(),
+            Self::State(error) => error.code(),
+            Self::Token(error) => error.code(),
+            Self::Snapshots(error) => error.code(),
+            Self::Random(_) => Code::NotStarted,
+            Self::AddressFile { .. } => Code::File,
+            Self::Serve(_) | Self::Fault => Code::Fault,
+        }
+    }
 }
 
 /// Serves until `shutdown`.

@@ -1,5 +1,6 @@
 //! `deltaconv.json`: what a converted model is, for whoever loads it.
 
+use crate::code::Code;
 use crate::v1::{JobPlan, LayerPlan};
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +59,15 @@ pub enum Error {
         /// What the file says.
         found: u32,
     },
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Json(_) | Self::Version { .. } => Code::Description,
+        }
+    }
 }
 
 impl Layer {

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use crate::code::Code;
 use crate::objects::{self, Objects};
 use crate::safetensors::{self, Header, LENGTH_BYTES, parse_header, parse_length};
 
@@ -33,6 +34,17 @@ pub enum Error {
         /// The limit.
         limit: u64,
     },
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Objects(error) => error.code(),
+            Self::Format { source, .. } => source.code(),
+            Self::TooLong { .. } => Code::WeightsDamaged,
+        }
+    }
 }
 
 /// A header, and the file that it describes.

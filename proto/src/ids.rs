@@ -4,6 +4,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::code::Code;
+
 /// An id that can't be used in keys, logs and terminals as it is.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -12,6 +14,13 @@ use std::sync::Arc;
 pub struct InvalidId {
     kind: &'static str,
     value: String,
+}
+
+impl InvalidId {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        Code::Name
+    }
 }
 
 const MAX_LENGTH: usize = 256;

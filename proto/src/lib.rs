@@ -2,6 +2,7 @@
 
 pub mod block;
 pub mod buckets;
+pub mod code;
 mod codec;
 pub mod description;
 mod device;

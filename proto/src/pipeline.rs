@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use crate::code::Code;
 use crate::objects::{self, Objects};
 use crate::safetensors::TensorInfo;
 use crate::teacher::{self, ClipConfig, T5Config, Teacher, VaeConfig};
@@ -53,6 +54,19 @@ pub enum Error {
         /// What doesn't fit.
         reason: String,
     },
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Objects(error) => error.code(),
+            Self::Weights(error) => error.code(),
+            Self::Missing { .. } => Code::ModelFile,
+            Self::Part { source, .. } => source.code(),
+            Self::Unfit { .. } => Code::PartsUnfit,
+        }
+    }
 }
 
 /// One part: its folder, what it is, and where its weights are.

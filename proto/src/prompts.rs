@@ -1,5 +1,6 @@
 //! A file of prompts: text in UTF-8, a prompt on each line; empty lines are left out.
 
+use crate::code::Code;
 use crate::digest;
 use crate::objects::{self, Objects, folder_of};
 
@@ -22,6 +23,16 @@ pub enum Error {
         /// What it is instead.
         reason: String,
     },
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Objects(error) => error.code(),
+            Self::NoPrompts { .. } => Code::PromptFile,
+        }
+    }
 }
 
 /// The prompts of a file.

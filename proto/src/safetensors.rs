@@ -12,6 +12,8 @@ pub use dtype::Dtype;
 pub use header::{Header, TensorInfo, parse, parse_header, parse_length};
 pub use writer::serialize_header;
 
+use crate::code::Code;
+
 /// Bytes before the JSON: its length.
 pub const LENGTH_BYTES: u64 = 8;
 
@@ -101,4 +103,22 @@ pub enum Error {
     /// A header to be written has a tensor with the name that the format keeps for its metadata.
     #[error("a tensor cannot be called `__metadata__`: the format keeps that name for itself")]
     ReservedName,
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::TooShort { .. }
+            | Self::HeaderTooLong { .. }
+            | Self::HeaderCutOff { .. }
+            | Self::Json(_)
+            | Self::Overflow { .. }
+            | Self::WrongSize { .. }
+            | Self::NotContiguous { .. }
+            | Self::WrongEnd { .. }
+            | Self::DuplicateName { .. }
+            | Self::ReservedName => Code::WeightsDamaged,
+        }
+    }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
+use crate::code::Code;
 use crate::digest;
 use crate::header::{self, FileHeader};
 use crate::objects::{self, Objects};
@@ -63,6 +64,19 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Objects(error) => error.code(),
+            Self::Header(error) => error.code(),
+            Self::Missing { .. } => Code::WeightsMissing,
+            Self::Pickle { .. } => Code::Pickle,
+            Self::Index { .. } => Code::WeightsDamaged,
+        }
+    }
 }
 
 impl From<header::Error> for Error {

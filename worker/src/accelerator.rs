@@ -159,7 +159,8 @@ mod on_cuda {
 
         /// Takes note of an error that the device doesn't recover from.
         pub(crate) fn note(&self, error: &kernels::Error) {
-            if matches!(error, Error::Gpu { .. }) && self.failed.set(error.to_string()).is_ok() {
+            let told = || crate::codes::of_kernels(error).before(error);
+            if matches!(error, Error::Gpu { .. }) && self.failed.set(told()).is_ok() {
                 tracing::error!(%error, "the GPU is not used any more; restart the worker to try it again");
             }
         }

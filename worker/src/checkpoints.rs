@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use deltaconv_proto::code::Code;
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::{keys, v1};
 use tokio::task::JoinSet;
@@ -102,6 +103,7 @@ async fn store(objects: &Objects, key: String, snapshot: impl Snapshot) -> Resul
     let (object, bytes) = encoded.map_err(|fault| Error::Unexpected {
         what: "a checkpoint that is being written".to_owned(),
         reason: fault.to_string(),
+        code: Code::Fault,
     })??;
     objects.put_object(&object, bytes).await?;
     Ok(object)

@@ -1,5 +1,6 @@
 //! A whole safetensors object in memory, read with suspicion.
 
+use deltaconv_proto::code::Code;
 use deltaconv_proto::safetensors::{self, Dtype, Header, TensorInfo};
 use half::{bf16, f16};
 
@@ -20,7 +21,7 @@ impl<'a> Container<'a> {
     }
 
     fn unexpected(&self, reason: String) -> Error {
-        Error::Unexpected { what: self.name.clone(), reason }
+        Error::Unexpected { what: self.name.clone(), reason, code: Code::UnexpectedFile }
     }
 
     /// What errors call it.

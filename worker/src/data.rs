@@ -3,6 +3,7 @@
 
 use candle_core::{Device, Tensor};
 use deltaconv_proto::buckets::{self, Bucket};
+use deltaconv_proto::code::Code;
 use deltaconv_proto::objects::{self, Objects};
 use deltaconv_proto::v1;
 use serde::Deserialize;
@@ -69,6 +70,18 @@ pub(crate) enum Error {
         /// How many there are.
         buckets: usize,
     },
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::Objects(error) => error.code(),
+            Self::Dimensions { .. } | Self::Bucket { .. } => Code::DataTensor,
+            Self::Prompt { .. } | Self::NoEmbeddings { .. } => Code::PromptId,
+            Self::Empty => Code::DataMissing,
+        }
+    }
 }
 
 /// A data set in memory.
@@ -274,7 +287,7 @@ pub(crate) async fn read_prompts(objects: &Objects) -> Result<(Vec<String>, Embe
     }
     let name = |file: &str| format!("{}/{file}", objects.url());
     let bytes = objects.get(PROMPTS, MAX_BYTES).await?;
-    let unexpected = |reason| task::Error::Unexpected { what: name(PROMPTS), reason };
+    let unexpected = |reason| task::Error::Unexpected { what: name(PROMPTS), reason, code: Code::PromptsJson };
     let File { prompts } = serde_json::from_slice(&bytes).map_err(|e| unexpected(e.to_string()))?;
     let bytes = objects.get(EMBEDDINGS, MAX_BYTES).await?;
     let embeddings = read_embeddings(&Container::parse(&name(EMBEDDINGS), &bytes)?)?;

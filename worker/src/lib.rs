@@ -9,6 +9,7 @@ pub mod bench;
 mod blocks;
 mod capture;
 mod checkpoints;
+mod codes;
 mod container;
 mod data;
 mod distill;

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Tensor;
+use deltaconv_proto::code::Code;
 use deltaconv_proto::images::Index;
 use deltaconv_proto::objects::{self, Objects, PART, read_parts};
 use deltaconv_proto::pipeline::{self, Text};
@@ -271,7 +272,7 @@ async fn planned_files(objects: &Objects, plan: &v1::JobPlan) -> Result<Files, E
         let what = format!("{}/{}", objects.url(), files.key);
         let reason =
             format!("the digest of its header is {}, and it was planned with {}", files.digest, plan.header_digest);
-        return Err(Error::Unexpected { what, reason });
+        return Err(Error::Unexpected { what, reason, code: Code::InputsChanged });
     }
     Ok(files)
 }
@@ -400,6 +401,7 @@ fn no_copy(source: std::io::Error, key: &str, size: u64) -> Error {
     Error::Unexpected {
         what: format!("the folder for temporary files ({})", std::env::temp_dir().display()),
         reason: format!("{source}; {key} needs {size} bytes there, TMPDIR names another"),
+        code: Code::TemporaryFolder,
     }
 }
 

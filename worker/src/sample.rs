@@ -1,6 +1,7 @@
 //! Pictures from a teacher or a converted model, for people to look at.
 
 use candle_core::{Device, Tensor};
+use deltaconv_proto::code::Code;
 use deltaconv_proto::draw::{self, Purpose};
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::pipeline::{self, Text};
@@ -57,8 +58,13 @@ pub struct Pictures {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The model can't be loaded or computed.
-    #[error("{0}")]
-    Model(String),
+    #[error("{message}")]
+    Model {
+        /// What is wrong.
+        message: String,
+        /// Names it.
+        code: Code,
+    },
     /// A model without text encoders knows only some prompts.
     #[error("{url} has no text encoder, and {prompt:?} is none of the prompts that it has embeddings of: {known}")]
     Prompt {
@@ -83,7 +89,18 @@ pub enum Error {
 
 impl From<task::Error> for Error {
     fn from(error: task::Error) -> Self {
-        Self::Model(error.to_string())
+        Self::Model { message: error.to_string(), code: error.code() }
+    }
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Model { code, .. } => *code,
+            Self::Prompt { .. } => Code::UnknownPrompt,
+            Self::Size { .. } => Code::LatentSize,
+        }
     }
 }
 
@@ -93,7 +110,7 @@ impl From<task::Error> for Error {
 /// A model that can't be loaded, prompts that it can't embed, a size that it doesn't take.
 pub fn sample(request: &Request, mut progress: impl FnMut(usize, usize)) -> Result<Pictures, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|e| Error::Model(format!("can't start: {e}")))?;
+    let runtime = runtime.map_err(|e| Error::Model { message: format!("can't start: {e}"), code: Code::NotStarted })?;
     let model = runtime.block_on(Model::load(&request.model, &places(request)?))?;
     let (height, width) = model.latent_size(request.size)?;
     let factor = model.factor();
@@ -153,7 +170,7 @@ pub fn sample(request: &Request, mut progress: impl FnMut(usize, usize)) -> Resu
 }
 
 fn places(request: &Request) -> Result<Places, Error> {
-    let accelerator = Accelerator::open(request.device).map_err(|e| Error::Model(e.to_string()))?;
+    let accelerator = Accelerator::open(request.device).map_err(task::Error::from)?;
     Ok(Places::on(&accelerator))
 }
 
@@ -229,7 +246,8 @@ impl Model {
 
     /// The last layer of a pass, by number.
     fn layers(&self, height: usize, width: usize) -> Result<usize, Error> {
-        let layers = self.config.layers(height, width).map_err(|e| Error::Model(e.to_string()))?;
+        let layers = self.config.layers(height, width);
+        let layers = layers.map_err(|e| Error::Model { message: e.to_string(), code: e.code() })?;
         Ok(layers.len().saturating_sub(1))
     }
 

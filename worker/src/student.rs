@@ -71,7 +71,7 @@ impl Student {
 
 fn read_description(url: &str, json: &[u8]) -> Result<Description, Error> {
     let what = || format!("{} of {url}", keys::DESCRIPTION);
-    Description::parse(json).map_err(|e| Error::Unexpected { what: what(), reason: e.to_string() })
+    Description::parse(json).map_err(|e| Error::Unexpected { what: what(), reason: e.to_string(), code: e.code() })
 }
 
 fn without_attention(description: &Description) -> LoadOptions {

@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use deltaconv_proto::code::Code;
 use deltaconv_proto::ids::{AttemptId, InvalidId, TaskId};
 use deltaconv_proto::objects::{self, Objects};
 use deltaconv_proto::{images, pipeline, prompts, safetensors, shard, v1, weights};
 use tokio::sync::Notify;
 
 use crate::accelerator::Accelerator;
+use crate::codes::{of_kernels, of_tensors};
 use crate::models::Models;
 use crate::shards::Cache;
 use crate::{data, teacher};
@@ -88,13 +90,15 @@ pub(crate) enum Error {
     /// A safetensors object can't be read or made.
     #[error(transparent)]
     Safetensors(#[from] safetensors::Error),
-    /// A file that another process wrote isn't what it should be.
+    /// What another process or an operator made isn't what it should be.
     #[error("{what} is not as expected: {reason}")]
     Unexpected {
-        /// The file, by key.
+        /// What it is: a file, by key.
         what: String,
         /// What is wrong.
         reason: String,
+        /// Names the cause.
+        code: Code,
     },
     /// Training went wrong again and again.
     #[error("training of {layer} diverged at step {step} for good: {story}; lower the recipe's learning_rate")]
@@ -133,6 +137,29 @@ impl From<weights::Error> for Error {
 }
 
 impl Error {
+    /// Names the cause, and what helps.
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::Stopped(_) => Code::Interrupted,
+            Self::Incomplete(_) => Code::VersionsDiffer,
+            Self::Id(error) => error.code(),
+            Self::Objects(error) => error.code(),
+            Self::Shard { .. } => Code::ShardUnusable,
+            Self::Activations { source, .. } => source.code(),
+            Self::Teacher(error) => error.code(),
+            Self::Data(error) => error.code(),
+            Self::Block(error) => of_kernels(error),
+            Self::Tensor(error) => of_tensors(error),
+            Self::Prompts(error) => error.code(),
+            Self::Images(error) => error.code(),
+            Self::Pipeline(error) => error.code(),
+            Self::Weights(error) => error.code(),
+            Self::Safetensors(error) => error.code(),
+            Self::Unexpected { code, .. } => *code,
+            Self::Diverged { .. } => Code::Diverged,
+        }
+    }
+
     /// The error as the coordinator is told. A shard that can't be trusted is named, so that it is captured again.
     pub(crate) fn failure(&self) -> v1::Failure {
         let broken_shard = match self {
@@ -141,7 +168,7 @@ impl Error {
             _ => None,
         };
         v1::Failure {
-            message: self.to_string(),
+            message: self.code().before(self),
             of_device: false,
             broken_shard: broken_shard.map(|(key, expected, found)| v1::BrokenShard {
                 key: key.clone(),

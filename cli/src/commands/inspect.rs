@@ -24,7 +24,8 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     let url = location::url(&arguments.model, Path::new(""))?;
-    let found = inspect(&url, arguments.latent).await.map_err(|e| Error::Model { message: explain(&e) })?;
+    let found = inspect(&url, arguments.latent).await;
+    let found = found.map_err(|e| Error::Model { message: explain(&e), code: e.code() })?;
     match arguments.output.data() {
         None => output::print(&describe(&found)),
         Some(data) => data.print(&found),

@@ -15,11 +15,13 @@ pub(crate) mod config;
 pub(crate) mod coordinator;
 pub(crate) mod events;
 pub(crate) mod explain;
+pub(crate) mod explain_error;
 pub(crate) mod gc;
 pub(crate) mod inspect;
 pub(crate) mod jobs;
 pub(crate) mod logs;
 pub(crate) mod pause;
+pub(crate) mod reference;
 pub(crate) mod report;
 pub(crate) mod resume;
 pub(crate) mod retry;
@@ -59,6 +61,8 @@ pub(crate) async fn run(command: Command, config: &Config) -> Result<ExitCode, E
         Command::Config(arguments) => config::run(arguments, config),
         Command::Completions(arguments) => completions::run(&arguments),
         Command::Man(arguments) => completions::manual(&arguments),
+        Command::ExplainError(arguments) => explain_error::run(&arguments),
+        Command::Reference(arguments) => Ok(reference::run(&arguments)),
     }
 }
 

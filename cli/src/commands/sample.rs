@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
+use deltaconv_proto::code::Code;
 use deltaconv_worker::sample::{Pictures, Request, sample};
 use deltaconv_worker::teacher::{Solver, Steps};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -90,9 +91,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
             shown.set_position(step as u64);
         })
     });
-    let drawn = drawn.await.map_err(|e| Error::Model { message: e.to_string() })?;
+    let drawn = drawn.await.map_err(|e| Error::Model { message: e.to_string(), code: Code::Fault })?;
     bar.finish_and_clear();
-    let drawn = drawn.map_err(|e| Error::Model { message: explain(&e) })?;
+    let drawn = drawn.map_err(|e| Error::Model { message: explain(&e), code: e.code() })?;
     write_grid(&arguments.out, &drawn, request.seeds.len())?;
     let (height, width) = (drawn.height, drawn.width);
     match arguments.output.data() {

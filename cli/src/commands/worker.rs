@@ -106,7 +106,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         // Attempts that didn't stop in time still run. To return would end the runtime first: that waits for files that hang, and
         // the attempts would panic without it.
         Some(Ok(())) => process::exit(0),
-        Some(Err(error)) => Err(Error::Worker { message: explain(&error) }),
+        Some(Err(error)) => Err(Error::Worker { message: explain(&error), code: error.code() }),
         None => process::exit(i32::from(INTERRUPTED)),
     }
 }

@@ -159,6 +159,7 @@ fn spell(status: ExitStatus) -> String {
 fn last_words(log: &Path) -> String {
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
-    let said = |line: &&str| !line.trim().is_empty() && !line.starts_with("help:");
+    let is_advice = |line: &str| ["help:", "more:"].iter().any(|word| line.starts_with(word));
+    let said = |line: &&str| !line.trim().is_empty() && !is_advice(line);
     text.lines().rev().find(said).unwrap_or("it wrote nothing").chars().take(400).collect()
 }

@@ -18,6 +18,7 @@ mod network;
 mod observed;
 mod preempted;
 mod process;
+mod reference;
 mod restore;
 mod retention;
 mod rounds;

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
+use deltaconv_proto::code::Code;
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
@@ -24,6 +25,16 @@ pub enum TokenError {
     /// The system has no random numbers.
     #[error("no random numbers for a new token: {0}")]
     Random(String),
+}
+
+impl TokenError {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Io { .. } | Self::Short(_) => Code::TokenFile,
+            Self::Random(_) => Code::NotStarted,
+        }
+    }
 }
 
 /// A digest of the token; the token itself is not kept.
@@ -72,14 +83,18 @@ impl Interceptor for Token {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
         let header = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
         let Some(token) = header.and_then(|value| value.strip_prefix("Bearer ")) else {
-            return Err(Status::unauthenticated("no token: a worker joins with --token-file"));
+            return Err(unauthenticated("no token: a worker joins with --token-file"));
         };
         // Digests compare in constant time.
         if blake3::hash(token.as_bytes()) != self.0 {
-            return Err(Status::unauthenticated(
+            return Err(unauthenticated(
                 "this token is not the coordinator's: give the worker the token file that the coordinator uses",
             ));
         }
         Ok(request)
     }
+}
+
+fn unauthenticated(message: &str) -> Status {
+    Code::WrongToken.status(tonic::Code::Unauthenticated, message)
 }

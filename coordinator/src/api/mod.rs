@@ -16,34 +16,34 @@ pub(crate) use wake::Wakers;
 pub(crate) use worker::{Said, WorkerApi};
 
 use deltaconv_proto::ids::{InvalidId, JobId};
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::core::Unserved;
 use crate::{reclaim, schedule, term};
 
 impl From<Unserved> for Status {
     fn from(unserved: Unserved) -> Self {
-        let message = unserved.to_string();
-        match unserved {
-            Unserved::Stopped => Self::unavailable(message),
+        let of_call = match unserved {
+            Unserved::Stopped => Code::Unavailable,
             // Somebody answers, so that nobody looks for a coordinator that is away.
-            Unserved::ReadOnly(_) => Self::resource_exhausted(message),
-        }
+            Unserved::ReadOnly(_) => Code::ResourceExhausted,
+        };
+        unserved.code().status(of_call, unserved.to_string())
     }
 }
 
 impl From<schedule::Error> for Status {
     fn from(error: schedule::Error) -> Self {
-        let message = error.to_string();
-        match error {
+        let of_call = match error {
             schedule::Error::UnknownJob(_) | schedule::Error::UnknownTask(_) | schedule::Error::UnknownWorker(_) => {
-                Self::not_found(message)
+                Code::NotFound
             }
-            schedule::Error::OutputInUse { .. } => Self::already_exists(message),
-            schedule::Error::Ended { .. } => Self::failed_precondition(message),
-            schedule::Error::InvalidId(_) => Self::invalid_argument(message),
-            schedule::Error::Record(_) => Self::data_loss(message),
-        }
+            schedule::Error::OutputInUse { .. } => Code::AlreadyExists,
+            schedule::Error::Ended { .. } => Code::FailedPrecondition,
+            schedule::Error::InvalidId(_) => Code::InvalidArgument,
+            schedule::Error::Record(_) => Code::DataLoss,
+        };
+        error.code().status(of_call, error.to_string())
     }
 }
 
@@ -53,7 +53,7 @@ impl From<reclaim::Error> for Status {
             reclaim::Error::Job(error) => error.into(),
             reclaim::Error::Unserved(unserved) => unserved.into(),
             error @ (reclaim::Error::Output(_) | reclaim::Error::Term(_) | reclaim::Error::Objects(_)) => {
-                Self::failed_precondition(error.to_string())
+                error.code().status(Code::FailedPrecondition, error.to_string())
             }
         }
     }
@@ -61,18 +61,18 @@ impl From<reclaim::Error> for Status {
 
 impl From<term::Error> for Status {
     fn from(error: term::Error) -> Self {
-        let message = error.to_string();
-        match error {
-            term::Error::Held { .. } => Self::already_exists(message),
+        let of_call = match error {
+            term::Error::Held { .. } => Code::AlreadyExists,
             term::Error::Objects(_) | term::Error::Contended { .. } | term::Error::Foreign { .. } => {
-                Self::failed_precondition(message)
+                Code::FailedPrecondition
             }
-        }
+        };
+        error.code().status(of_call, error.to_string())
     }
 }
 
 fn invalid(error: InvalidId) -> Status {
-    Status::invalid_argument(error.to_string())
+    error.code().status(Code::InvalidArgument, error.to_string())
 }
 
 fn job_id(text: String) -> Result<JobId, Status> {

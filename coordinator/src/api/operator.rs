@@ -3,8 +3,9 @@
 use std::pin::Pin;
 use std::time::Duration;
 
+use deltaconv_proto::code::Code;
 use deltaconv_proto::ids::{JobId, TaskId};
-use deltaconv_proto::objects::Objects;
+use deltaconv_proto::objects::{self, Objects};
 use deltaconv_proto::v1::operator_service_server::OperatorService;
 use deltaconv_proto::{keys, v1};
 use futures::TryStreamExt;
@@ -93,14 +94,15 @@ async fn status(core: &Handle, id: JobId) -> Result<v1::JobStatus, Status> {
 }
 
 fn spec_of(spec: Option<v1::JobSpec>) -> Result<v1::JobSpec, Status> {
-    let mut spec = spec.ok_or_else(|| Status::invalid_argument("the request has no spec"))?;
+    let absent = || Code::VersionsDiffer.status(tonic::Code::InvalidArgument, "the request has no spec");
+    let mut spec = spec.ok_or_else(absent)?;
     // One spelling of an output, so that two jobs can't write to it under two.
     spec.output_url = spec.output_url.trim_end_matches('/').to_owned();
     Ok(spec)
 }
 
 fn planning_failed(error: plan::Error) -> Status {
-    Status::invalid_argument(error.to_string())
+    error.code().status(tonic::Code::InvalidArgument, error.to_string())
 }
 
 #[tonic::async_trait]
@@ -188,16 +190,19 @@ impl OperatorService for OperatorApi {
         let summary = self.status(id.clone()).await?.summary.unwrap_or_default();
         if summary.state != "done" {
             let state = summary.state;
-            return Err(Status::failed_precondition(format!(
-                "job {id} is {state}, and a report is of one that is done"
-            )));
+            let message = format!("job {id} is {state}, and a report is of one that is done");
+            return Err(Code::NoReport.status(tonic::Code::FailedPrecondition, message));
         }
         let url = &summary.output_url;
-        let failed = |error: String| Status::unavailable(format!("the report of job {id} can't be read: {error}"));
-        let objects = Objects::open(url).map_err(|error| failed(error.to_string()))?;
+        let failed = |code: Code, error: String| {
+            code.status(tonic::Code::Unavailable, format!("the report of job {id} can't be read: {error}"))
+        };
+        let of_store = |error: objects::Error| failed(error.code(), error.to_string());
+        let objects = Objects::open(url).map_err(of_store)?;
         let json = objects.get(&format!("{}/{}", keys::REPORT, report::JSON), MAX_REPORT_BYTES).await;
-        let json = json.map_err(|error| failed(error.to_string()))?;
-        let json = String::from_utf8(json.to_vec()).map_err(|error| failed(error.to_string()))?;
+        let json = json.map_err(of_store)?;
+        let json = String::from_utf8(json.to_vec());
+        let json = json.map_err(|error| failed(Code::EvaluationUnreadable, error.to_string()))?;
         Ok(Response::new(v1::GetReportResponse { json }))
     }
 

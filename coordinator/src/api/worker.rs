@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
+use deltaconv_proto::code::Code;
 use deltaconv_proto::ids::WorkerId;
 use deltaconv_proto::v1;
 use deltaconv_proto::v1::worker_service_server::WorkerService;
@@ -51,7 +52,8 @@ impl WorkerApi {
     ) -> Result<Said<N>, Status> {
         if request.attempts.len() > MAX_ATTEMPTS {
             let count = request.attempts.len();
-            return Err(Status::invalid_argument(format!("{count} attempts in one report; at most {MAX_ATTEMPTS}")));
+            let message = format!("{count} attempts in one report; at most {MAX_ATTEMPTS}");
+            return Err(Code::VersionsDiffer.status(tonic::Code::InvalidArgument, message));
         }
         let worker = WorkerId::new(request.worker_id.as_str()).map_err(invalid)?;
         self.logs.take(worker.as_str(), &mut request.logs);

@@ -16,6 +16,8 @@ mod read;
 mod tests;
 mod write;
 
+use deltaconv_proto::code::Code;
+
 use crate::store;
 
 pub(crate) use read::{ReadError, read};
@@ -59,4 +61,16 @@ pub enum Error {
     /// A record of it isn't one.
     #[error(transparent)]
     Record(store::Error),
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Version { .. } | Self::Record(store::Error::Version { .. }) => Code::LaterVersion,
+            Self::Foreign(_) | Self::Truncated(_) | Self::Altered | Self::Broken { .. } | Self::Record(_) => {
+                Code::ArchiveBroken
+            }
+        }
+    }
 }

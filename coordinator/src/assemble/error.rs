@@ -1,3 +1,4 @@
+use deltaconv_proto::code::Code;
 use deltaconv_proto::{objects, safetensors, weights};
 
 use super::tensors;
@@ -111,4 +112,22 @@ pub enum Error {
         /// Why.
         source: serde_json::Error,
     },
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Objects(error) => error.code(),
+            Self::Weights(error) => error.code(),
+            Self::TeacherChanged { .. } => Code::InputsChanged,
+            Self::Short { .. } | Self::WrittenSize { .. } => Code::ObjectChanged,
+            Self::Blocks { .. } | Self::NothingReplaced { .. } => Code::Blocks,
+            Self::Block { source, .. } => source.code(),
+            Self::WriteHeader { source, .. } => source.code(),
+            Self::TooManyFiles { .. } => Code::TooManyFiles,
+            Self::Interrupted { .. } => Code::Interrupted,
+            Self::Json { .. } => Code::UnexpectedFile,
+        }
+    }
 }

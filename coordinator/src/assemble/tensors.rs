@@ -1,5 +1,6 @@
 //! Tensors of a safetensors object that is whole in memory, and whether they are exactly the expected ones.
 
+use deltaconv_proto::code::Code;
 use deltaconv_proto::safetensors::{self, Dtype, Header};
 
 /// How tensors differ from what an object should hold.
@@ -50,6 +51,19 @@ pub enum Error {
         /// The number.
         value: f64,
     },
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Format(_)
+            | Self::Missing { .. }
+            | Self::Unexpected { .. }
+            | Self::Wrong { .. }
+            | Self::NotFinite { .. } => Code::BlockTensors,
+        }
+    }
 }
 
 /// One tensor that an object must have.

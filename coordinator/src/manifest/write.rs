@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use deltaconv_proto::code::Code;
 use deltaconv_proto::ids::JobId;
 use deltaconv_proto::keys::Manifest;
 use deltaconv_proto::objects::{self, Objects};
@@ -20,6 +21,16 @@ pub(crate) enum Error {
     /// The coordinator stops.
     #[error(transparent)]
     Unserved(#[from] Unserved),
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::Objects(error) => error.code(),
+            Self::Unserved(error) => error.code(),
+        }
+    }
 }
 
 /// Writes those that the job has none of yet by a coordinator on this state.

@@ -17,6 +17,9 @@ pub(crate) const PROMPTS: &str = "prompts.json";
 const MASK: &str = "attention_mask";
 const POOLED: &str = "pooled";
 
+/// What a folder of ready data has.
+pub(super) const FILES: [&str; 3] = [LATENTS, EMBEDDINGS, PROMPTS];
+
 const MAX_HEADER_BYTES: u64 = 1 << 20;
 const MAX_PROMPTS_BYTES: u64 = 16 << 20;
 const MAX_LATENTS: usize = 1 << 24;

@@ -1,7 +1,8 @@
+use deltaconv_proto::code::Code;
 use deltaconv_proto::safetensors::Dtype;
 use deltaconv_proto::{header, images, objects, pipeline, prompts, teacher, weights};
 
-use super::bytes;
+use super::{bytes, data};
 
 /// Why a job can't be planned. Every message names the value and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -197,6 +198,33 @@ impl From<pipeline::Error> for Error {
 }
 
 impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Spec { .. } => Code::JobValue,
+            Self::Url { source, .. } => source.code(),
+            Self::Missing { key, .. } if data::FILES.contains(key) => Code::DataMissing,
+            Self::Missing { .. } => Code::ModelFile,
+            Self::Objects(error) => error.code(),
+            Self::Header(error) => error.code(),
+            Self::Weights(error) => error.code(),
+            Self::Teacher { source, .. } => source.code(),
+            Self::OutputChannels { .. } => Code::ConfigUnsupported,
+            Self::Pipeline(error) => error.code(),
+            Self::PromptFile(error) => error.code(),
+            Self::Images(error) => error.code(),
+            Self::NoVae { .. } => Code::NoVae,
+            Self::NoLayers { .. } => Code::NoLayers,
+            Self::MissingTensor { .. } | Self::Tensor { .. } => Code::DataTensor,
+            Self::Prompts { .. } => Code::PromptsJson,
+            Self::PromptId { .. } => Code::PromptId,
+            Self::Description { .. } => Code::Description,
+            Self::Storage { .. } => Code::Storage,
+            Self::OutputTaken { .. } => Code::OutputTaken,
+            Self::Json(_) => Code::Fault,
+        }
+    }
+
     /// Puts what to do next to an object that is not there; other failures stay as they are.
     pub(super) fn missing(error: objects::Error, key: &'static str, remedy: &'static str) -> Self {
         match error {

@@ -11,6 +11,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 
+use deltaconv_proto::code::Code;
 use deltaconv_proto::ids::JobId;
 use deltaconv_proto::keys::{self, Written};
 use deltaconv_proto::objects::{self, Objects};
@@ -48,6 +49,19 @@ pub(crate) enum Error {
     /// The coordinator stops, or can't say what is durable.
     #[error(transparent)]
     Unserved(#[from] Unserved),
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::Job(error) => error.code(),
+            Self::Output(error) => error.code(),
+            Self::Term(error) => error.code(),
+            Self::Objects(error) => error.code(),
+            Self::Unserved(error) => error.code(),
+        }
+    }
 }
 
 /// What is removed under the output of a job that is over.

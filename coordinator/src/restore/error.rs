@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::path::PathBuf;
 
+use deltaconv_proto::code::Code;
 use deltaconv_proto::objects;
 
 use crate::archive::ReadError;
@@ -79,6 +80,24 @@ pub enum Error {
     /// The system has no random numbers.
     #[error("no random numbers: {0}")]
     Random(String),
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::NothingNamed => Code::NothingNamed,
+            Self::State { .. } => Code::RestoreTaken,
+            Self::NoSnapshot { .. } | Self::NoManifests { .. } => Code::NothingToRestore,
+            Self::Twice { .. } => Code::JobTwice,
+            Self::Archive { source, .. } => source.code(),
+            Self::Objects(error) => error.code(),
+            Self::Store(error) => error.code(),
+            Self::Records(error) => error.code(),
+            Self::Io { .. } => Code::File,
+            Self::Random(_) => Code::NotStarted,
+        }
+    }
 }
 
 fn no_snapshot(url: &str, named: Option<&str>) -> String {

@@ -40,6 +40,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use deltaconv_proto::code::Code;
 use deltaconv_proto::ids::{JobId, TaskId, WorkerId};
 use deltaconv_proto::v1;
 
@@ -100,6 +101,20 @@ pub enum Error {
     /// A record from the store isn't one.
     #[error("the state holds a record that can't be read ({0}); restore it from a copy")]
     Record(String),
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::UnknownJob(_) | Self::UnknownTask(_) => Code::UnknownJob,
+            Self::UnknownWorker(_) => Code::UnknownWorker,
+            Self::OutputInUse { .. } => Code::OutputInUse,
+            Self::Ended { .. } => Code::JobEnded,
+            Self::InvalidId(error) => error.code(),
+            Self::Record(_) => Code::StateRecord,
+        }
+    }
 }
 
 /// How the state machine decides.

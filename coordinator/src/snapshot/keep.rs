@@ -54,7 +54,8 @@ impl Keeper {
                 Some(Ok(())) => self.every,
                 Some(Err(Error::Unserved(Unserved::Stopped))) => return,
                 Some(Err(error)) => {
-                    tracing::warn!(url = self.objects.url(), %error, "no snapshot; it is tried again");
+                    let code = error.code();
+                    tracing::warn!(url = self.objects.url(), %code, %error, "no snapshot; it is tried again");
                     self.every.min(RETRY)
                 }
             };

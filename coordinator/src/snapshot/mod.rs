@@ -7,6 +7,7 @@ mod keep;
 #[cfg(test)]
 mod tests;
 
+use deltaconv_proto::code::Code;
 use deltaconv_proto::objects::{self, Objects};
 use futures::TryStreamExt;
 
@@ -27,6 +28,16 @@ pub(crate) enum Error {
     /// The coordinator stops.
     #[error(transparent)]
     Unserved(#[from] Unserved),
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::Objects(error) => error.code(),
+            Self::Unserved(error) => error.code(),
+        }
+    }
 }
 
 /// A snapshot by its key, which sorts by time.

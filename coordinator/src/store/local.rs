@@ -5,6 +5,7 @@ use std::io::{Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
+use deltaconv_proto::code::Code;
 use prost::Message;
 
 use super::{Entry, Journal, Store, Write};
@@ -102,6 +103,22 @@ pub enum Error {
         /// What it said.
         source: sled::Error,
     },
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::InUse(_) => Code::StateInUse,
+            Self::Lost(_) => Code::StateLost,
+            Self::NotState { .. } => Code::NotState,
+            Self::Version { .. } => Code::LaterVersion,
+            Self::Record { .. } => Code::StateRecord,
+            Self::TooLarge { .. } => Code::RecordTooLarge,
+            Self::Full { .. } => Code::StateFull,
+            Self::Io { .. } | Self::Database { .. } => Code::StateUnwritable,
+        }
+    }
 }
 
 /// sled in a folder. One thread owns it.

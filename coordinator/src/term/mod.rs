@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use deltaconv_proto::code::Code;
 use deltaconv_proto::objects::{self, Objects};
 use deltaconv_proto::{keys, utc};
 use futures::TryStreamExt;
@@ -61,6 +62,18 @@ pub enum Error {
     /// The store failed.
     #[error(transparent)]
     Objects(#[from] objects::Error),
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Held { .. } => Code::OutputHeld,
+            Self::Foreign { .. } => Code::TermForeign,
+            Self::Contended { .. } => Code::TermContended,
+            Self::Objects(error) => error.code(),
+        }
+    }
 }
 
 /// A coordinator's turn at a prefix.

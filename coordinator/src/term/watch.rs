@@ -46,8 +46,9 @@ async fn look(core: &Handle, terms: &Terms, job: JobId, url: String) {
 
 /// Ends a job whose output is another's.
 pub(crate) async fn fence(core: &Handle, job: &JobId, held: &Error) -> Result<(), Unserved> {
-    let reason =
-        format!("another coordinator took the output over, and this one touches nothing there any more: {held}");
+    let reason = held.code().before(format_args!(
+        "another coordinator took the output over, and this one touches nothing there any more: {held}"
+    ));
     tracing::error!(%job, reason, "job ended");
     let id = job.clone();
     core.call(move |state, now, effects| state.fenced(&id, reason, now, effects)).await

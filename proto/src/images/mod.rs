@@ -7,6 +7,7 @@
 mod folder;
 mod shards;
 
+use crate::code::Code;
 use crate::objects::{self, Objects};
 
 /// Images that are looked at.
@@ -41,6 +42,16 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Objects(error) => error.code(),
+            Self::Folder { .. } | Self::File { .. } => Code::Images,
+        }
+    }
 }
 
 /// One image and where it lies.

@@ -43,6 +43,7 @@ use traffic::Direction;
 pub use tree::PART;
 pub use upload::{Outgoing, Upload};
 
+use crate::code::Code;
 use crate::v1::ObjectRef;
 
 /// What can go wrong between a process and an object.
@@ -173,6 +174,29 @@ pub enum Error {
 }
 
 impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        use object_store::Error as Said;
+        match self {
+            Self::InvalidUrl { .. } | Self::Unsupported { .. } => Code::StoreUrl,
+            Self::NotBuilt { .. } => Code::NotBuilt,
+            Self::Configuration { .. } => Code::StoreSettings,
+            Self::Repository { .. } => Code::HubRepository,
+            Self::Refused { .. }
+            | Self::Store { source: Said::PermissionDenied { .. } | Said::Unauthenticated { .. }, .. } => {
+                Code::AccessRefused
+            }
+            Self::NotInUrl { .. } => Code::SecretInUrl,
+            Self::InvalidKey { .. } => Code::ObjectKey,
+            Self::NotFound { .. } => Code::NotFound,
+            Self::AlreadyExists { .. } => Code::AlreadyExists,
+            Self::TooLarge { .. } => Code::TooLarge,
+            Self::Broken { .. } => Code::Broken,
+            Self::GivenUp(_) => Code::Interrupted,
+            Self::Store { .. } => Code::StoreFailed,
+        }
+    }
+
     /// Whether it says that there is no such object.
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::NotFound { .. })

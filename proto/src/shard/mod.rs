@@ -17,6 +17,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use crate::buckets;
+use crate::code::Code;
 use crate::safetensors::{self, Dtype, Header, LENGTH_BYTES, serialize_header};
 use crate::v1::{JobSpec, LayerPlan, Recipe};
 
@@ -58,6 +59,16 @@ pub enum Error {
         /// What was given.
         found: usize,
     },
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Header(_) | Self::Tensors { .. } | Self::Unaligned { .. } | Self::Length { .. } => Code::ShardForm,
+            Self::NotFinite { .. } => Code::NotFinite,
+        }
+    }
 }
 
 /// Of the activations in bytes: a cache line of processors, and more than a GPU loads at once.

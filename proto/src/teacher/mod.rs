@@ -23,6 +23,7 @@ pub use unet::{
 };
 pub use vae::{VaeConfig, attention_names};
 
+use crate::code::Code;
 use crate::safetensors::{Dtype, TensorInfo};
 
 /// Why a configuration or a file of weights is not one that can be converted.
@@ -109,6 +110,21 @@ pub enum Error {
         /// The dtype in the file.
         found: Dtype,
     },
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Json(_) | Self::NotAnObject { .. } | Self::Invalid { .. } => Code::ConfigDamaged,
+            Self::Class { .. } => Code::ModelClass,
+            Self::UnknownField { .. } => Code::ConfigField,
+            Self::Unsupported { .. } => Code::ConfigUnsupported,
+            Self::MapSize { .. } => Code::LatentSize,
+            Self::MissingTensor { .. } | Self::WrongShape { .. } => Code::WeightsUnlikeConfig,
+            Self::WrongDtype { .. } => Code::WeightsDtype,
+        }
+    }
 }
 
 /// One self-attention layer of a teacher, at one latent size.

@@ -4,6 +4,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use deltaconv_proto::code::Code;
 use deltaconv_proto::ids::{AttemptId, TaskId};
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::v1;
@@ -66,7 +67,7 @@ impl Runner for Threads {
             }
         });
         if let Err(error) = thread {
-            let message = format!("no thread for the attempt: {error}");
+            let message = Code::NotStarted.before(format_args!("no thread for the attempt: {error}"));
             let ended = Ended { lease: lease.clone(), outcomes };
             ended.tell(Outcome::Failed(v1::Failure { message, ..v1::Failure::default() }));
         }
@@ -197,7 +198,7 @@ fn outcome(
         (Err(panic), _) => {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
-            let message = format!("a fault in the worker: {}", text.unwrap_or_default());
+            let message = Code::Fault.before(format_args!("a fault in the worker: {}", text.unwrap_or_default()));
             Outcome::Failed(v1::Failure { message, of_device, ..v1::Failure::default() })
         }
     }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use deltaconv_proto::v1;
 use deltaconv_proto::v1::worker_service_client::WorkerServiceClient;
+use deltaconv_proto::{code, v1};
 use tokio::sync::mpsc;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -146,7 +146,10 @@ impl Grpc {
         let reason = status.message().to_owned();
         match may_pass(status) {
             true => Unanswered::Away(reason),
-            false => Unanswered::Refused(Error::Refused { url: self.options.coordinator.clone(), reason }),
+            false => {
+                let code = code::Code::of_status(status).unwrap_or(code::Code::WorkerRefused);
+                Unanswered::Refused(Error::Refused { url: self.options.coordinator.clone(), reason, code })
+            }
         }
     }
 }

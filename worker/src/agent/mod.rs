@@ -15,12 +15,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use deltaconv_kernels as kernels;
+use deltaconv_proto::code::Code;
 use tokio_util::sync::CancellationToken;
 
 pub use coordinator::{Coordinator, Unanswered};
 pub use runner::{Attempt, Ended, Outcome, Runner, Stop};
 
 use crate::accelerator::{Accelerator, Choice};
+use crate::codes::of_kernels;
 use crate::metrics;
 use crate::shards::{Cache, cache};
 
@@ -76,6 +78,8 @@ pub enum Error {
         url: String,
         /// What it said.
         reason: String,
+        /// What it named, or that it named nothing.
+        code: Code,
     },
     /// The device that was asked for can't be used.
     #[error(transparent)]
@@ -104,6 +108,21 @@ pub enum Error {
         /// What went wrong.
         reason: String,
     },
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Address { .. } => Code::CoordinatorUrl,
+            Self::TokenFile { .. } | Self::Token(_) => Code::TokenFile,
+            Self::Refused { code, .. } => *code,
+            Self::Device(error) => of_kernels(error),
+            Self::Cache { .. } => Code::CacheFolder,
+            Self::Listen { .. } => Code::Listen,
+            Self::Threads { .. } => Code::NotStarted,
+        }
+    }
 }
 
 /// Joins and works until `shutdown`, and leaves within the grace period. Threads of attempts that did not stop in it are still

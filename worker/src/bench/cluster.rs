@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use deltaconv_proto::code::Code;
 use deltaconv_proto::ids::{AttemptId, TaskId};
 use deltaconv_proto::keys;
 use deltaconv_proto::v1::worker_service_client::WorkerServiceClient;
@@ -36,6 +37,18 @@ pub enum Error {
     /// A message lacks a part.
     #[error("the coordinator gave a task without its {0}")]
     Incomplete(&'static str),
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Connect(_) => Code::Unreachable,
+            Self::Call(status) => Code::of_status(status).unwrap_or(Code::Refused),
+            Self::Token => Code::TokenFile,
+            Self::Incomplete(_) => Code::VersionsDiffer,
+        }
+    }
 }
 
 /// How long calls took, in no order.

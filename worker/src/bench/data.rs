@@ -4,6 +4,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Instant;
 
+use deltaconv_proto::code::Code;
 use deltaconv_proto::objects::{self, Objects, PART, read_parts};
 use deltaconv_proto::v1::ObjectRef;
 use futures::{StreamExt, TryStreamExt};
@@ -58,7 +59,8 @@ impl Store {
             }
             #[cfg(not(feature = "bench-s3"))]
             Self::S3Loopback => {
-                Err(Error::Data("this build has no S3 server; build it with `--features bench-s3`".to_owned()))
+                let message = "this build has no S3 server; build it with `--features bench-s3`".to_owned();
+                Err(Error::Data { message, code: Code::NotBuilt })
             }
         }
     }
@@ -105,7 +107,7 @@ pub(super) fn with_shards<T>(
 
 pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.map_err(|error| Error::Data(error.to_string()))
+    runtime.map_err(|error| Error::Data { message: error.to_string(), code: Code::NotStarted })
 }
 
 async fn write(store: &Objects, options: &Options) -> Result<Vec<ObjectRef>, objects::Error> {

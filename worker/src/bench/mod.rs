@@ -7,6 +7,9 @@ pub mod teacher;
 pub mod writing;
 
 use deltaconv_kernels::bench;
+use deltaconv_proto::code::Code;
+
+use crate::codes::of_kernels;
 
 /// The device that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,25 +61,46 @@ pub enum Error {
     #[error(transparent)]
     Kernels(#[from] deltaconv_kernels::Error),
     /// The teacher.
-    #[error("the teacher can't be measured: {0}")]
-    Model(String),
+    #[error("the teacher can't be measured: {message}")]
+    Model {
+        /// What is wrong.
+        message: String,
+        /// Names it.
+        code: Code,
+    },
     /// The data plane.
-    #[error("{0}")]
-    Data(String),
+    #[error("{message}")]
+    Data {
+        /// What is wrong.
+        message: String,
+        /// Names it.
+        code: Code,
+    },
     /// The build.
     #[error("this build of deltaconv has no CUDA: build it with `--features cuda`, or measure with --device cpu")]
     NoCuda,
 }
 
+impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Kernels(error) => of_kernels(error),
+            Self::Model { code, .. } | Self::Data { code, .. } => *code,
+            Self::NoCuda => Code::NoDevice,
+        }
+    }
+}
+
 impl From<deltaconv_proto::objects::Error> for Error {
     fn from(error: deltaconv_proto::objects::Error) -> Self {
-        Self::Data(error.to_string())
+        Self::Data { message: error.to_string(), code: error.code() }
     }
 }
 
 impl From<crate::task::Error> for Error {
     fn from(error: crate::task::Error) -> Self {
-        Self::Model(error.to_string())
+        Self::Model { message: error.to_string(), code: error.code() }
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Device as TensorDevice, Tensor};
 use deltaconv_kernels::{BlockShape, Gate, Parameters, bench};
+use deltaconv_proto::code::Code;
 use deltaconv_proto::draw::{self, Purpose};
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::shard::Contents;
@@ -274,7 +275,8 @@ struct Model {
 impl Model {
     fn load(options: &Options, place: &Place) -> Result<Self, Error> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|e| Error::Model(format!("can't start: {e}")))?;
+        let runtime =
+            runtime.map_err(|e| Error::Model { message: format!("can't start: {e}"), code: Code::NotStarted })?;
         let loading = async {
             let objects = Objects::open(&options.model)?;
             let folder = denoiser_folder(&objects).await;
@@ -285,7 +287,10 @@ impl Model {
         };
         let (config, denoiser) = runtime.block_on(loading)?;
         let latent = options.latent.or(config.sample_size());
-        let latent = latent.ok_or_else(|| Error::Model("its config.json has no sample_size: give --latent".into()))?;
+        let latent = latent.ok_or_else(|| {
+            let message = "its config.json has no sample_size: give --latent".into();
+            Error::Model { message, code: Code::LatentSize }
+        })?;
         Ok(Self { config, denoiser, latent })
     }
 
@@ -412,6 +417,9 @@ fn place(options: &Options) -> Result<Place, Error> {
 fn on_processor(options: &Options) -> Result<Place, Error> {
     match options.precision {
         Precision::F32 => Ok(Place::default()),
-        _ => Err(Error::Model("the processor computes in f32 alone: give --precision f32".into())),
+        _ => {
+            let message = "the processor computes in f32 alone: give --precision f32".into();
+            Err(Error::Model { message, code: Code::Precision })
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use deltaconv_proto::code::Code;
 use deltaconv_proto::objects::{self, Objects, Outgoing, PART};
 use deltaconv_proto::v1::ObjectRef;
 use futures::{StreamExt, TryStreamExt};
@@ -85,7 +86,7 @@ where
     let seconds = began.elapsed().as_secs_f64();
     // What is left lies where the operator said.
     store.remove(keys.to_vec()).for_each(|_| futures::future::ready(())).await;
-    let written = written.map_err(|error| Error::Data(error.to_string()))?;
+    let written = written.map_err(|error| Error::Data { message: error.to_string(), code: Code::Fault })?;
     written.into_iter().collect::<Result<(), _>>()?;
     Ok(seconds)
 }

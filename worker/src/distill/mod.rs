@@ -14,6 +14,7 @@ mod widen;
 use std::time::Instant;
 
 use deltaconv_kernels::{BlockShape, Gate};
+use deltaconv_proto::code::Code;
 use deltaconv_proto::{block, v1};
 
 use crate::checkpoints::Checkpoints;
@@ -143,7 +144,7 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
         }
         false => unlearned(lost.map_or_else(
             || format!("its block misses {relative_error:.3} of the output's energy, and training makes it no better"),
-            |error| error.to_string(),
+            |error| error.code().before(error),
         )),
     };
     Ok(v1::Done { busy_seconds: 0.0, samples, output: Some(v1::done::Output::Distill(output)) })
@@ -156,7 +157,11 @@ fn unlearned(story: String) -> v1::DistillOutput {
 
 /// The block that the plan has for a layer. Fails if the plan and the kernels disagree about its tensors.
 pub(crate) fn block_shape(layer: &v1::LayerPlan) -> Result<BlockShape, Error> {
-    let unexpected = |reason: String| Error::Unexpected { what: format!("the plan of {}", layer.name), reason };
+    let unexpected = |reason: String| Error::Unexpected {
+        what: format!("the plan of {}", layer.name),
+        reason,
+        code: Code::VersionsDiffer,
+    };
     let gate = match layer.gate.as_str() {
         block::SCALED => Gate::Scaled,
         block::SIGMOID => Gate::Sigmoid,

@@ -130,7 +130,7 @@ pub(crate) fn run(context: &Context, task: &v1::FinetuneTask) -> Result<v1::Done
         error_before,
         error_after,
         steps: training.record.step,
-        story: lost.map(|error| error.to_string()).unwrap_or_default(),
+        story: lost.map(|error| error.code().before(error)).unwrap_or_default(),
     };
     Ok(v1::Done { busy_seconds: 0.0, samples, output: Some(v1::done::Output::Finetune(output)) })
 }

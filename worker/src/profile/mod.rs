@@ -3,6 +3,7 @@
 mod distance;
 
 use candle_core::Tensor;
+use deltaconv_proto::code::Code;
 use deltaconv_proto::draw::{Draw, Sample};
 use deltaconv_proto::objects::{self, Objects};
 use deltaconv_proto::weights::{self, Files};
@@ -66,16 +67,32 @@ pub struct Layer {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The teacher or the data can't be loaded, or the teacher can't be computed on it.
-    #[error(transparent)]
-    Task(Box<dyn std::error::Error + Send + Sync>),
+    #[error("{source}")]
+    Task {
+        /// What is wrong.
+        source: Box<dyn std::error::Error + Send + Sync>,
+        /// Names it.
+        code: Code,
+    },
     /// The thread that computes is gone.
     #[error("the computation ended early: {0}")]
     Interrupted(String),
 }
 
+impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Task { code, .. } => *code,
+            Self::Interrupted(_) => Code::Fault,
+        }
+    }
+}
+
 impl<E: Into<task::Error>> From<E> for Error {
     fn from(error: E) -> Self {
-        Self::Task(Box::new(error.into()))
+        let error = error.into();
+        Self::Task { code: error.code(), source: Box::new(error) }
     }
 }
 

@@ -17,6 +17,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use deltaconv_proto::code::Code;
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::shard::{self, Contents, Row, Shape};
 use deltaconv_proto::v1::{LayerPlan, ObjectRef};
@@ -153,7 +154,7 @@ impl LayerData {
             let training = data.training_buckets.len();
             let reason =
                 format!("{training} samples for training, {held_out} held-out ones with energy {}", data.energy);
-            return Err(Error::Unexpected { what, reason });
+            return Err(Error::Unexpected { what, reason, code: Code::NothingToLearn });
         }
         (data.awaited, data.receiver) = (awaited, Some(receiver));
         Ok(data)

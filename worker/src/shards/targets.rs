@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
+use deltaconv_proto::code::Code;
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::shard::{Shape, not_finite};
 use deltaconv_proto::v1::LayerPlan;
@@ -58,7 +59,7 @@ impl Targets {
             None => Ok(output),
             Some(at) => {
                 let reason = format!("number {at} of the output that was computed of its inputs is {}", numbers[at]);
-                Err(Error::Unexpected { what: format!("layer {}", self.layer), reason })
+                Err(Error::Unexpected { what: format!("layer {}", self.layer), reason, code: Code::NotFinite })
             }
         }
     }

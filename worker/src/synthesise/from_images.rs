@@ -1,6 +1,7 @@
 //! Latents that the teacher's VAE encodes.
 
 use deltaconv_proto::buckets::{self, Size};
+use deltaconv_proto::code::Code;
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::v1;
 
@@ -28,7 +29,8 @@ pub(super) fn make(context: &Context, images: &v1::Images, range: &v1::SampleRan
         let bytes = context.wait(objects.get_range(&image.key, image.start, image.end))?;
         let (bucket, tensor) = picture::read(&bytes, &sizes).map_err(|reason| {
             let what = format!("{}/{} from byte {} on", images.url, image.key, image.start);
-            Error::Unexpected { what, reason: format!("it can't be read as an image ({reason}); repair or remove it") }
+            let reason = format!("it can't be read as an image ({reason}); repair or remove it");
+            Error::Unexpected { what, reason, code: Code::Images }
         })?;
         let numbers = teacher.encode(&tensor)?.flatten_all()?.to_vec1::<f32>()?;
         latents.push(Latent { bucket, numbers });

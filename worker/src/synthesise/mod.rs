@@ -11,6 +11,7 @@ mod picture;
 
 use std::collections::BTreeMap;
 
+use deltaconv_proto::code::Code;
 use deltaconv_proto::safetensors::{Dtype, serialize_header};
 use deltaconv_proto::{buckets, keys, v1};
 use half::f16;
@@ -69,7 +70,7 @@ fn check_planned(context: &Context, url: &str, found: &str) -> Result<(), Error>
     }
     let reason =
         format!("its digest is {found}, and the job was planned with {planned}; put it back, or submit a new job");
-    Err(Error::Unexpected { what: url.to_owned(), reason })
+    Err(Error::Unexpected { what: url.to_owned(), reason, code: Code::InputsChanged })
 }
 
 impl Made {
@@ -82,7 +83,8 @@ impl Made {
             of_bucket[latent.bucket].extend(halves);
             if let Some(position) = of_bucket[latent.bucket][start..].iter().position(|half| !half.is_finite()) {
                 let reason = format!("it holds {}; check the teacher, or lower the guidance", latent.numbers[position]);
-                return Err(Error::Unexpected { what: format!("latent {number}"), reason });
+                let what = format!("latent {number}");
+                return Err(Error::Unexpected { what, reason, code: Code::NotFinite });
             }
         }
         let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();

@@ -30,7 +30,10 @@ pub use unet::{LoadOptions, UNet};
 pub use vae::Vae;
 pub use weights::Weights;
 
+use deltaconv_proto::code::Code;
 use deltaconv_proto::{safetensors, teacher};
+
+use crate::codes::{of_kernels, of_tensors};
 
 /// Why a teacher cannot be loaded or run.
 #[derive(Debug, thiserror::Error)]
@@ -72,4 +75,21 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Tensor(error) => of_tensors(error),
+            Self::Kernels(error) => of_kernels(error),
+            Self::Safetensors(error) => error.code(),
+            Self::Teacher(error) => error.code(),
+            Self::Io(_) => Code::File,
+            Self::NoAttention { .. } => Code::WeightsUnlikeConfig,
+            Self::Argument { .. } => Code::TensorOperation,
+            // What takes the attention's place gave another shape than it was given.
+            Self::Layer { .. } => Code::Fault,
+        }
+    }
 }

@@ -96,7 +96,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         inter_ratio: recipe.inter_ratio,
         scales: recipe.scales,
     };
-    let costs = costs(&teacher, &options).await.map_err(|e| Error::Model { message: explain(&e) })?;
+    let costs = costs(&teacher, &options).await;
+    let costs = costs.map_err(|e| Error::Model { message: explain(&e), code: e.code() })?;
     let profile = match observed(&arguments, &teacher, costs.denoiser, recipe.empty_prompt_fraction).await? {
         Some(options) => Some(profile(options, &costs.layers).await?),
         None => None,
@@ -195,5 +196,5 @@ fn curves(profile: &Profile) -> Vec<Curve> {
 }
 
 fn failed(error: profile::Error) -> Error {
-    Error::Model { message: explain(&error) }
+    Error::Model { message: explain(&error), code: error.code() }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use deltaconv_coordinator::bench;
+use deltaconv_proto::code::Code;
 use deltaconv_worker::bench::cluster::{self, Cluster, Latencies};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -138,7 +139,7 @@ pub(super) async fn serve(process: Process) -> Result<ExitCode, Error> {
     let service = bench::serve(options, ready, shutdown.clone());
     match ending::serve(true, None, &shutdown, service).await? {
         Some(Ok(())) | None => Ok(ExitCode::SUCCESS),
-        Some(Err(error)) => Err(Error::Coordinator { message: explain(&error) }),
+        Some(Err(error)) => Err(Error::Coordinator { message: explain(&error), code: error.code() }),
     }
 }
 
@@ -159,7 +160,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
 }
 
 async fn measure(arguments: &Arguments, state: &Path) -> Result<Figures, Error> {
-    let failed = |error: cluster::Error| Error::Bench { message: error.to_string() };
+    let failed = |error: cluster::Error| Error::Bench { message: error.to_string(), code: error.code() };
     let (process, ready) = Coordinator::start(state, "127.0.0.1:0", arguments.tasks)?;
     output::say(&format!("{} tasks of {} jobs are submitted", ready.tasks, ready.jobs));
     let at_rest = process.memory()?;
@@ -242,7 +243,7 @@ impl Coordinator {
         command.arg(state).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().map_err(failed)?;
         let Some(stdout) = child.stdout.take() else {
-            return Err(Error::Bench { message: "the coordinator's process has no output".into() });
+            return Err(unmeasured("the coordinator's process has no output".into()));
         };
         let mut stdout = BufReader::new(stdout);
         let mut line = String::new();
@@ -257,7 +258,7 @@ impl Coordinator {
         let status = read(format!("/proc/{}/status", self.child.id()).as_ref())?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib: Option<u64> = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse().ok());
-        kib.map(|kib| kib << 10).ok_or_else(|| Error::Bench { message: "/proc tells no memory of a process".into() })
+        kib.map(|kib| kib << 10).ok_or_else(|| unmeasured("/proc tells no memory of a process".into()))
     }
 
     /// Its CPU time, of user and system.
@@ -267,7 +268,7 @@ impl Coordinator {
         let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11);
         let mut ticks = || fields.next().and_then(|field| field.parse::<u64>().ok());
         let (Some(user), Some(system)) = (ticks(), ticks()) else {
-            return Err(Error::Bench { message: "/proc tells no CPU time of a process".into() });
+            return Err(unmeasured("/proc tells no CPU time of a process".into()));
         };
         // Linux counts them in hundredths of a second, whatever the kernel's own clock.
         Ok(Duration::from_millis(10 * (user + system)))
@@ -292,7 +293,11 @@ fn read(path: &Path) -> Result<String, Error> {
 }
 
 fn bench_error(what: &str, error: &dyn std::error::Error) -> Error {
-    Error::Bench { message: format!("{what}: {error}") }
+    unmeasured(format!("{what}: {error}"))
+}
+
+fn unmeasured(message: String) -> Error {
+    Error::Bench { message, code: Code::Unmeasured }
 }
 
 fn describe(figures: &Figures) -> String {

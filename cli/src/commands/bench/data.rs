@@ -83,7 +83,7 @@ struct StepRow {
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<ExitCode, Error> {
-    let failed = |error: bench::Error| Error::Bench { message: error.to_string() };
+    let failed = |error: bench::Error| Error::Bench { message: error.to_string(), code: error.code() };
     let folder = arguments.url.unwrap_or_else(|| std::env::temp_dir().to_string_lossy().into_owned());
     let store = match arguments.s3_loopback {
         true => Store::S3Loopback,

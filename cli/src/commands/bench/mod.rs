@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
+use deltaconv_proto::code::Code;
 use deltaconv_worker::bench::{self, Device, Measured, teacher};
 use serde::Serialize;
 
@@ -151,11 +152,11 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         What::Teacher(teacher) => tokio::task::spawn_blocking(move || time_or_compare(&teacher)),
         What::Data(data) => tokio::task::spawn_blocking(move || data::run(data)),
     };
-    blocking.await.unwrap_or_else(|panic| Err(Error::Bench { message: panic.to_string() }))
+    blocking.await.unwrap_or_else(|panic| Err(Error::Bench { message: panic.to_string(), code: Code::Fault }))
 }
 
 fn time_or_check(kernels: &Kernels) -> Result<ExitCode, Error> {
-    let failed = |error: bench::Error| Error::Bench { message: error.to_string() };
+    let failed = |error: bench::Error| Error::Bench { message: error.to_string(), code: error.code() };
     if let Some(count) = kernels.check {
         let seed = kernels.seed.unwrap_or_else(|| {
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
@@ -182,7 +183,7 @@ fn time_or_check(kernels: &Kernels) -> Result<ExitCode, Error> {
 }
 
 fn time_or_compare(arguments: &Teacher) -> Result<ExitCode, Error> {
-    let failed = |error: bench::Error| Error::Bench { message: error.to_string() };
+    let failed = |error: bench::Error| Error::Bench { message: error.to_string(), code: error.code() };
     let device = device(arguments.device);
     let default = if device == Device::Cuda { Precision::Bf16 } else { Precision::F32 };
     let precision = arguments.precision.unwrap_or(default);

@@ -102,7 +102,7 @@ async fn serve(arguments: Service) -> Result<ExitCode, Error> {
     let service = deltaconv_coordinator::run(options, shutdown.clone());
     match ending::serve(arguments.exit_with_parent, None, &shutdown, service).await? {
         Some(Ok(())) => Ok(ExitCode::SUCCESS),
-        Some(Err(error)) => Err(Error::Coordinator { message: explain(&error) }),
+        Some(Err(error)) => Err(Error::Coordinator { message: explain(&error), code: error.code() }),
         None => Ok(interrupted()),
     }
 }

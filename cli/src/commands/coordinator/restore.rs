@@ -39,7 +39,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         host: host::name(),
     };
     let restored = restore::restore(options).await;
-    let restored = restored.map_err(|error| Error::Coordinator { message: explain(&error) })?;
+    let restored = restored.map_err(|error| Error::Coordinator { message: explain(&error), code: error.code() })?;
     match arguments.output.data() {
         Some(data) => data.print(&restored),
         None => {

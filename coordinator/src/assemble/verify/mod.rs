@@ -11,6 +11,7 @@ mod shards;
 #[cfg(test)]
 mod tests;
 
+use deltaconv_proto::code::Code;
 use deltaconv_proto::ids::{AttemptId, TaskId};
 use deltaconv_proto::shard::Contents;
 use deltaconv_proto::v1::{JobPlan, ObjectRef, done::Output, task_spec::Kind};
@@ -152,6 +153,27 @@ pub enum Error {
 }
 
 impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Objects(error) | Self::Header(header::Error::Objects(error)) => error.code(),
+            Self::Header(header::Error::Format { .. } | header::Error::TooLong { .. })
+            | Self::Kind { .. }
+            | Self::NoObject { .. }
+            | Self::Key { .. }
+            | Self::Digest { .. }
+            | Self::Size { .. }
+            | Self::OtherSize { .. }
+            | Self::Layers { .. }
+            | Self::Shard { .. }
+            | Self::Tensors { .. }
+            | Self::Part { .. }
+            | Self::Value { .. } => Code::NotAccepted,
+            Self::Interrupted { .. } => Code::Interrupted,
+            Self::Task(_) => Code::VersionsDiffer,
+        }
+    }
+
     /// Whether the output is at fault, rather than the store or the task: then the attempt failed. Otherwise the check
     /// can be repeated.
     pub fn is_of_output(&self) -> bool {

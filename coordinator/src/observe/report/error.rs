@@ -1,3 +1,4 @@
+use deltaconv_proto::code::Code;
 use deltaconv_proto::{images, objects, prompts, safetensors, teacher};
 
 use super::part::PartError;
@@ -76,4 +77,23 @@ pub enum Error {
     /// The process is ending.
     #[error("rendering was interrupted: {0}")]
     Interrupted(String),
+}
+
+impl Error {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Objects(error) => error.code(),
+            Self::Prompts(error) => error.code(),
+            Self::Images(error) => error.code(),
+            Self::Block { .. } => Code::BlockTensors,
+            Self::Part { source, .. } => source.code(),
+            Self::File { .. } | Self::NotWritten { .. } => Code::EvaluationUnreadable,
+            Self::Scheduler { source, .. } => source.code(),
+            Self::NoBlock { .. } => Code::Blocks,
+            Self::NothingMeasured { .. } => Code::NothingMeasured,
+            Self::Json(_) | Self::Png(_) => Code::Fault,
+            Self::Interrupted(_) => Code::Interrupted,
+        }
+    }
 }

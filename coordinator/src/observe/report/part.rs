@@ -10,6 +10,7 @@
 //! Pictures: `teacher`, `student`, `removed` [n,3,H,W] F32, about −1 to 1, and `prompt` [n] I64; and after further rounds
 //! `rounds` [r,n,3,H,W] F32 (of the student of each round before the last).
 
+use deltaconv_proto::code::Code;
 use deltaconv_proto::safetensors::Dtype;
 
 use crate::assemble::TensorError;
@@ -121,6 +122,17 @@ pub enum PartError {
         /// What it should be.
         expected: &'static str,
     },
+}
+
+impl PartError {
+    /// Names the cause, and what helps.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Tensors(_) | Self::Value { .. } | Self::Layers { .. } | Self::Metadata { .. } => {
+                Code::EvaluationUnreadable
+            }
+        }
+    }
 }
 
 impl Part {

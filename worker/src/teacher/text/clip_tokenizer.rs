@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use deltaconv_proto::code::Code;
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
@@ -88,6 +89,7 @@ impl ClipTokenizer {
         let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| task::Error::Unexpected {
             what: format!("the prompt {:.80?}", text),
             reason: format!("it can't be split into tokens ({e})"),
+            code: Code::UnexpectedFile,
         })?;
         let inner = encoding.get_ids().iter().copied().take(self.length - 2);
         let mut ids: Vec<u32> = std::iter::once(self.begin).chain(inner).chain([self.end]).collect();

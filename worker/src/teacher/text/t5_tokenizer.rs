@@ -2,6 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use deltaconv_proto::code::Code;
 use prost::Message;
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
@@ -110,6 +111,7 @@ impl T5Tokenizer {
         let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| task::Error::Unexpected {
             what: format!("the prompt {:.80?}", text),
             reason: format!("it can't be split into tokens ({e})"),
+            code: Code::UnexpectedFile,
         })?;
         let mut ids = encoding.get_ids().to_vec();
         // A text that says its end gets no second one.

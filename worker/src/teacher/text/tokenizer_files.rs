@@ -1,6 +1,7 @@
 //! The files of a tokenizer's folder.
 
 use bytes::Bytes;
+use deltaconv_proto::code::Code;
 use deltaconv_proto::objects::{self, Objects};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -48,7 +49,11 @@ impl Files<'_> {
 }
 
 pub(super) fn wrong(files: &Files<'_>, file: &str, reason: String) -> task::Error {
-    task::Error::Unexpected { what: format!("{}/{}/{file}", files.model.url(), files.folder), reason }
+    task::Error::Unexpected {
+        what: format!("{}/{}/{file}", files.model.url(), files.folder),
+        reason,
+        code: Code::UnexpectedFile,
+    }
 }
 
 pub(super) fn object(value: Option<Value>) -> Map<String, Value> {
