@@ -26,6 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .codec_path("crate::codec::SmallBuffers")
         .btree_map(".")
         .type_attribute(".", "#[derive(serde::Serialize, serde::Deserialize)]")
+        .type_attribute(".", "#[cfg_attr(feature = \"schema\", derive(schemars::JsonSchema))]")
         .message_attribute(".", "#[serde(default, deny_unknown_fields)]")
         .compile_fds(files)?;
     Ok(())

@@ -72,6 +72,8 @@ pub(crate) enum Command {
     Retry(commands::retry::Arguments),
     /// Remove what a job needs no more: its activations, latents and checkpoints, and what attempts left behind
     Gc(commands::gc::Arguments),
+    /// Check this machine, a store and the coordinator, and say what to do
+    Doctor(commands::doctor::Arguments),
     /// Show what is set, and by what
     Config(commands::config::Arguments),
     /// Write what has a shell complete commands

@@ -1,7 +1,7 @@
 //! Calls to the coordinator, with errors that people can act on.
 
 use std::error::Error as _;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use deltaconv_proto::v1::operator_service_client::OperatorServiceClient;
 use deltaconv_proto::{code, v1};
@@ -34,6 +34,14 @@ impl Client {
     pub(crate) async fn plan(&mut self, spec: v1::JobSpec) -> Result<v1::JobPlan, Error> {
         let answer = self.service.plan(request(v1::PlanRequest { spec: Some(spec) })).await;
         self.answer(answer)?.plan.ok_or_else(|| Error::Incomplete { url: self.url.clone(), part: "plan" })
+    }
+
+    /// The coordinator's time in whole seconds, as its answers carry it.
+    pub(crate) async fn date(&mut self) -> Result<Option<SystemTime>, Error> {
+        let answer = self.service.list_jobs(request(v1::ListJobsRequest {})).await;
+        let answer = answer.map_err(|status| failure(&self.url, &status))?;
+        let date = answer.metadata().get("date").and_then(|date| date.to_str().ok());
+        Ok(date.and_then(|date| httpdate::parse_http_date(date).ok()))
     }
 
     /// With `take_over` also where another coordinator works on the output.

@@ -99,7 +99,11 @@ impl Config {
         let settings = command.get_arguments().filter(|arg| is_setting(arg)).map(|arg| {
             let id = arg.get_id().as_str();
             let raw = matches.get_raw(id).into_iter().flatten();
-            let value = raw.map(|value| value.to_string_lossy().into_owned()).collect::<Vec<_>>().join(",");
+            let value = if arg.is_hide_env_values_set() {
+                hidden(raw.count())
+            } else {
+                raw.map(|value| value.to_string_lossy().into_owned()).collect::<Vec<_>>().join(",")
+            };
             let from_file = self.value(name, &key(arg)).is_some();
             let source = match matches.value_source(id) {
                 Some(ValueSource::CommandLine) => "flag".to_owned(),
@@ -123,7 +127,7 @@ impl Config {
 }
 
 /// A setting's value.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub(crate) struct Setting {
     /// The command that has it.
     pub(crate) command: String,
@@ -133,6 +137,11 @@ pub(crate) struct Setting {
     pub(crate) value: String,
     /// "flag", "environment: NAME", "file: PATH" or "default".
     pub(crate) source: String,
+}
+
+/// In the place of a value that may be a secret.
+fn hidden(values: usize) -> String {
+    if values > 0 { "(hidden)".to_owned() } else { String::new() }
 }
 
 /// What `--config` names.

@@ -51,6 +51,11 @@ pub(crate) enum Error {
     #[diagnostic(help("name the file that the coordinator wrote: worker.token in its state's folder"))]
     NoToken { path: PathBuf },
 
+    #[cfg(feature = "otlp")]
+    #[error("traces can't be sent to {url:?}: {reason}")]
+    #[diagnostic(help("write http://HOST:4317, where the collector takes OTLP over gRPC"))]
+    Otlp { url: String, reason: String },
+
     #[error("top draws on a terminal, and stdout is none")]
     #[diagnostic(help("`deltaconv watch JOB` and `deltaconv jobs --watch` write lines"))]
     NoTerminal,
@@ -167,6 +172,8 @@ impl Error {
             Self::Unconfirmed { .. } => Code::Unconfirmed,
             Self::Declined => Code::Declined,
             Self::NoToken { .. } => Code::TokenFile,
+            #[cfg(feature = "otlp")]
+            Self::Otlp { .. } => Code::NotStarted,
             Self::NoTerminal => Code::NoTerminal,
             Self::NoState => Code::StateNotNamed,
             Self::Config { .. } | Self::Settings { .. } | Self::NoSuchCommand { .. } => Code::Settings,

@@ -1,4 +1,4 @@
-//! Logs of the long-running processes.
+//! Logs of the long-running processes, and their traces.
 
 use std::io;
 
@@ -7,7 +7,9 @@ use deltaconv_worker::AttemptLogs;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer};
+use tracing_subscriber::{EnvFilter, Layer, Registry};
+
+use crate::error::Error;
 
 /// How a process writes its log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -20,30 +22,98 @@ pub(crate) enum LogFormat {
 }
 
 /// What a long-running process says of its work.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Logging {
     /// How the log is written to stderr; RUST_LOG says how much of it
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t, env = "DELTACONV_LOG_FORMAT")]
     log_format: LogFormat,
+    /// Collector that traces are sent to, by OTLP over gRPC [default: none]
+    #[cfg(feature = "otlp")]
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    otlp: Option<String>,
+}
+
+/// Sends what is left of the traces when it is dropped.
+#[must_use]
+pub(crate) struct Started {
+    #[cfg(feature = "otlp")]
+    traces: Option<otlp::Provider>,
 }
 
 impl Logging {
     /// Sends `tracing` events to stderr: from `info` up, or what RUST_LOG says; in colour on a terminal only. What is said of
-    /// attempts goes to their logs, too.
-    pub(crate) fn start(&self) {
-        start(self.log_format);
+    /// attempts goes to their logs, too. To be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// A collector whose URL is none.
+    pub(crate) fn start(&self) -> Result<Started, Error> {
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+        let written = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(crate::output::colours());
+        let written = match self.log_format {
+            LogFormat::Text => written.with_filter(filter).boxed(),
+            LogFormat::Json => written.json().flatten_event(true).with_filter(filter).boxed(),
+        };
+        let of_attempts = AttemptLogs.with_filter(ours()).boxed();
+        let layers: Vec<Box<dyn Layer<Registry> + Send + Sync>> = vec![written, of_attempts];
+        #[cfg(feature = "otlp")]
+        let (layers, traces) = match &self.otlp {
+            Some(url) => {
+                let (layer, provider) = otlp::layer(url)?;
+                (layers.into_iter().chain([layer.with_filter(ours()).boxed()]).collect::<Vec<_>>(), Some(provider))
+            }
+            None => (layers, None),
+        };
+        tracing_subscriber::registry().with(layers).init();
+        Ok(Started {
+            #[cfg(feature = "otlp")]
+            traces,
+        })
     }
 }
 
-/// As [`Logging::start`].
-pub(crate) fn start(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let written = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(crate::output::colours());
-    let written = match format {
-        LogFormat::Text => written.with_filter(filter).boxed(),
-        LogFormat::Json => written.json().flatten_event(true).with_filter(filter).boxed(),
-    };
-    let ours = ["deltaconv_worker", "deltaconv_kernels", "deltaconv_proto"];
-    let of_attempts = AttemptLogs.with_filter(Targets::new().with_targets(ours.map(|ours| (ours, LevelFilter::DEBUG))));
-    tracing_subscriber::registry().with(written).with(of_attempts).init();
+/// What deltaconv itself says, in more detail than is written to stderr.
+fn ours() -> Targets {
+    let ours = ["deltaconv_worker", "deltaconv_kernels", "deltaconv_proto", "deltaconv_coordinator"];
+    Targets::new().with_targets(ours.map(|ours| (ours, LevelFilter::DEBUG)))
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        #[cfg(feature = "otlp")]
+        if let Some(traces) = self.traces.take() {
+            otlp::end(&traces);
+        }
+    }
+}
+
+#[cfg(feature = "otlp")]
+mod otlp {
+    use opentelemetry::trace::TracerProvider;
+    use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+    use opentelemetry_sdk::Resource;
+    use opentelemetry_sdk::trace::SdkTracerProvider;
+    use tracing_subscriber::{Layer, Registry};
+
+    use crate::error::Error;
+    use crate::{host, output};
+
+    pub(super) type Provider = SdkTracerProvider;
+
+    /// What sends spans to the collector at `url`, with their fields as attributes.
+    pub(super) fn layer(url: &str) -> Result<(impl Layer<Registry> + Send + Sync, Provider), Error> {
+        let exporter = SpanExporter::builder().with_tonic().with_endpoint(url).build();
+        let exporter = exporter.map_err(|error| Error::Otlp { url: url.to_owned(), reason: error.to_string() })?;
+        let resource = Resource::builder()
+            .with_service_name("deltaconv")
+            .with_attribute(opentelemetry::KeyValue::new("host.name", host::name()));
+        let provider =
+            SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build();
+        Ok((tracing_opentelemetry::layer().with_tracer(provider.tracer("deltaconv")), provider))
+    }
+
+    pub(super) fn end(provider: &Provider) {
+        if let Err(error) = provider.shutdown() {
+            output::say(&format!("the last traces could not be sent: {error}"));
+        }
+    }
 }

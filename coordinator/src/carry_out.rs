@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
 
 use crate::api::Wakers;
 use crate::assemble::verify::{self, Expectation};
@@ -79,6 +80,24 @@ impl Turns {
 }
 
 async fn carry_out(core: CoreHandle, terms: Terms, command: Command) {
+    let span = span(&command);
+    carry_out_one(core, terms, command).instrument(span).await;
+}
+
+/// What is said while a command is carried out is said of its job and task.
+fn span(command: &Command) -> Span {
+    match command {
+        Command::Wake(_) | Command::Say { .. } => Span::none(),
+        Command::Verify { task, attempt, .. } => tracing::info_span!("verify", job = task.job(), %task, %attempt),
+        Command::Assemble(Turn { job, .. }) => tracing::info_span!("assemble", %job),
+        Command::Report(Turn { job, .. }) => tracing::info_span!("report", %job),
+        Command::Manifest(job) => tracing::debug_span!("manifest", %job),
+        Command::Reclaim(job) => tracing::info_span!("reclaim", %job),
+        Command::Discard { job, key } => tracing::debug_span!("discard", %job, key),
+    }
+}
+
+async fn carry_out_one(core: CoreHandle, terms: Terms, command: Command) {
     match command {
         Command::Wake(_) | Command::Say { .. } => {}
         Command::Verify { task, lease, spec, attempt, done } => {

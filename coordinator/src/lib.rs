@@ -23,6 +23,8 @@ pub mod simulation;
 mod snapshot;
 pub mod store;
 mod term;
+#[cfg(feature = "webhook")]
+mod webhook;
 
 pub use api::TokenError;
 pub use server::{Error, Options, run};

@@ -24,6 +24,8 @@ use crate::schedule::{self, Settings};
 use crate::snapshot::{self, Keeper};
 use crate::store::{self, LocalStore};
 use crate::term::{self, Terms};
+#[cfg(feature = "webhook")]
+use crate::webhook::Webhook;
 
 /// How a coordinator runs.
 #[derive(Clone, Debug)]
@@ -44,6 +46,9 @@ pub struct Options {
     pub keep_free: u64,
     /// Copies of the state in object storage; none where nothing is said.
     pub snapshots: Option<snapshot::Options>,
+    /// URL of the web server that is told how jobs ended; none where nothing is said.
+    #[cfg(feature = "webhook")]
+    pub webhook: Option<url::Url>,
     /// This machine, for who finds its name at a job's output.
     pub host: String,
 }
@@ -71,6 +76,10 @@ pub enum Error {
     /// Snapshots can't go where they shall.
     #[error("--snapshots: {0}")]
     Snapshots(#[from] objects::Error),
+    /// Nobody can be told.
+    #[cfg(feature = "webhook")]
+    #[error("--webhook: {0}")]
+    Webhook(String),
     /// The system has no random numbers.
     #[error("no random numbers: {0}")]
     Random(String),
@@ -95,6 +104,8 @@ impl Error {
     pub fn code(&self) -> Code {
         match self {
             Self::Listen { .. } => Code::Listen,
+            #[cfg(feature = "webhook")]
+            Self::Webhook(_) => Code::NotStarted,
             Self::Store(error) => error.code(),
             Self::State(error) => error.code(),
             Self::Token(error) => error.code(),
@@ -133,6 +144,12 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     if let Some((objects, every)) = snapshots {
         let keeper = Keeper::new(objects, every, handle.clone(), journal, identity);
         beside.spawn(keeper.run(keeping.clone()));
+    }
+    #[cfg(feature = "webhook")]
+    if let Some(url) = &options.webhook {
+        let webhook = Webhook::new(url.clone(), handle.clone(), &options.state);
+        let webhook = webhook.map_err(|error| Error::Webhook(error.to_string()))?;
+        beside.spawn(webhook.run(watching.clone()));
     }
     beside.spawn(term::watch(handle.clone(), terms.clone(), watching.clone()));
 
@@ -196,7 +213,7 @@ fn core_result(ended: Result<Result<(), Error>, oneshot::error::RecvError>) -> R
     ended.map_err(|_| Error::Fault)?
 }
 
-fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
+pub(crate) fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
     let temporary = path.with_extension("new");
     std::fs::write(&temporary, text)?;
     std::fs::rename(&temporary, path)

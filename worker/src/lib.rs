@@ -20,6 +20,7 @@ mod logs;
 mod metrics;
 mod models;
 mod optimiser;
+pub mod probe;
 pub mod profile;
 pub mod sample;
 mod shards;

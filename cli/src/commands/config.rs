@@ -33,8 +33,8 @@ enum Show {
 }
 
 /// Everything that is set.
-#[derive(Serialize)]
-struct Settings {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(crate) struct Settings {
     /// The file that was read, if there is one.
     file: Option<String>,
     settings: Vec<Setting>,

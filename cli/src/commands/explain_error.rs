@@ -19,8 +19,8 @@ pub(crate) struct Arguments {
 }
 
 /// What is known of a code, for programs.
-#[derive(Serialize)]
-struct Explained {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(crate) struct Explained {
     code: &'static str,
     group: &'static str,
     title: &'static str,
@@ -28,8 +28,8 @@ struct Explained {
     remedy: &'static str,
 }
 
-#[derive(Serialize)]
-struct Listing {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(crate) struct Listing {
     errors: Vec<Explained>,
 }
 

@@ -13,6 +13,7 @@ pub(crate) mod cancel;
 pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod coordinator;
+pub(crate) mod doctor;
 pub(crate) mod events;
 pub(crate) mod explain;
 pub(crate) mod explain_error;
@@ -58,6 +59,7 @@ pub(crate) async fn run(command: Command, config: &Config) -> Result<ExitCode, E
         Command::Logs(arguments) => logs::run(arguments).await,
         Command::Explain(arguments) => explain::run(arguments).await,
         Command::Gc(arguments) => gc::run(arguments).await,
+        Command::Doctor(arguments) => doctor::run(arguments).await,
         Command::Config(arguments) => config::run(arguments, config),
         Command::Completions(arguments) => completions::run(&arguments),
         Command::Man(arguments) => completions::manual(&arguments),

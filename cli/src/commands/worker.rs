@@ -88,7 +88,7 @@ impl Cache {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
-    arguments.logging.start();
+    let logging = arguments.logging.start()?;
     let options = deltaconv_worker::Options {
         coordinator: arguments.connection.coordinator,
         token_file: arguments.token_file,
@@ -102,7 +102,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     };
     let shutdown = CancellationToken::new();
     let service = deltaconv_worker::run(options, shutdown.clone());
-    match ending::serve(arguments.exit_with_parent, Some(arguments.grace), &shutdown, service).await? {
+    let ended = ending::serve(arguments.exit_with_parent, Some(arguments.grace), &shutdown, service).await?;
+    // What ends the process drops nothing.
+    drop(logging);
+    match ended {
         // Attempts that didn't stop in time still run. To return would end the runtime first: that waits for files that hang, and
         // the attempts would panic without it.
         Some(Ok(())) => process::exit(0),

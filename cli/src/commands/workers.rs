@@ -62,8 +62,8 @@ struct Invitation {
 }
 
 /// What another machine needs to join.
-#[derive(Serialize)]
-struct Invited {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(crate) struct Invited {
     coordinator: String,
     token: String,
     version: &'static str,

@@ -113,6 +113,7 @@ impl OperatorService for OperatorApi {
         Ok(Response::new(v1::PlanResponse { plan: Some(plan) }))
     }
 
+    #[tracing::instrument(skip_all, fields(job))]
     async fn submit(&self, request: Request<v1::SubmitRequest>) -> Result<Response<v1::SubmitResponse>, Status> {
         let v1::SubmitRequest { spec, take_over } = request.into_inner();
         let spec = spec_of(spec)?;
@@ -134,7 +135,8 @@ impl OperatorService for OperatorApi {
         let (stages, stored_bytes) = (plan.stages.clone(), plan.stored_bytes);
         let submitted = self.core.call(move |state, now, effects| state.submit(spec, plan, now, effects));
         let (job, existed) = submitted.await??;
-        tracing::info!(%job, existed, "job submitted");
+        tracing::Span::current().record("job", tracing::field::display(&job));
+        tracing::info!(existed, "job submitted");
         Ok(Response::new(v1::SubmitResponse { job_id: job.to_string(), existed, stages, stored_bytes }))
     }
 

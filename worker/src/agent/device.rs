@@ -5,11 +5,11 @@ use deltaconv_proto::v1;
 use crate::accelerator::Accelerator;
 
 /// The GPU that blocks are trained on, or the CPU; its memory, and the threads that this worker may use.
-pub(super) fn describe(threads: usize, accelerator: &Accelerator) -> v1::Device {
+pub(crate) fn describe(threads: usize, accelerator: &Accelerator) -> v1::Device {
     let cpu = v1::Device {
         kind: "cpu".into(),
-        name: field("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.into()),
-        memory_bytes: memory_bytes().unwrap_or(0),
+        name: processor(),
+        memory_bytes: memory().map_or(0, |(_, total)| total),
         threads: threads as u32,
         compute_capability: String::new(),
         precisions: vec!["f32".into()],
@@ -31,11 +31,15 @@ pub(super) fn describe(threads: usize, accelerator: &Accelerator) -> v1::Device 
     }
 }
 
-/// Bytes of memory, 0 where the system doesn't say.
-fn memory_bytes() -> Option<u64> {
-    let total = field("/proc/meminfo", "MemTotal")?;
-    let kib: u64 = total.split_whitespace().next()?.parse().ok()?;
-    Some(kib * 1024)
+/// What the system calls the processor.
+pub(crate) fn processor() -> String {
+    field("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.into())
+}
+
+/// Bytes of memory that are available, and of all memory.
+pub(crate) fn memory() -> Option<(u64, u64)> {
+    let bytes = |name| Some(field("/proc/meminfo", name)?.split_whitespace().next()?.parse::<u64>().ok()? * 1024);
+    Some((bytes("MemAvailable")?, bytes("MemTotal")?))
 }
 
 fn field(path: &str, name: &str) -> Option<String> {

@@ -5,7 +5,7 @@
 mod attempt;
 pub(crate) mod connect;
 mod coordinator;
-mod device;
+pub(crate) mod device;
 mod http;
 mod runner;
 mod sync;

@@ -60,6 +60,7 @@ pub(crate) fn run(context: &Context, task: &v1::CaptureTask) -> Result<v1::Done,
         let at = Instant::now();
         let inputs = Inputs::new(&teacher, &data, &batch)?;
         spent.inputs += at.elapsed();
+        let computing = tracing::debug_span!("teacher", samples = batch.len()).entered();
         let at = Instant::now();
         let predicted = match student.as_ref().and_then(|rounds| rounds.first()) {
             None => inputs.predict(&teacher, &mut recorder)?,
@@ -74,6 +75,7 @@ pub(crate) fn run(context: &Context, task: &v1::CaptureTask) -> Result<v1::Done,
         let mut removed = Removed { kept: context.plan.kept.iter().cloned().collect() };
         let importance = importance(&predicted, &inputs.predict(&teacher, &mut removed)?)?;
         spent.models += at.elapsed();
+        drop(computing);
         let at = Instant::now();
         recorder.end_batch(Some(importance))?;
         spent.shards += at.elapsed();

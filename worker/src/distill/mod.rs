@@ -43,6 +43,7 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
     }
 
     let opened = Instant::now();
+    let spanned = tracing::debug_span!("open", layer = layer.name).entered();
     let mut data = LayerData::open(context, (task.round, layer), &task.shards, recipe.samples as usize)?;
     let weights = match &task.start {
         None => initial::weights(&shape, seed, layer.index)?,
@@ -53,6 +54,7 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
         }
     };
     let opening = opened.elapsed();
+    drop(spanned);
     let placed = Instant::now();
     let mut training = Training::new(weights, layer, recipe, seed, &data, &context.accelerator);
     if let Some(resume) = &task.resume {
@@ -76,9 +78,13 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
     let first = training.step();
     let mut checkpoints = Checkpoints::new(context, first..steps);
     let began = Instant::now();
+    let spanned = tracing::info_span!("train", layer = layer.name, steps).entered();
+    let mut kernels = None;
     let mut lost = None;
     let mut first_step = None;
     while !training.is_over() {
+        // A span of the kernels' work lasts as long as nobody looks at what it came to.
+        kernels.get_or_insert_with(|| tracing::debug_span!("kernels", from = training.step()).entered());
         let stepping = Instant::now();
         let Some(batch) = feed.next(&context.supervision)? else { break };
         match training.take_step(&batch, &data) {
@@ -92,6 +98,9 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
         }
         first_step.get_or_insert_with(|| began.elapsed());
         metrics::stepped(stepping.elapsed());
+        if training.is_look() {
+            kernels = None;
+        }
         let done = training.step() - first;
         context.report(|progress| {
             progress.step = training.step();
@@ -106,7 +115,7 @@ pub(crate) fn run(context: &Context, task: &v1::DistillTask) -> Result<v1::Done,
     if recipe.solves() && context.stopped().is_none() && training.held_out_error().is_finite() {
         ridge::end(context, &mut training, &mut data)?;
     }
-    drop(feed);
+    drop((feed, kernels, spanned));
     let (steps, training_took, measuring) = (training.step() - first, began.elapsed(), training.measuring());
     let (count, held_up) = checkpoints.begun();
     tracing::debug!(

@@ -386,7 +386,7 @@ impl Training {
         Ok(())
     }
 
-    fn is_look(&self) -> bool {
+    pub(super) fn is_look(&self) -> bool {
         self.step().is_multiple_of(STRETCH) || self.is_curve_point()
     }
 

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::Output;
 use crate::error::{Error, explain};
-use crate::logs::{self, LogFormat};
+use crate::logs::Logging;
 use crate::output::{self, Data};
 use crate::{duration, ending, table};
 
@@ -123,7 +123,7 @@ struct Restart {
 
 /// Serves the load until stdin closes.
 pub(super) async fn serve(process: Process) -> Result<ExitCode, Error> {
-    logs::start(LogFormat::default());
+    let _logging = Logging::default().start()?;
     super::super::coordinator::keep_memory_small();
     let options = bench::Options {
         state: process.state,

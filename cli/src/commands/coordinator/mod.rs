@@ -64,6 +64,10 @@ struct Service {
     /// Time between two snapshots, where something changed
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration::parse)]
     snapshot_every: Duration,
+    /// Web server that is told how each job ended, by a POST of JSON [default: none]
+    #[cfg(feature = "webhook")]
+    #[arg(long, value_name = "URL", env = "DELTACONV_WEBHOOK", hide_env_values = true, value_parser = webhook)]
+    webhook: Option<url::Url>,
     #[command(flatten)]
     logging: Logging,
     /// End when stdin closes
@@ -78,12 +82,21 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     }
 }
 
+#[cfg(feature = "webhook")]
+fn webhook(text: &str) -> Result<url::Url, String> {
+    let url = url::Url::parse(text).map_err(|error| error.to_string())?;
+    match url.scheme() {
+        "http" | "https" if url.has_host() => Ok(url),
+        _ => Err("write http://HOST/PATH or https://HOST/PATH".to_owned()),
+    }
+}
+
 async fn serve(arguments: Service) -> Result<ExitCode, Error> {
     if !arguments.listen.ip().is_loopback() && !arguments.allow_plaintext {
         return Err(Error::Plaintext { address: arguments.listen });
     }
     let state = arguments.state.ok_or(Error::NoState)?;
-    arguments.logging.start();
+    let _logging = arguments.logging.start()?;
     keep_memory_small();
     let snapshots = arguments.snapshots.as_deref().map(|named| location::url(named, Path::new(""))).transpose()?;
     let every = arguments.snapshot_every;
@@ -96,6 +109,8 @@ async fn serve(arguments: Service) -> Result<ExitCode, Error> {
         checkpoint_interval: arguments.checkpoint_interval,
         keep_free: arguments.keep_free,
         snapshots: snapshots.map(|url| deltaconv_coordinator::Snapshots { url, every }),
+        #[cfg(feature = "webhook")]
+        webhook: arguments.webhook,
         host: host::name(),
     };
     let shutdown = CancellationToken::new();

@@ -1,35 +1,10 @@
-//! `deltaconv reference`: pages of the documentation that are made from the program, so that they say what it does.
+//! docs/errors.md.
 
 use std::fmt::Write as _;
-use std::process::ExitCode;
 
-use clap::{Args, ValueEnum};
 use deltaconv_proto::code::{Code, Entry};
 
-use crate::output;
-
-#[derive(Debug, Args)]
-pub(crate) struct Arguments {
-    /// Which page
-    #[arg(value_enum)]
-    page: Page,
-}
-
-/// Each is a file of docs/.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Page {
-    /// docs/errors.md
-    Errors,
-}
-
-pub(crate) fn run(arguments: &Arguments) -> ExitCode {
-    match arguments.page {
-        Page::Errors => output::print(&errors()),
-    }
-    ExitCode::SUCCESS
-}
-
-const ABOUT_ERRORS: &str = "\
+const ABOUT: &str = "\
 # Errors
 
 <!-- Made by `deltaconv reference errors > docs/errors.md` of proto/src/code/table.rs. -->
@@ -40,8 +15,8 @@ later versions.
 ";
 
 /// All codes with causes and remedies, in Markdown.
-fn errors() -> String {
-    let mut page = ABOUT_ERRORS.to_owned();
+pub(super) fn page() -> String {
+    let mut page = ABOUT.to_owned();
     let mut last = "";
     for code in Code::ALL {
         let Entry { text, group, title, cause, remedy, .. } = *code.entry();
@@ -61,7 +36,7 @@ mod tests {
 
     #[test]
     fn the_page_has_each_code_once() {
-        let page = errors();
+        let page = page();
         for code in Code::ALL {
             let heading = format!("\n### {code}: {}\n", code.entry().title);
             assert_eq!(page.matches(&heading).count(), 1, "{code}");
