@@ -25,3 +25,4 @@ mod rounds;
 mod scaled;
 mod service;
 mod synthesis;
+mod told;

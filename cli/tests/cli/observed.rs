@@ -11,7 +11,11 @@ use crate::service::Coordinator;
 
 /// The status and the text that the coordinator answers to a GET by HTTP/1.1.
 fn get(coordinator: &Coordinator, path: &str) -> (u16, String) {
-    let host = coordinator.url.trim_start_matches("http://");
+    http(coordinator.url.trim_start_matches("http://"), path)
+}
+
+/// The same of any server.
+pub(crate) fn http(host: &str, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(host).expect("connects");
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").expect("sent");
     let mut answer = String::new();
