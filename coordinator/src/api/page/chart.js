@@ -4,7 +4,7 @@ import { prepare } from './map.js';
 import { isKnown, shortName } from './words.js';
 
 const HEIGHT = 300;
-const MARGIN = { left: 52, right: 12, top: 12, bottom: 38 };
+const MARGIN = { left: 52, right: 24, top: 12, bottom: 38 };
 
 /** Steps over all rounds: where each round begins. */
 function beginnings(rows) {

@@ -5,7 +5,7 @@ import * as chart from './chart.js';
 import * as curves from './curves.js';
 import * as map from './map.js';
 import { eventList, notices } from './notices.js';
-import { duration, figure, isKnown, percent, shortName, stageName } from './words.js';
+import { duration, figure, isKnown, percent, shortName, stageName, taskName } from './words.js';
 
 /** The layer that a pointer is at, and the one that was chosen. */
 let pointed = null;
@@ -109,8 +109,8 @@ function axisOf({ summary, stages }, now, { isByTime, points }) {
 }
 
 const legend = () => el('p', { class: 'legend scale' }, 'Held-out error: ',
-  el('span', { class: 'swatch', 'aria-hidden': 'true', style: `background: linear-gradient(90deg, ${[1, 0.1, 0.01, 0.001, 0.0001].map(map.colour).join(', ')})` }),
-  el('span', { class: 'ticks' }, ['1', '0.1', '0.01', '0.001', '0.0001'].map(tick => el('span', {}, tick))),
+  el('span', { class: 'key' }, el('span', { class: 'swatch', style: `background: linear-gradient(90deg, ${[1, 0.1, 0.01, 0.001, 0.0001].map(map.colour).join(', ')})` }),
+  el('span', { class: 'ticks' }, ['1', '0.1', '0.01', '0.001', '0.0001'].map(tick => el('span', {}, tick)))),
   ' A block at 1 does nothing of its layer; a line without colour is not known yet. The figure at the right is the last.');
 
 function chooser(rows, redraw) {
@@ -198,7 +198,7 @@ const LAYER_COLUMNS = [
 ];
 
 const TASK_COLUMNS = [
-  { title: 'Task', kind: 'long task', of: task => task.task_id.split('/').slice(1).join('/') },
+  { title: 'Task', kind: 'task', of: task => taskName(task.task_id) },
   { title: 'State', of: task => state(task.state) },
   { title: 'Worker', kind: 'name', of: task => [task.worker_id, task.spare_worker_id].filter(Boolean).join(', ') },
   { title: 'Attempts', kind: 'number', of: task => `${task.attempts}` },

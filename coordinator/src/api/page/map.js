@@ -20,7 +20,10 @@ function shade(fraction) {
 /** The colour of an error, for the style of an element. */
 export const colour = error => (isKnown(error) ? `rgb(${shade(share(error)).join(' ')})` : 'transparent');
 
-export const rowHeight = rows => (rows > 40 ? 15 : 22);
+/** Of the axis, which stands above the rows: below many of them nobody would see it. */
+const AXIS = 22;
+
+const rowHeight = rows => (rows > 40 ? 15 : 22);
 
 /** The error that held at a time or step: that of the last point before. */
 export function errorAt(points, key, at) {
@@ -56,8 +59,8 @@ export function prepare(canvas, height) {
 /** Draws `rows` ({ name, points, error, state }) over `axis` ({ key, from, to, label, marks }). */
 export function draw(canvas, rows, axis, active) {
   const high = rowHeight(rows.length);
-  const bottom = rows.length * high;
-  const { context, width, ink } = prepare(canvas, bottom + 24);
+  const bottom = AXIS + rows.length * high;
+  const { context, width, ink } = prepare(canvas, bottom + 1);
   const size = high > 18 ? 13 : 11;
   context.font = `${size}px system-ui, sans-serif`;
   context.textBaseline = 'middle';
@@ -69,7 +72,7 @@ export function draw(canvas, rows, axis, active) {
   const at = cell => axis.from + (axis.to - axis.from) * (cell + 1) / cells;
 
   rows.forEach((row, index) => {
-    const middle = (index + 0.5) * high;
+    const middle = AXIS + (index + 0.5) * high;
     const isActive = row.name === active;
     context.font = `${isActive ? '600 ' : ''}${size}px system-ui, sans-serif`;
     context.fillStyle = isActive ? ink.accent : ink.ink;
@@ -87,9 +90,9 @@ export function draw(canvas, rows, axis, active) {
   const small = new OffscreenCanvas(cells, rows.length);
   small.getContext('2d').putImageData(picture, 0, 0);
   context.imageSmoothingEnabled = false;
-  context.drawImage(small, left, 0, right - left, bottom);
+  context.drawImage(small, left, AXIS, right - left, bottom - AXIS);
   // A seam between rows, so that neighbours of one colour stay two.
-  for (let index = 0; index <= rows.length; index += 1) context.clearRect(left, index * high - 0.5, right - left, 1);
+  for (let index = 0; index <= rows.length; index += 1) context.clearRect(left, AXIS + index * high - 0.5, right - left, 1);
 
   const x = value => left + (right - left) * (value - axis.from) / (axis.to - axis.from || 1);
   context.font = '12px system-ui, sans-serif';
@@ -98,13 +101,13 @@ export function draw(canvas, rows, axis, active) {
   for (let tick = 0; tick <= ticks; tick += 1) {
     const value = axis.from + (axis.to - axis.from) * tick / ticks;
     context.textAlign = tick === 0 ? 'left' : tick === ticks ? 'right' : 'center';
-    context.fillText(axis.label(value), x(value), bottom + 13);
+    context.fillText(axis.label(value), x(value), AXIS / 2 - 1);
   }
   context.strokeStyle = ink.ink;
   for (const mark of axis.marks) {
     context.setLineDash([3, 3]);
     context.beginPath();
-    context.moveTo(x(mark), 0);
+    context.moveTo(x(mark), AXIS);
     context.lineTo(x(mark), bottom);
     context.stroke();
   }
@@ -113,12 +116,12 @@ export function draw(canvas, rows, axis, active) {
   if (index >= 0) {
     context.strokeStyle = ink.accent;
     context.lineWidth = 2;
-    context.strokeRect(left, index * high, right - left, high);
+    context.strokeRect(left, AXIS + index * high, right - left, high);
   }
 }
 
 /** The layer in whose row a pointer is. */
 export function layerAt(event, rows) {
   const top = event.currentTarget.getBoundingClientRect().top;
-  return rows[Math.floor((event.clientY - top) / rowHeight(rows.length))]?.name ?? null;
+  return rows[Math.floor((event.clientY - top - AXIS) / rowHeight(rows.length))]?.name ?? null;
 }

@@ -2,7 +2,7 @@
 
 import { bar, el, facts, jobLink, state, table } from './elements.js';
 import { eventList, notices } from './notices.js';
-import { bytes, duration, isKnown, percent, stageName, time } from './words.js';
+import { bytes, duration, isKnown, percent, stageName, taskName, time } from './words.js';
 import { job } from './job.js';
 
 const JOB_COLUMNS = [
@@ -32,7 +32,7 @@ const remark = ({ reason, silent_ms }) => reason || (silent_ms ? `silent for ${d
 const WORKER_COLUMNS = [
   { title: 'Worker', kind: 'name', of: worker => worker.name || worker.worker_id },
   { title: 'State', of: worker => [state(worker.state), remark(worker) ? el('small', {}, remark(worker)) : null] },
-  { title: 'Task', kind: 'long task', of: worker => worker.tasks.join(', ') },
+  { title: 'Task', kind: 'task', of: worker => worker.tasks.map(id => `${id.split('/')[0]}: ${taskName(id)}`).join(', ') },
   share('GPU', load => load?.gpu_utilisation),
   { title: 'GPU memory', kind: 'number', of: ({ load, device }) => (load?.gpu_memory_used_bytes ? used(load.gpu_memory_used_bytes, device?.memory_bytes) : '') },
   measured('Heat', load => (isKnown(load.gpu_temperature) ? `${Math.round(load.gpu_temperature)} °C` : '')),
@@ -41,7 +41,7 @@ const WORKER_COLUMNS = [
   measured('Memory', load => used(load.memory_used_bytes)),
   measured('Reads', load => rate(load.read_bytes_per_second)),
   measured('Writes', load => rate(load.written_bytes_per_second)),
-  { title: 'Machine', kind: 'name', of: worker => [worker.node, el('small', {}, worker.device?.name || worker.device?.kind || '')] },
+  { title: 'Machine', kind: 'name machine', of: worker => [worker.node, el('small', {}, worker.device?.name || worker.device?.kind || '')] },
 ];
 
 const order = new Intl.Collator(undefined, { numeric: true });

@@ -33,3 +33,11 @@ export function shortName(layer) {
   const parts = rest.filter(part => part !== 'attentions' && part !== 'transformer_blocks');
   return `${block.replace(/_blocks?$/, '')} ${parts.join('.')}`.trim();
 }
+
+/** A task's without its job: "tiny-1/r1/distill/mid_block.attentions.0" is "distill 2, mid 0". */
+export function taskName(id) {
+  const [, ...parts] = id.split('/');
+  const round = /^r\d+$/.test(parts[0] ?? '') ? Number(parts.shift().slice(1)) : 0;
+  const [stage = id, ...rest] = parts;
+  return [stageName({ stage, round }), ...rest.map(part => (part.includes('.') ? shortName(part) : part))].join(', ');
+}
