@@ -1,4 +1,4 @@
-// Loss curves: all layers' errors over steps on one canvas, held out as lines, training as dots between them.
+// Loss curves: all layers' errors over steps on one canvas, held out as lines, training as thin ones under them.
 
 import { prepare } from './map.js';
 import { isKnown, shortName } from './words.js';
@@ -7,9 +7,9 @@ const HEIGHT = 300;
 const MARGIN = { left: 52, right: 24, top: 12, bottom: 38 };
 
 /** Steps over all rounds: where each round begins. */
-function beginnings(rows) {
+function beginnings(points) {
   const lengths = [];
-  for (const point of rows.flatMap(row => row.points)) lengths[point.round] = Math.max(lengths[point.round] ?? 0, point.step);
+  for (const point of points) lengths[point.round] = Math.max(lengths[point.round] ?? 0, point.step);
   const starts = [];
   let start = 0;
   for (let round = 0; round < lengths.length; round += 1) {
@@ -21,15 +21,20 @@ function beginnings(rows) {
 
 /** Where everything stands; nothing while there is no curve. */
 function layout(rows, width) {
+  const points = rows.flatMap(row => row.points);
   let [low, high] = [Infinity, 0];
-  for (const point of rows.flatMap(row => row.points)) {
-    for (const error of [point.held, point.training]) {
-      if (isKnown(error)) [low, high] = [Math.min(low, error), Math.max(high, error)];
-    }
+  const reach = error => {
+    if (!isKnown(error)) return;
+    low = Math.min(low, error);
+    high = Math.max(high, error);
+  };
+  for (const point of points) {
+    reach(point.held);
+    reach(point.training);
   }
   if (!high) return null;
   const [bottom, top] = [Math.floor(Math.log10(low) + 1e-9), Math.ceil(Math.log10(high) - 1e-9)];
-  const { starts, end } = beginnings(rows);
+  const { starts, end } = beginnings(points);
   const [wide, tall] = [width - MARGIN.left - MARGIN.right, HEIGHT - MARGIN.top - MARGIN.bottom];
   return {
     decades: Array.from({ length: Math.max(2, top - bottom + 1) }, (_, index) => bottom + index), starts, end,
@@ -95,15 +100,16 @@ export function draw(canvas, rows, active) {
   const hue = index => `hsl(${Math.round(300 * index / Math.max(1, rows.length))} 65% ${isDark ? 65 : 40}%)`;
   const curve = (row, index) => {
     const isActive = row.name === active;
-    context.globalAlpha = active && !isActive ? 0.22 : 1;
+    const isAside = active && !isActive;
     context.strokeStyle = isActive ? ink.accent : hue(index);
-    context.lineWidth = isActive ? 2 : 1;
-    context.setLineDash([2, 3]);
+    context.globalAlpha = isAside ? 0.12 : isActive ? 0.7 : 0.4;
+    context.lineWidth = isActive ? 1.5 : 1;
     line(context, of(row, 'training'), place.x, place.y);
-    context.setLineDash([]);
+    context.globalAlpha = isAside ? 0.25 : 1;
     context.lineWidth = isActive ? 3 : 1.6;
     line(context, of(row, 'held'), place.x, place.y);
   };
+  context.setLineDash([]);
   rows.forEach((row, index) => { if (row.name !== active) curve(row, index); });
   const index = rows.findIndex(row => row.name === active);
   if (index >= 0) {

@@ -176,7 +176,7 @@ function pictures(status, now, redraw) {
       el('p', { class: 'legend readout' }, told || 'Point at a row, or choose a layer, for its figures.'),
       aside('map', 'The map as a table', redraw, () => mapTable(rows, axis))),
     el('section', { key: 'chart', 'aria-labelledby': 'chart' }, el('h2', { id: 'chart' }, 'Loss curves'),
-      el('p', { class: 'legend' }, 'Error over the mean square of the layer’s output. Lines: held out; dots: training. Colours go from the first layer, red, to the last, violet.'),
+      el('p', { class: 'legend' }, 'Error over the mean square of the layer’s output. Lines: held out; thin and pale: training. Colours go from the first layer, red, to the last, violet.'),
       el('div', { class: 'card picture' },
         picture(`Errors of ${rows.length} layers over their steps${range}`, told,
           canvas => chart.draw(canvas, rows, active?.name), event => chart.layerAt(event, rows), redraw)),

@@ -17,6 +17,9 @@ function shade(fraction) {
   return STOPS[left].map((value, channel) => Math.round(value + (place - left) * (STOPS[left + 1][channel] - value)));
 }
 
+/** The same as pixels. */
+const SHADES = Uint32Array.from({ length: 256 }, (_, index) => new Uint32Array(new Uint8ClampedArray([...shade(index / 255), 255]).buffer)[0]);
+
 /** The colour of an error, for the style of an element. */
 export const colour = error => (isKnown(error) ? `rgb(${shade(share(error)).join(' ')})` : 'transparent');
 
@@ -26,17 +29,7 @@ const AXIS = 22;
 const rowHeight = rows => (rows > 40 ? 15 : 22);
 
 /** The error that held at a time or step: that of the last point before. */
-export function errorAt(points, key, at) {
-  let [low, high] = [0, points.length];
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (points[middle][key] <= at) low = middle + 1; else high = middle;
-  }
-  for (let index = low - 1; index >= 0; index -= 1) {
-    if (isKnown(points[index].held)) return points[index].held;
-  }
-  return 0;
-}
+export const errorAt = (points, key, at) => points.findLast(point => point[key] <= at && isKnown(point.held))?.held ?? 0;
 
 /** A canvas of its parent's width and so high, cleared, in CSS pixels. */
 export function prepare(canvas, height) {
@@ -69,6 +62,7 @@ export function draw(canvas, rows, axis, active) {
   const right = width - 62;
   const cells = Math.max(8, Math.min(CELLS, Math.floor((right - left) / 4)));
   const picture = new ImageData(cells, rows.length);
+  const pixels = new Uint32Array(picture.data.buffer);
   const at = cell => axis.from + (axis.to - axis.from) * (cell + 1) / cells;
 
   rows.forEach((row, index) => {
@@ -82,9 +76,13 @@ export function draw(canvas, rows, axis, active) {
     context.fillText(figure(row.error) || '–', width, middle);
     context.fillStyle = ink.line;
     context.fillRect(left, middle - 0.5, right - left, 1);
+    let [next, pixel] = [0, 0];
     for (let cell = 0; cell < cells; cell += 1) {
-      const error = errorAt(row.points, axis.key, at(cell));
-      if (error) picture.data.set([...shade(share(error)), 255], 4 * (index * cells + cell));
+      for (; next < row.points.length && row.points[next][axis.key] <= at(cell); next += 1) {
+        const { held } = row.points[next];
+        if (isKnown(held)) pixel = SHADES[Math.round(255 * share(held))];
+      }
+      pixels[index * cells + cell] = pixel;
     }
   });
   const small = new OffscreenCanvas(cells, rows.length);
