@@ -6,7 +6,7 @@ import { time } from './words.js';
 const EVENT_COLUMNS = [
   { title: 'Time', kind: 'name', of: event => time(event.unix_ms) },
   { title: 'What', of: event => el('span', { class: event.severity }, event.kind) },
-  { title: 'About', kind: 'long', of: event => event.task_id || (event.job_id ? jobLink(event.job_id) : event.worker_id || event.node) },
+  { title: 'About', kind: 'about', of: event => event.task_id || (event.job_id ? jobLink(event.job_id) : event.worker_id || event.node) },
   { title: 'Message', kind: 'long', of: event => event.message },
 ];
 
