@@ -9,6 +9,7 @@ mod cache;
 mod chaos;
 mod demo;
 mod disk;
+mod documented;
 mod faults;
 mod hybrid;
 mod inspect;
