@@ -64,8 +64,8 @@ set -x
 
 /// What makes any job of a page small.
 const SMALL_RECIPE: [&str; 6] =
-    ["samples = 64", "held_out_samples = 16", "shard_samples = 16", "steps = 40", "warmup_steps = 5", "batch = 16"];
-const SMALL_EVALUATION: &str = "evaluation = { samples = 16, prompts = 2, ddim_steps = 2 }";
+    ["samples = 32", "held_out_samples = 8", "shard_samples = 16", "steps = 10", "warmup_steps = 2", "batch = 8"];
+const SMALL_EVALUATION: &str = "evaluation = { samples = 4, prompts = 1, ddim_steps = 2 }";
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")

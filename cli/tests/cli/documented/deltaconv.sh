@@ -50,14 +50,15 @@ case "${1:-}" in
     ;;
   worker)
     name=worker-$(find "$notes" -name 'worker-*.pid' | wc -l)
-    background "$name" "$@" --threads 1
+    background "$name" "$@"
     until_it_says "$name" joined
     exit
     ;;
   demo)
-    set -- "$@" --samples 64 --held-out-samples 16 --shard-samples 16 --steps 40 --warmup-steps 5 \
-      --evaluate-samples 16 --evaluate-prompts 2 --ddim-steps 2 --lease-ttl 3s --checkpoint-interval 1s
+    set -- "$@" --samples 32 --held-out-samples 8 --shard-samples 16 --steps 10 --warmup-steps 2 \
+      --evaluate-samples 4 --evaluate-prompts 1 --ddim-steps 2 --lease-ttl 3s --checkpoint-interval 1s
     ;;
+  sample) set -- "$@" --steps 2 ;;
   top)
     if script --version 2>/dev/null | grep -q util-linux; then
       # A terminal, and the key that ends it.
