@@ -29,58 +29,112 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Convert the shipped teacher, with a coordinator and workers on this machine
+    #[command(after_help = "Examples:\n  deltaconv demo\n  deltaconv demo --teacher tiny-pixart --out pixart-demo")]
     Demo(demo::Arguments),
     /// Plan jobs, lease their tasks to workers, and assemble the results
+    #[command(after_help = "Examples:\n\
+        \x20 deltaconv coordinator --state /var/lib/deltaconv\n\
+        \x20 deltaconv coordinator --state /var/lib/deltaconv --listen 10.0.0.5:7433 --allow-plaintext")]
     Coordinator(commands::coordinator::Arguments),
     /// Join a coordinator and work for it
+    #[command(after_help = "Examples:\n\
+        \x20 deltaconv worker --token-file /var/lib/deltaconv/worker.token\n\
+        \x20 deltaconv worker --coordinator http://10.0.0.5:7433 --token-file worker.token --disk-cache /nvme")]
     Worker(commands::worker::Arguments),
     /// Submit a job, or see what it would do
+    #[command(after_help = "Examples:\n  deltaconv submit sd15.toml --dry-run\n  job=$(deltaconv submit sd15.toml)")]
     Submit(commands::submit::Arguments),
     /// Show what a model is: its layers, which of them are replaced, and the memory that it needs
+    #[command(after_help = "Examples:\n\
+        \x20 deltaconv inspect s3://bucket/models/sd15\n\
+        \x20 deltaconv inspect deltaconv-demo/output")]
     Inspect(commands::inspect::Arguments),
     /// Draw pictures with a teacher or a converted model
+    #[command(after_help = "Examples:\n\
+        \x20 deltaconv sample deltaconv-demo/output --prompt \"a red circle\" --seed 7 --out student.png")]
     Sample(commands::sample::Arguments),
     /// Show what a model's layers cost as attention and as blocks, and how far their attention reaches
+    #[command(after_help = "Examples:\n\
+        \x20 deltaconv analyze s3://bucket/models/sd15 --resolution 512,1024 --samples 0\n\
+        \x20 deltaconv analyze teacher --svg reach.svg --kernel-sizes sizes.toml")]
     Analyze(commands::analyze::Arguments),
     /// List the jobs
+    #[command(after_help = "Examples:\n  deltaconv jobs -o wide\n  deltaconv jobs --watch")]
     Jobs(commands::jobs::Arguments),
     /// Show where a job stands
+    #[command(after_help = "Examples:\n  deltaconv status sd15-1\n  deltaconv status sd15-1 -o wide")]
     Status(commands::status::Arguments),
     /// Follow a job until it ends
+    #[command(after_help = "Examples:\n  deltaconv watch sd15-1\n  deltaconv watch sd15-1 --until failed -o json")]
     Watch(commands::watch::Arguments),
     /// Show jobs, layers, workers and events on the whole terminal
+    #[command(after_help = "Examples:\n  deltaconv top\n  deltaconv top sd15-1 --every 5s")]
     Top(commands::top::Arguments),
     /// Show what a job that is done achieved, layer by layer and stage by stage, and what it cost
+    #[command(after_help = "Examples:\n  deltaconv report sd15-1\n  deltaconv report sd15-1 -o json")]
     Report(OfJob),
     /// Show what happened: to a job, or to all of them and the workers
+    #[command(after_help = "Examples:\n\
+        \x20 deltaconv events sd15-1\n\
+        \x20 deltaconv events --follow\n\
+        \x20 deltaconv events -o json --after 1200")]
     Events(commands::events::Arguments),
     /// Show what was said while a task was worked on
+    #[command(after_help = "Examples:\n\
+        \x20 deltaconv logs sd15-1/r0/distill/mid_block.attentions.0.transformer_blocks.0 --follow")]
     Logs(commands::logs::Arguments),
     /// Say why a job or a task waits, and what would help
+    #[command(after_help = "Examples:\n\
+        \x20 deltaconv explain sd15-1\n\
+        \x20 deltaconv explain sd15-1/r0/distill/mid_block.attentions.0.transformer_blocks.0")]
     Explain(commands::explain::Arguments),
     /// List the workers; give one nothing new, or tasks again
+    #[command(after_help = "Examples:\n\
+        \x20 deltaconv workers -o wide\n\
+        \x20 deltaconv workers invite --token-file /var/lib/deltaconv/worker.token\n\
+        \x20 deltaconv workers drain gpu-7")]
     Workers(commands::workers::Arguments),
     /// Measure what this machine does
+    #[command(after_help = "Examples:\n\
+        \x20 deltaconv bench kernels K7\n\
+        \x20 deltaconv bench data /nvme\n\
+        \x20 deltaconv bench coordinator --workers 1000 --tasks 100000")]
     Bench(commands::bench::Arguments),
     /// End a job before it is done
+    #[command(after_help = "Examples:\n  deltaconv cancel sd15-1\n  deltaconv cancel sd15-1 --yes")]
     Cancel(commands::cancel::Arguments),
     /// Hold a job's work up: what is at work is handed back at a checkpoint
+    #[command(after_help = "Examples:\n  deltaconv pause sd15-1")]
     Pause(OfJob),
     /// Have a paused job go on
+    #[command(after_help = "Examples:\n  deltaconv resume sd15-1")]
     Resume(OfJob),
     /// Have a failed job go on, or a quarantined task tried again
+    #[command(after_help = "Examples:\n\
+        \x20 deltaconv retry sd15-1\n\
+        \x20 deltaconv retry sd15-1/r0/distill/mid_block.attentions.0.transformer_blocks.0")]
     Retry(commands::retry::Arguments),
     /// Remove what a job needs no more: its activations, latents and checkpoints, and what attempts left behind
+    #[command(after_help = "Examples:\n  deltaconv gc sd15-1 --dry-run\n  deltaconv gc sd15-1 --yes")]
     Gc(commands::gc::Arguments),
     /// Check this machine, a store and the coordinator, and say what to do
+    #[command(after_help = "Examples:\n\
+        \x20 deltaconv doctor --offline\n\
+        \x20 deltaconv doctor --store s3://bucket/jobs --disk /nvme")]
     Doctor(commands::doctor::Arguments),
     /// Show what is set, and by what
+    #[command(after_help = "Examples:\n  deltaconv config show --changed\n  deltaconv config show worker --threads 4")]
     Config(commands::config::Arguments),
     /// Write what has a shell complete commands
+    #[command(after_help = "Examples:\n\
+        \x20 deltaconv completions bash > /etc/bash_completion.d/deltaconv\n\
+        \x20 deltaconv completions zsh > ~/.zfunc/_deltaconv")]
     Completions(commands::completions::Arguments),
     /// Write manual pages
+    #[command(after_help = "Examples:\n  deltaconv man --out /usr/local/share/man/man1")]
     Man(commands::completions::Manual),
     /// Say what the code of an error means, and what to do
+    #[command(after_help = "Examples:\n  deltaconv explain-error DC0012\n  deltaconv explain-error")]
     ExplainError(commands::explain_error::Arguments),
     /// Print a page of the documentation that is made from the program itself
     #[command(hide = true)]

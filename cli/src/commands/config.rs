@@ -20,6 +20,7 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Show {
     /// Show every setting of a command, or of all of them, and where its value comes from
+    #[command(after_help = "Examples:\n  deltaconv config show --changed\n  deltaconv config show worker --threads 4")]
     Show {
         #[command(flatten)]
         output: Output,

@@ -29,10 +29,14 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Change {
     /// Show how another machine joins
+    #[command(after_help = "Examples:\n\
+        \x20 deltaconv workers invite --token-file /var/lib/deltaconv/worker.token --reached-at http://10.0.0.5:7433")]
     Invite(Invitation),
     /// Give a worker nothing new: it ends what it does
+    #[command(after_help = "Examples:\n  deltaconv workers drain gpu-7")]
     Drain(Named),
     /// Give tasks again to a worker that was drained, or to a machine that was taken out
+    #[command(after_help = "Examples:\n  deltaconv workers return gpu-7")]
     Return(Named),
 }
 

@@ -10,6 +10,7 @@ mod cache;
 mod chaos;
 mod demo;
 mod disk;
+mod documented;
 mod faults;
 mod hybrid;
 mod inspect;

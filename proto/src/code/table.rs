@@ -152,8 +152,8 @@ codes! {
         0203 StoreSettings: "The store cannot be used as it is set up",
             "The URL, the environment's variables or a profile for this store are incomplete, misspelt or contradict \
              each other.",
-            "Correct the variable or the file that the message names; README.md lists, under Stores, what each store \
-             takes.";
+            "Correct the variable or the file that the message names; docs/cluster.md lists, under Stores, what each \
+             store takes.";
         0204 HubRepository: "The URL names no state of a hub's repository",
             "A branch can move while workers read, so that a repository is named by a commit.",
             "Write hf://owner/name@commit with the 40 digits that `git ls-remote https://huggingface.co/owner/name \

@@ -24,12 +24,20 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum What {
     /// Time the block's forward pass and training step, or check a GPU against the CPU
+    #[command(after_help = "Examples:\n  deltaconv bench kernels K7\n  deltaconv bench kernels --check 100")]
     Kernels(Kernels),
     /// Time a teacher's passes, with or without capture, or check a GPU against the CPU
+    #[command(after_help = "Examples:\n\
+        \x20 deltaconv bench teacher MODEL --batch 16 --capture\n\
+        \x20 deltaconv bench teacher MODEL --check")]
     Teacher(Teacher),
     /// Time how activations come from a store, and training steps by where their samples lie
+    #[command(after_help = "Examples:\n\
+        \x20 deltaconv bench data /nvme\n\
+        \x20 deltaconv bench data s3://bucket/bench --layer \"1 GiB\"")]
     Data(data::Arguments),
     /// Measure a coordinator under many workers and tasks: its time, memory and restart
+    #[command(after_help = "Examples:\n  deltaconv bench coordinator --workers 1000 --tasks 100000")]
     Coordinator(coordinator::Arguments),
     #[command(hide = true)]
     CoordinatorProcess(coordinator::Process),

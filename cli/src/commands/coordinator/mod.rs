@@ -28,6 +28,9 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Make a state folder anew from a snapshot, or from what jobs left in their outputs
+    #[command(after_help = "Examples:\n\
+        \x20 deltaconv coordinator restore --state /var/lib/deltaconv --snapshots s3://bucket/snapshots\n\
+        \x20 deltaconv coordinator restore --state /var/lib/deltaconv --job s3://bucket/sd15")]
     Restore(restore::Arguments),
 }
 

@@ -95,9 +95,9 @@ impl View {
 
     /// A job's, the first of a page with its layers' histories. The error is for people.
     fn job(id: &str, state: &State, now: Now, is_first: bool) -> Result<Self, String> {
-        let id = JobId::new(id).map_err(|error| error.to_string())?;
+        let id = JobId::new(id).map_err(|error| error.code().before(error))?;
         let job = if is_first { state.status_with_history(&id, now) } else { state.status(&id, now) };
-        let job = settled::job(job.map_err(|error| error.to_string())?);
+        let job = settled::job(job.map_err(|error| error.code().before(error))?);
         let events = state.latest_events(Some(&id), EVENTS);
         Ok(Self { unix_ms: Some(now.unix_ms), job: Some(job), events: Some(events), ..Self::of(state) })
     }

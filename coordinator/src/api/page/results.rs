@@ -52,11 +52,11 @@ pub(super) fn router(core: &Handle) -> Router {
 
 async fn read(core: &Handle, turns: &Semaphore, id: String, file: File) -> Result<Response, (StatusCode, String)> {
     let File { name, kind, max_bytes, .. } = file;
-    let id = JobId::new(id).map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
+    let id = JobId::new(id).map_err(|error| (StatusCode::BAD_REQUEST, error.code().before(error)))?;
     let named = id.clone();
     let found = core.read(move |state, _| state.result_of(&named)).await;
-    let found = found.map_err(|unserved| (StatusCode::SERVICE_UNAVAILABLE, unserved.to_string()))?;
-    let url = found.map_err(|error| (StatusCode::NOT_FOUND, error.to_string()))?;
+    let found = found.map_err(|unserved| (StatusCode::SERVICE_UNAVAILABLE, unserved.code().before(unserved)))?;
+    let url = found.map_err(|error| (StatusCode::NOT_FOUND, error.code().before(error)))?;
     let url = url.ok_or_else(|| (StatusCode::NOT_FOUND, format!("job {id} isn't done, and has no {name} yet")))?;
     // Never closed.
     let _turn = turns.acquire().await.map_err(|error| (StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
