@@ -370,7 +370,7 @@ fn commands_in_sentences_and_examples_have_the_flags_that_they_are_given() {
     }
 }
 
-/// The job file with everything that a job may say is one, and says the defaults.
+/// The file with everything that a job may say is a job.
 #[test]
 fn the_job_file_of_the_docs_is_planned() {
     let folder = tempfile::tempdir().expect("a folder");
