@@ -12,25 +12,24 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::transport::Server;
 
-use crate::api::{LogDesk, Token, Wakers, WorkerApi};
+use crate::api::{LogDesk, Token, Wakers, WorkerApi, http};
 use crate::core::{Clock, Core, Handle, Unserved};
 use crate::observe::metrics::Metrics;
 use crate::schedule::{Command, Settings};
 use crate::server::Error;
 use crate::store::LocalStore;
 
-/// Layers of a job, as SD1.5 has.
-const LAYERS: u32 = 16;
-/// Its shards of each layer, one of them held out.
+/// A job's shards of each layer, one of them held out.
 const SHARDS: u32 = 16;
 /// Samples in a shard.
 const SHARD_SAMPLES: u32 = 256;
 /// Two tasks of noise, and two of pictures.
 const EVALUATION: v1::Evaluation = v1::Evaluation { samples: 64, prompts: 4, ddim_steps: 25, guidance: 2.0 };
-/// Tasks of a job.
-const TASKS: u32 = SHARDS + LAYERS + 4;
+/// Tasks of a job that aren't of one layer.
+const OTHER_TASKS: u32 = SHARDS + 4;
 /// Jobs that are submitted in one transition.
 const AT_ONCE: u32 = 100;
 
@@ -41,8 +40,10 @@ pub struct Options {
     pub state: PathBuf,
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// Tasks that an empty state is filled with at least, in jobs of 36.
+    /// Tasks that an empty state is filled with at least, in jobs of 20 and one for each layer.
     pub tasks: u32,
+    /// Of a job.
+    pub layers: u32,
     /// A lease that no Sync renews ends after this time.
     pub lease_ttl: Duration,
 }
@@ -85,14 +86,18 @@ pub async fn serve(options: Options, ready: impl FnOnce(Ready), shutdown: Cancel
 
     let count = |handle: Handle| async move { handle.read(|state, _| state.counts()).await.map_err(|_| Error::Fault) };
     if count(handle.clone()).await?.1 == 0 {
-        fill(&handle, options.tasks).await.map_err(|_| Error::Fault)?;
+        fill(&handle, options.tasks, options.layers).await.map_err(|_| Error::Fault)?;
     }
     let (jobs, tasks, committed) = count(handle.clone()).await?;
     ready(Ready { address, opened_seconds, jobs, tasks, committed });
 
+    let web = http::router(&handle, &metrics);
     let api =
         WorkerApi::new(handle.clone(), wakers, LogDesk::default(), metrics, options.lease_ttl, Duration::from_secs(10));
     let serve = Server::builder()
+        // The page, under the same load.
+        .accept_http1(true)
+        .add_routes(Routes::from(web))
         .add_service(WorkerServiceServer::with_interceptor(api, token))
         .serve_with_incoming(TcpListenerStream::new(listener));
     let served = tokio::select! {
@@ -107,11 +112,11 @@ pub async fn serve(options: Options, ready: impl FnOnce(Ready), shutdown: Cancel
 }
 
 /// Submits jobs until there are as many tasks.
-async fn fill(core: &Handle, tasks: u32) -> Result<(), Unserved> {
-    let jobs = tasks.div_ceil(TASKS);
+async fn fill(core: &Handle, tasks: u32, layers: u32) -> Result<(), Unserved> {
+    let jobs = tasks.div_ceil(OTHER_TASKS + layers);
     for from in (0..jobs).step_by(AT_ONCE as usize) {
         let submitted = core.call(move |state, now, effects| {
-            let submit = |job| state.submit(spec(job), plan(), now, effects).map(drop);
+            let submit = |job| state.submit(spec(job), plan(layers), now, effects).map(drop);
             (from..jobs.min(from + AT_ONCE)).try_for_each(submit)
         });
         if let Err(error) = submitted.await? {
@@ -144,8 +149,8 @@ fn spec(job: u32) -> v1::JobSpec {
     }
 }
 
-/// As SD1.5's.
-fn plan() -> v1::JobPlan {
+/// Of layers as SD1.5 has them.
+fn plan(layers: u32) -> v1::JobPlan {
     let layer = |index: u32| {
         let (side, channels) = [(64, 320), (32, 640), (16, 1280), (8, 1280)][index as usize % 4];
         v1::LayerPlan {
@@ -169,7 +174,7 @@ fn plan() -> v1::JobPlan {
         latent_height: 64,
         latent_width: 64,
         latents: SHARDS * SHARD_SAMPLES,
-        layers: (0..LAYERS).map(layer).collect(),
+        layers: (0..layers).map(layer).collect(),
         ..v1::JobPlan::default()
     }
 }

@@ -19,6 +19,7 @@ use tracing::{Instrument, Span};
 use crate::api::Wakers;
 use crate::assemble::verify::{self, Expectation};
 use crate::core::Handle as CoreHandle;
+use crate::observe::history;
 use crate::observe::report::{self, ReportInput, StageFigures};
 use crate::schedule::{Command, Now, Turn};
 use crate::term::{self, Terms};
@@ -248,6 +249,17 @@ async fn manifest(core: CoreHandle, terms: Terms, job: JobId) {
     let work = async |term| {
         let written = async {
             manifest::write(&core, &job, &Objects::open(&url)?, term, terms.identity()).await?;
+            let of_job = job.clone();
+            let ended = core.call(move |state, _, _| {
+                let is_over = state.job(&of_job).is_some_and(|job| !job.is_running());
+                is_over.then(|| state.events_after(0, Some(&of_job), usize::MAX))
+            });
+            if let Some(events) = ended.await? {
+                let objects = Objects::open(&url)?;
+                // Of one that was tried again, or whose first ones the state has forgotten meanwhile.
+                let events = history::merged(history::read(&objects, &job).await?, events);
+                history::write(&objects, &job, &events).await?;
+            }
             let of = url.clone();
             Ok::<_, manifest::Error>(core.call(move |state, _, _| state.is_written_to(&of)).await?)
         };

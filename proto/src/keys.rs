@@ -6,7 +6,7 @@ mod written;
 pub use coordinators::{Manifest, term, term_of};
 pub use written::{Kind, Written};
 
-use crate::ids::{AttemptId, TaskId};
+use crate::ids::{AttemptId, JobId, TaskId};
 use crate::v1::SampleRange;
 
 /// The job as it was submitted.
@@ -76,6 +76,11 @@ pub fn start(layer: &str, attempt: &AttemptId) -> String {
 /// A checkpoint of one attempt.
 pub fn checkpoint(task: &TaskId, attempt: &AttemptId, step: u64) -> String {
     format!("checkpoints/{}/{attempt}-{step:08}.safetensors", task.local())
+}
+
+/// What happened to a job that is over.
+pub fn events(job: &JobId) -> String {
+    format!("{REPORT}/events-{job}.jsonl")
 }
 
 /// What one attempt said.

@@ -11,7 +11,11 @@ use crate::service::Coordinator;
 
 /// The status and the text that the coordinator answers to a GET by HTTP/1.1.
 fn get(coordinator: &Coordinator, path: &str) -> (u16, String) {
-    let host = coordinator.url.trim_start_matches("http://");
+    http(coordinator.url.trim_start_matches("http://"), path)
+}
+
+/// The same of any server.
+pub(crate) fn http(host: &str, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(host).expect("connects");
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").expect("sent");
     let mut answer = String::new();
@@ -75,7 +79,8 @@ fn a_coordinator_says_how_it_is_by_http() {
 /// The next view that a page is sent, by the kind of its message.
 fn next_view(page: &mut impl BufRead) -> (String, Value) {
     let mut lines = page.lines().map(|line| line.expect("a line"));
-    let kind = lines.find_map(|line| line.strip_prefix("event: ").map(str::to_owned)).expect("a message");
+    let news = |line: String| line.strip_prefix("event: ").filter(|kind| *kind != "alive").map(str::to_owned);
+    let kind = lines.find_map(news).expect("a message");
     let data = lines.next().expect("its data");
     let json = data.strip_prefix("data: ").unwrap_or_else(|| panic!("{data}"));
     (kind, serde_json::from_str(json).expect("JSON"))
@@ -97,6 +102,7 @@ fn a_page_is_sent_what_changes() {
         assert!(status == 200 && text.to_lowercase().contains(&format!("content-type: {kind}")), "{path}: {text}");
         assert!(text.contains("default-src 'none'"), "{path} may load what is elsewhere");
     }
+    assert!(!get(&coordinator, "/").1.contains("unsafe-inline"), "what is injected could run");
     let mut jobs = open_page(&coordinator, "/api/live/jobs");
     assert_eq!(next_view(&mut jobs).1["jobs"].as_array().map(Vec::len), Some(0));
     let job = coordinator.submit(&scaled::job_file(folder.path(), &scaled::teacher(), &folder.path().join("out")));
@@ -110,6 +116,16 @@ fn a_page_is_sent_what_changes() {
     let cancelled = next_view(&mut page).1;
     assert_eq!(cancelled["job"]["summary"]["state"], "cancelled");
     assert!(cancelled["events"].as_array().is_some_and(|events| events.iter().any(|e| e["kind"] == "job-cancelled")));
+
+    for (path, status, told) in [
+        (format!("/api/job/{job}/samples.png"), 404, "isn't done"),
+        (format!("/api/job/{job}/report.json"), 404, "isn't done"),
+        ("/api/job/nobodys-job/samples.png".into(), 404, "nobodys-job"),
+        ("/api/job/..%2F..%2Fetc/report.json".into(), 400, "not valid"),
+    ] {
+        let (found, text) = get(&coordinator, &path);
+        assert!(found == status && text.contains(told) && text.contains("nosniff"), "{path}: {text}");
+    }
 
     let (kind, refused) = next_view(&mut open_page(&coordinator, "/api/live/job/nobodys-job"));
     assert!(

@@ -15,7 +15,11 @@ const LOOK_AGAIN: Duration = Duration::from_millis(30);
 /// The executable under test, away from the settings of who runs the tests.
 pub(crate) fn deltaconv() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_deltaconv"));
-    command.env_remove("DELTACONV_COORDINATOR").env("RUST_LOG", "info").stdin(Stdio::null());
+    for setting in ["DELTACONV_COORDINATOR", "DELTACONV_CONFIG", "DELTACONV_OUTPUT", "DELTACONV_LOG_FORMAT", "NO_COLOR"] {
+        command.env_remove(setting);
+    }
+    // Nobody's own settings.
+    command.env("XDG_CONFIG_HOME", "/nonexistent").env("RUST_LOG", "info").stdin(Stdio::null());
     command
 }
 

@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 use super::logs::{Logs, TaskLogs};
 use super::{LogDesk, invalid, job_id};
 use crate::core::Handle;
-use crate::observe::report;
+use crate::observe::{history, report};
 use crate::reclaim::Extent;
 use crate::schedule::{self, Effects, Explanation, Job, JobState, Now, State};
 use crate::term::Terms;
@@ -290,11 +290,16 @@ impl OperatorService for OperatorApi {
     async fn events(&self, request: Request<v1::EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
         let v1::EventsRequest { after, job_id: id, follow } = request.into_inner();
         let job = if id.is_empty() { None } else { Some(job_id(id)?) };
+        let mut stored = Vec::new();
         if let Some(job) = job.clone() {
-            self.status(job).await?;
+            let summary = self.status(job.clone()).await?.summary.unwrap_or_default();
+            if summary.state != "running" {
+                stored = stored_events(&summary.output_url, &job).await?;
+                stored.retain(|event| event.sequence > after);
+            }
         }
         let (core, shutdown) = (self.core.clone(), self.shutdown.clone());
-        let pieces = futures::stream::try_unfold((after, true), move |(after, goes_on)| {
+        let pieces = futures::stream::try_unfold((after, true, stored), move |(after, goes_on, stored)| {
             let (core, shutdown, job) = (core.clone(), shutdown.clone(), job.clone());
             async move {
                 if !goes_on {
@@ -306,9 +311,9 @@ impl OperatorService for OperatorApi {
                         move |state: &State, _| (state.events_after(after, job.as_ref(), EVENTS), state.last_event());
                     let (events, last) = core.read(look).await.map_err(Status::from)?;
                     let goes_on = follow || events.len() == EVENTS;
-                    if !events.is_empty() || !goes_on {
+                    if !events.is_empty() || !stored.is_empty() || !goes_on {
                         let after = events.last().map_or(last, |event| event.sequence);
-                        return Ok(Some((events, (after, goes_on))));
+                        return Ok(Some((history::merged(stored, events), (after, goes_on, Vec::new()))));
                     }
                     tokio::select! {
                         () = shutdown.cancelled() => return Ok(None),
@@ -337,6 +342,15 @@ impl OperatorService for OperatorApi {
         let workers = self.core.read(|state, now| state.worker_statuses(now)).await?;
         Ok(Response::new(v1::ListWorkersResponse { workers }))
     }
+}
+
+/// What happened to a job that is over, as far as it lies with its report.
+async fn stored_events(url: &str, job: &JobId) -> Result<Vec<v1::Event>, Status> {
+    let read = async { history::read(&Objects::open(url)?, job).await };
+    read.await.map_err(|error| {
+        let message = format!("the events of job {job} can't be read: {error}");
+        error.code().status(tonic::Code::Unavailable, message)
+    })
 }
 
 fn has_ended(status: &v1::JobStatus) -> bool {

@@ -2,6 +2,7 @@
 
 pub mod attention_distance;
 mod escape;
+pub(crate) mod history;
 mod layer_name;
 pub(crate) mod metrics;
 pub mod report;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use deltaconv_proto::ids::{AttemptId, JobId, TaskId};
 use deltaconv_proto::v1;
 
-use super::{Error, Job, Kind, Leased, Now, Phase, Stage, State, Step, Task};
+use super::{Error, Job, JobState, Kind, Leased, Now, Phase, Stage, State, Step, Task};
 
 /// Who works on a task.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,6 +75,12 @@ impl State {
             }
         }
         Ok(status)
+    }
+
+    /// Where a job writes, if it is done.
+    pub(crate) fn result_of(&self, id: &JobId) -> Result<Option<String>, Error> {
+        let job = self.jobs.get(id).ok_or_else(|| Error::UnknownJob(id.clone()))?;
+        Ok((job.state == JobState::Done).then(|| job.spec.output_url.clone()))
     }
 
     /// All workers that are remembered.

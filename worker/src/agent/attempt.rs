@@ -161,7 +161,8 @@ fn run(
     }
     drop(keeping);
     let Context { objects, task, attempt, runtime, .. } = &context;
-    let stored = runtime.block_on(tokio::time::timeout(STORING, log.store(objects, task, attempt)));
+    // A timeout is made where there is a clock.
+    let stored = runtime.block_on(async { tokio::time::timeout(STORING, log.store(objects, task, attempt)).await });
     match stored {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(%error, "the attempt's log can't be stored"),

@@ -79,6 +79,8 @@ struct Simulated {
     held: Option<(v1::Lease, v1::TaskSpec)>,
     /// It takes nothing new.
     draining: bool,
+    /// Calls so far, by which its figures differ from call to call.
+    calls_made: u64,
 }
 
 impl Cluster {
@@ -206,7 +208,7 @@ impl Simulated {
             node: format!("node-{}", number / 8),
         };
         let joined = client.join(request).await.map_err(Box::new)?.into_inner();
-        Ok(Self { calls: Calls::new(client), id: joined.worker_id, held: None, draining: false })
+        Ok(Self { calls: Calls::new(client), id: joined.worker_id, held: None, draining: false, calls_made: 0 })
     }
 
     async fn sync(&mut self, state: Option<attempt_report::State>, hold: Duration) -> Result<v1::SyncResponse, Error> {
@@ -216,16 +218,42 @@ impl Simulated {
             attempts: self.held.as_ref().map(report).into_iter().collect(),
             hold_ms: hold.as_millis() as u64,
             draining: self.draining,
+            load: Some(self.load()),
             ..v1::SyncRequest::default()
         };
+        self.calls_made += 1;
         Ok(self.calls.sync(request).await.map_err(Box::new)?)
     }
 
     /// Says that it is at its task, or that it has none.
     async fn renew(&mut self, hold: Duration) -> Result<(), Error> {
-        let progress = v1::Progress { step: 100, steps: 3000, samples_per_second: 5e3, ..v1::Progress::default() };
+        let step = (100 * self.calls_made).min(2900);
+        let error = 0.9 * (-(step as f64) / 600.0).exp() + 0.004;
+        let progress = v1::Progress {
+            step,
+            steps: 3000,
+            samples_per_second: 5e3,
+            held_out_error: error,
+            training_error: 0.8 * error,
+            ..v1::Progress::default()
+        };
         let answer = self.sync(Some(attempt_report::State::Running(progress)), hold).await?;
         self.take(answer)
+    }
+
+    /// As of a machine that is busy, and never the same twice in a row.
+    fn load(&self) -> v1::Load {
+        let swing = (self.calls_made % 20) as f64 / 20.0;
+        v1::Load {
+            gpu_utilisation: Some(0.75 + 0.2 * swing),
+            gpu_memory_used_bytes: Some(90 << 30),
+            gpu_temperature: Some(60.0 + 10.0 * swing),
+            gpu_power: Some(500.0 + 100.0 * swing),
+            cpu_utilisation: Some(0.2 + 0.3 * swing),
+            memory_used_bytes: Some(300 << 30),
+            read_bytes_per_second: 1e9 * swing,
+            written_bytes_per_second: 1e8 * swing,
+        }
     }
 
     /// Gives its task back and takes nothing new, so that it keeps nobody waiting.

@@ -27,7 +27,7 @@ pub(super) struct Arguments {
     /// Workers that join, each with a connection of its own
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     workers: u32,
-    /// Tasks, in jobs of 36
+    /// Tasks, in jobs of 16 layers, which have 36
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(36..=10_000_000))]
     tasks: u32,
     /// How often each worker calls while it only renews its lease
@@ -58,6 +58,9 @@ pub(super) struct Process {
     listen: SocketAddr,
     #[arg(long)]
     tasks: u32,
+    /// Of each job; SD1.5 has as many
+    #[arg(long, default_value_t = 16)]
+    layers: u32,
 }
 
 /// What the process says once it listens.
@@ -129,6 +132,7 @@ pub(super) async fn serve(process: Process) -> Result<ExitCode, Error> {
         state: process.state,
         listen: process.listen,
         tasks: process.tasks,
+        layers: process.layers,
         lease_ttl: Duration::from_secs(60),
     };
     let ready = |ready: bench::Ready| {

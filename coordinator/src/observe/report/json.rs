@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::figures::{Compared, Comparison, Latency, OfLayer};
 use super::samples::Pair;
-use super::training::Solved;
+use super::training::{Solved, Training};
 use super::{Error, Layer, ReportInput, StageFigures};
 use crate::assemble;
 use crate::plan::cost;
@@ -13,6 +13,8 @@ use deltaconv_proto::description::Description;
 
 /// Changes when a name or its meaning does.
 const FORMAT_VERSION: u32 = 1;
+/// Points of a curve: a report of 200 layers stays below a megabyte by them.
+const CURVE: usize = 64;
 
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
@@ -101,6 +103,8 @@ pub(super) struct LayerEntry {
     pub(super) residual_drift: Option<f64>,
     /// Of its block's last training, as many as it took.
     pub(super) steps: u64,
+    /// Its curve: steps, training error, and held-out error where it was measured.
+    pub(super) curve: Vec<(u64, f32, Option<f32>)>,
     /// How often training diverged and went back.
     pub(super) setbacks: usize,
     /// What a regression at its end came to.
@@ -249,6 +253,7 @@ impl LayerEntry {
             }),
             residual_drift: found.map(|found| found.drift),
             steps: layer.training.curve.last().map_or(0, |point| point.step),
+            curve: curve(&layer.training),
             setbacks: layer.training.setbacks.len(),
             solved: layer.training.solved,
             kernel_size: layer.plan.kernel_size,
@@ -260,4 +265,9 @@ impl LayerEntry {
             multiply_accumulates: Operations::of(&layer.plan),
         }
     }
+}
+
+fn curve(training: &Training) -> Vec<(u64, f32, Option<f32>)> {
+    let thinned = training.clone().thinned(CURVE).curve;
+    thinned.into_iter().map(|point| (point.step, point.loss as f32, point.held_out.map(|error| error as f32))).collect()
 }

@@ -13,6 +13,9 @@ use crate::observe::layer_name::short_name;
 const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#222222"];
 const DASHES: [&str; 4] = ["", "7 3", "2 3", "9 3 2 3"];
 
+/// Points of a curve; more can't be told apart.
+pub(super) const DRAWN: usize = 300;
+
 const WIDTH: f64 = 960.0;
 const LEFT: f64 = 78.0;
 const RIGHT: f64 = 32.0;

@@ -76,6 +76,8 @@ pub struct ReportInput<'a> {
 
 /// The report for scripts, written last: where it stands, the rest does.
 pub(crate) const JSON: &str = "report.json";
+/// Pictures of teacher and student.
+pub(crate) const SAMPLES: &str = "samples.png";
 
 /// Most bytes of the data's prompts.
 const MAX_BYTES: u64 = 16 << 20;
@@ -149,8 +151,7 @@ fn render(report: &json::Report, pictures: &[samples::Pair], layers: &[Layer]) -
     let html = html::page(report, &png, &svg);
     let mut json = serde_json::to_vec_pretty(report).map_err(Error::Json)?;
     json.push(b'\n');
-    let files =
-        [("samples.png", png), ("loss.svg", svg.into_bytes()), ("report.html", html.into_bytes()), (JSON, json)];
+    let files = [(SAMPLES, png), ("loss.svg", svg.into_bytes()), ("report.html", html.into_bytes()), (JSON, json)];
     Ok(Rendered { files, figures: report.figures() })
 }
 
@@ -193,7 +194,7 @@ async fn read_layers(objects: &Objects, input: &ReportInput<'_>) -> Result<Vec<L
             safetensors::parse(&bytes).map_err(|source| Error::Block { key: object.key.clone(), source })?;
         let training = Training::parse(&header.metadata)
             .map_err(|source| Error::Part { key: object.key.clone(), source })?
-            .thinned();
+            .thinned(loss::DRAWN);
         layers.push(Layer { plan: plan.clone(), relative_error: output.relative_error, training });
     }
     layers.sort_by_key(|layer| layer.plan.index);

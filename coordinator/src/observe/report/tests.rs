@@ -209,6 +209,9 @@ async fn figures_follow_their_definitions() {
     assert_eq!(report["layers"].as_array().map(Vec::len), Some(plan.layers.len()));
     assert_eq!(report["layers"][2]["name"], plan.layers[2].name);
     assert_eq!(report["layers"][2]["kernel_size"], 5);
+    let curve = report["layers"][1]["curve"].as_array().expect("a curve");
+    assert!((30..=64).contains(&curve.len()) && curve[curve.len() - 1][0] == 600, "{} points", curve.len());
+    near(curve[curve.len() - 1][2].as_f64().expect("a number"), 1.05 * after);
     assert_eq!(report["samples"]["prompts"][0], "a red circle");
     assert_eq!(report["samples"]["prompts"].as_array().map(Vec::len), Some(PROMPTS));
     assert_eq!(report["digests"]["blocks"], figures.blocks_digest);

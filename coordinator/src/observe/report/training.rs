@@ -9,8 +9,6 @@ use serde::Serialize;
 
 use super::part::PartError;
 
-/// Points of a curve that are drawn; more can't be told apart.
-const DRAWN: usize = 300;
 /// More than any training has.
 const MOST_SETBACKS: usize = 100;
 
@@ -100,9 +98,9 @@ impl Training {
         Ok(Self { relative_error, curve, setbacks, solved })
     }
 
-    /// With at most as many points as can be drawn: of each group the mean loss, and the newest held-out error.
-    pub(super) fn thinned(mut self) -> Self {
-        let group = self.curve.len().div_ceil(DRAWN).max(1);
+    /// With at most so many points: of each group the mean loss, and the newest held-out error.
+    pub(super) fn thinned(mut self, most: usize) -> Self {
+        let group = self.curve.len().div_ceil(most).max(1);
         let merge = |points: &[Point]| {
             let loss = points.iter().map(|point| point.loss).sum::<f64>() / points.len() as f64;
             let measured = points.iter().rev().find(|point| point.held_out.is_some());
@@ -147,8 +145,8 @@ mod tests {
         assert!(Training::parse(&solved).is_err());
 
         let points: Vec<_> = (1..=10_000).map(|step| format!("[{step}, 1, 2]")).collect();
-        let long = Training::parse(&metadata("0", &format!("[{}]", points.join(",")))).expect("valid").thinned();
-        assert!(long.curve.len() <= DRAWN, "{} points are left", long.curve.len());
+        let long = Training::parse(&metadata("0", &format!("[{}]", points.join(",")))).expect("valid").thinned(300);
+        assert!(long.curve.len() <= 300, "{} points are left", long.curve.len());
         assert_eq!(long.curve.last(), Some(&Point { step: 10_000, loss: 1.0, held_out: Some(2.0) }));
     }
 
