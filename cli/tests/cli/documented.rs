@@ -383,3 +383,38 @@ fn the_job_file_of_the_docs_is_planned() {
     let planned = coordinator.run(&["submit", "--dry-run", file.to_str().expect("UTF-8")]);
     assert!(planned.status.success(), "{}", said(&planned));
 }
+
+/// Where links of a page lead that stay in the repository: the file, and the place in it.
+fn links(prose: &str) -> Vec<(String, String)> {
+    let targets = prose.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    let inside = targets.filter(|target| !target.contains("://"));
+    inside
+        .map(|target| target.split_once('#').unwrap_or((target, "")))
+        .map(|(file, place)| (file.into(), place.into()))
+        .collect()
+}
+
+/// The names by which links find places in a page: those that it gives, and its headings as GitHub names them.
+fn places(text: &str) -> BTreeSet<String> {
+    let given = text.split("<a id=\"").skip(1).filter_map(|rest| rest.split('"').next()).map(str::to_owned);
+    let prose = parts(text).prose;
+    let headings = prose.lines().filter(|line| line.starts_with('#'));
+    let name = |heading: &str| -> String {
+        let words = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+        words.chars().filter(|c| c.is_alphanumeric() || matches!(c, '-' | '_')).collect()
+    };
+    given.chain(headings.map(name)).collect()
+}
+
+#[test]
+fn links_between_pages_lead_somewhere() {
+    for (page, text) in pages() {
+        let folder = repository().join(&page).parent().expect("a folder").to_path_buf();
+        for (file, place) in links(&parts(&text).prose) {
+            let target = if file.is_empty() { repository().join(&page) } else { folder.join(&file) };
+            assert!(target.exists(), "{page}: nothing is at {file}");
+            let is_there = || places(&fs::read_to_string(&target).expect("a page")).contains(&place);
+            assert!(place.is_empty() || is_there(), "{page}: {file} has no #{place}");
+        }
+    }
+}
