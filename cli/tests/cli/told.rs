@@ -156,7 +156,10 @@ fn settings_come_from_flags_then_the_environment_then_a_file() {
     let wrong = run(&["jobs"]);
     assert_eq!(wrong.status.code(), Some(2));
     let text = said(&wrong);
-    assert!(text.contains("cordinator") && text.contains("coordinator is one") && text.contains("settings.toml"), "{text}");
+    assert!(
+        text.contains("cordinator") && text.contains("coordinator is one") && text.contains("settings.toml"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -213,7 +216,8 @@ fn a_worker_is_invited_and_says_how_it_does() {
     let coordinator = Coordinator::start(folder.path());
     let token = coordinator.token_file();
     let token = token.to_str().expect("UTF-8");
-    let invited = coordinator.json(&["workers", "invite", "--token-file", token, "--reached-at", "http://10.0.0.5:7433"]);
+    let invited =
+        coordinator.json(&["workers", "invite", "--token-file", token, "--reached-at", "http://10.0.0.5:7433"]);
     assert_eq!(invited["coordinator"], "http://10.0.0.5:7433");
     let written = std::fs::read_to_string(coordinator.token_file()).expect("a token");
     assert_eq!(invited["token"], written.trim());

@@ -32,7 +32,7 @@ state = \"/var/lib/deltaconv\"
 snapshots = \"s3://bucket/deltaconv\"
 ```
 
-What a job is told is in its own file ([recipes](../recipe.md)).
+What a job is told is in its own file ([the job file](../job.md)).
 ";
 
 /// Every setting of every command.

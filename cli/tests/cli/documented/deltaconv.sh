@@ -61,8 +61,10 @@ case "${1:-}" in
   sample) set -- "$@" --steps 2 ;;
   top)
     if script --version 2>/dev/null | grep -q util-linux; then
-      # A terminal, and the key that ends it.
-      (sleep 1 && printf q && sleep 1) | timeout 60 script -qec "$(printf '%q ' "$program" "$@")" /dev/null >"$notes/top.log"
+      # A terminal with a size, and the key that ends it.
+      (sleep 1 && printf q && sleep 1) \
+        | timeout 60 script -qec "stty rows 30 cols 110; $(printf '%q ' "$program" "$@")" /dev/null >"$notes/top.log"
+      grep -q deltaconv "$notes/top.log"
       exit
     fi
     "$program" "$@" 2>&1 | grep -q 'error\[DC0021\]'
