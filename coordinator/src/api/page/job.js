@@ -157,7 +157,9 @@ function chartTable(rows, active) {
 function pictures(status, now, redraw) {
   const known = curves.all(status.layers);
   const axis = axisOf(status, now, known);
-  const rows = status.layers.map((layer, index) => ({ name: layer.name, points: known.points[index], error: layer.held_out_error,
+  const rows = status.layers.map((layer, index) => ({ name: layer.name, points: known.points[index],
+    // One that waits for its next round stands where the last one left it.
+    error: isKnown(layer.held_out_error) ? layer.held_out_error : map.errorAt(known.points[index], axis?.key, Infinity),
     state: layer.state, step: layer.step, steps: layer.steps, round: layer.round }));
   if (!axis || !known.points.some(points => points.length)) {
     return el('section', { key: 'map', 'aria-labelledby': 'map' }, el('h2', { id: 'map' }, 'Layer map'),

@@ -59,7 +59,7 @@ export function draw(canvas, rows, axis, active) {
   context.textBaseline = 'middle';
   const names = rows.map(row => shortName(row.name));
   const left = Math.min(width * 0.4, Math.max(...names.map(name => context.measureText(name).width)) + 10);
-  const right = width - 62;
+  const right = width - 72;
   const cells = Math.max(8, Math.min(CELLS, Math.floor((right - left) / 4)));
   const picture = new ImageData(cells, rows.length);
   const pixels = new Uint32Array(picture.data.buffer);
@@ -95,7 +95,7 @@ export function draw(canvas, rows, axis, active) {
   const x = value => left + (right - left) * (value - axis.from) / (axis.to - axis.from || 1);
   context.font = '12px system-ui, sans-serif';
   context.fillStyle = ink.soft;
-  const ticks = right - left > 420 ? 4 : 2;
+  const ticks = right - left > 420 ? 4 : right - left > 260 ? 2 : 1;
   for (let tick = 0; tick <= ticks; tick += 1) {
     const value = axis.from + (axis.to - axis.from) * tick / ticks;
     context.textAlign = tick === 0 ? 'left' : tick === ticks ? 'right' : 'center';

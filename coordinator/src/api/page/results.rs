@@ -66,6 +66,9 @@ async fn read(core: &Handle, turns: &Semaphore, id: String, file: File) -> Resul
         Err(error) if error.is_missing() => {
             Err((StatusCode::NOT_FOUND, format!("there is no {name} under the output of job {id}")))
         }
-        Err(error) => Err((StatusCode::BAD_GATEWAY, format!("{name} of job {id} can't be read: {error}"))),
+        Err(error) => Err((
+            StatusCode::BAD_GATEWAY,
+            error.code().before(format_args!("{name} of job {id} can't be read: {error}")),
+        )),
     }
 }
