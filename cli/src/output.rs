@@ -47,8 +47,17 @@ impl Data {
         self.write(begin, content);
     }
 
+    /// Writes what is JSON already, as it is.
+    pub(crate) fn print_written(self, json: &str) {
+        self.put("", self.form(json.to_owned()));
+    }
+
     fn write(self, begin: &str, content: &impl Serialize) {
-        let text = self.text(content).map(|text| format!("{begin}{}\n", text.trim_end()));
+        self.put(begin, self.text(content));
+    }
+
+    fn put(self, begin: &str, text: io::Result<String>) {
+        let text = text.map(|text| format!("{begin}{}\n", text.trim_end()));
         let mut stdout = io::stdout().lock();
         let written = text.and_then(|text| stdout.write_all(text.as_bytes())).and_then(|()| stdout.flush());
         end_unless_written(written);
@@ -56,12 +65,16 @@ impl Data {
 
     fn text(self, content: &impl Serialize) -> io::Result<String> {
         let versioned = Versioned { version: JSON_VERSION, content };
+        self.form(serde_json::to_string(&versioned)?)
+    }
+
+    fn form(self, json: String) -> io::Result<String> {
         match self {
-            Self::Json => serde_json::to_string(&versioned).map_err(io::Error::from),
+            Self::Json => Ok(json),
             Self::Yaml => {
                 // What has no value in JSON, such as NaN, has none here either.
-                let value = serde_json::to_value(&versioned).map_err(io::Error::from)?;
-                serde_saphyr::to_string(&value).map_err(io::Error::other)
+                let mut fields = serde_json::Deserializer::from_str(&json);
+                serde_saphyr::to_string(&serde_transcode::Transcoder::new(&mut fields)).map_err(io::Error::other)
             }
         }
     }

@@ -100,6 +100,8 @@ impl Browser {
         for domain in ["Page", "Runtime", "Log", "Network", "Accessibility"] {
             browser.call(&format!("{domain}.enable"), json!({}));
         }
+        // Of the processor, so that it is the same on a machine that is busy.
+        browser.call("Performance.enable", json!({"timeDomain": "threadTicks"}));
         Some(browser)
     }
 
@@ -137,6 +139,14 @@ impl Browser {
     /// The same of an expression that is a text.
     pub(crate) fn text(&self, expression: &str) -> String {
         self.evaluate(expression).as_str().unwrap_or_else(|| panic!("{expression} is no text")).to_owned()
+    }
+
+    /// The processor's time that the page's thread has taken.
+    pub(crate) fn worked(&self) -> Duration {
+        let metrics = self.call("Performance.getMetrics", json!({}))["metrics"].clone();
+        let mut metrics = metrics.as_array().expect("metrics").iter();
+        let tasks = metrics.find(|metric| metric["name"] == "TaskDuration").expect("the tasks' time");
+        Duration::from_secs_f64(tasks["value"].as_f64().expect("seconds"))
     }
 
     /// Opens a page.

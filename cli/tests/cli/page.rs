@@ -17,8 +17,8 @@ use crate::service::Coordinator;
 const MANY_STEPS: u32 = 4000;
 const WIDTHS: [u32; 3] = [390, 800, 1280];
 const SCHEMES: [&str; 2] = ["light", "dark"];
-/// Of a page's thread, while it takes a message a second on a machine with two cores that are busy.
-const LONGEST_TASK_MS: f64 = 200.0;
+/// Of the page's thread, for one message: there is one a second, and more than half of its time is left for who uses the page.
+const MOST_FOR_A_MESSAGE: Duration = Duration::from_millis(400);
 const WATCHED: Duration = Duration::from_secs(10);
 /// Captures of the load's job.
 const CAPTURES: usize = 16;
@@ -262,6 +262,7 @@ fn a_page_of_200_layers_and_one_of_1000_workers_stay_smooth() {
         browser.evaluate(&format!("location.hash = '#/{view}'"));
         until(&view, || (browser.evaluate(&rows).as_array()?.len() >= at_least).then_some(()));
         browser.evaluate(MEASURE);
+        let worked = browser.worked();
         let sizes = || -> Vec<usize> {
             let received = browser.events("Network.eventSourceMessageReceived");
             received.iter().map(|message| message["data"].as_str().map_or(0, str::len)).collect()
@@ -270,17 +271,19 @@ fn a_page_of_200_layers_and_one_of_1000_workers_stay_smooth() {
         let since = browser.evaluate("performance.now()").as_f64().expect("a time");
         let enough = since + WATCHED.as_secs_f64() * 1000.0;
         until("the time to pass", || (browser.evaluate("performance.now()").as_f64()? >= enough).then_some(()));
+        let worked = browser.worked().saturating_sub(worked);
         let tasks = browser.evaluate("window.tasks");
         let drawn = browser.evaluate("window.drawn").as_u64().expect("a number");
         let messages = sizes().split_off(before);
         let tasks: Vec<f64> = tasks.as_array().expect("tasks").iter().filter_map(Value::as_f64).collect();
-        let longest = tasks.iter().copied().fold(0.0, f64::max);
+        let of_each = worked / messages.len().max(1) as u32;
         crate::isolation::tell(&format!(
-            "{view}: messages of {messages:?} bytes, drawn {drawn} times; tasks over 50 ms: {tasks:?}"
+            "{view}: messages of {messages:?} bytes, drawn {drawn} times, {of_each:?} of the page's thread for \
+             each; tasks over 50 ms, on a machine that may be busy: {tasks:?}"
         ));
         assert!(messages.len() >= 7, "{view}: {} messages in {WATCHED:?}", messages.len());
         assert!(drawn + 1 >= messages.len() as u64, "{view}: drawn {drawn} times for {} messages", messages.len());
-        assert!(longest < LONGEST_TASK_MS, "{view}: a task of {longest} ms");
+        assert!(of_each < MOST_FOR_A_MESSAGE, "{view}: {of_each:?} for each message");
     }
     assert_clean(&browser, &load.url, &[]);
 }

@@ -32,13 +32,16 @@ const KEPT: [&str; 9] = [
     "sub/rounds/0/activations/mid/00000000-00000032-a1-2-test.safetensors",
 ];
 /// Of attempts that no record knows.
-const ORPHANED: [&str; 5] = [
+const ORPHANED: [&str; 6] = [
     "rounds/0/activations/mid/00000000-00000032-a7-99-test.safetensors",
     "rounds/0/latents/00000000-00000016-a1-3-elsewhere.safetensors",
     "rounds/0/blocks/mid/a1-98-test.safetensors",
     "checkpoints/r0/distill/mid/a1-98-test-00000020.safetensors",
     "evaluate/noise/00000000-00000032/a1-97-test.safetensors",
+    "logs/r0/capture/00000000-00000099/a1-97-test.jsonl",
 ];
+/// Of an attempt that came to nothing, at a task that there is.
+const LOG: &str = "logs/r0/capture/00000000-00000032/a1-98-test.jsonl";
 const INTERRUPTED_ORPHAN: &str = "rounds/0/blocks/mid/a1-98-test.safetensors#1";
 const INTERRUPTED_OUTPUT: &str = "output/unet/diffusion_pytorch_model.safetensors#3";
 
@@ -55,18 +58,18 @@ async fn while_a_job_runs_only_orphans_go() {
     let uploading = format!("{at_work}#1");
     running.write(&KEPT);
     running.write(&ORPHANED);
-    running.write(&[&at_work, &uploading, INTERRUPTED_ORPHAN, INTERRUPTED_OUTPUT]);
+    running.write(&[&at_work, &uploading, LOG, INTERRUPTED_ORPHAN, INTERRUPTED_OUTPUT]);
     let before = running.files();
 
     let planned = running.reclaim(true).await;
     assert_eq!(running.files(), before, "a dry run removed something");
     let removed = running.reclaim(false).await;
     assert_eq!(removed, planned);
-    assert_eq!((objects(&removed), removed.running, removed.failed_objects), (vec![0, 0, 0, 5, 1], true, 0));
+    assert_eq!((objects(&removed), removed.running, removed.failed_objects), (vec![0, 0, 0, 0, 6, 1], true, 0));
     assert_eq!(removed.unknown_objects, 7, "{:?}", running.files());
-    let stay = [accepted.as_str(), &at_work, &uploading, INTERRUPTED_OUTPUT];
+    let stay = [accepted.as_str(), &at_work, &uploading, LOG, INTERRUPTED_OUTPUT];
     assert_eq!(running.files(), set(KEPT.into_iter().chain(stay)));
-    assert_eq!(objects(&running.reclaim(false).await), [0; 5]);
+    assert_eq!(objects(&running.reclaim(false).await), [0; 6]);
 }
 
 #[tokio::test]
@@ -75,15 +78,17 @@ async fn of_a_job_that_is_over_everything_goes_but_results_and_what_is_not_its_o
     running.capture(running.sync(Vec::new()).await.expect("a start")).await;
     running.write(&KEPT);
     running.write(&ORPHANED);
-    running.write(&[INTERRUPTED_ORPHAN, INTERRUPTED_OUTPUT]);
+    running.write(&[LOG, INTERRUPTED_ORPHAN, INTERRUPTED_OUTPUT]);
     running.cancel().await;
 
+    let unneeded = reclaim(&running.core, &running.job, Extent::Unneeded, true).await.expect("looks").message();
+    assert_eq!(objects(&unneeded), [1, 0, 0, 0, 6, 2], "logs stay until they are asked for");
     let removed = running.reclaim(false).await;
-    assert_eq!((objects(&removed), removed.running), (vec![1, 0, 0, 5, 2], false));
+    assert_eq!((objects(&removed), removed.running), (vec![1, 0, 0, 1, 6, 2], false));
     assert_eq!(running.files(), set(KEPT));
     let left = |folder: &str| running.fixture.path("job").join(folder).exists();
     assert!(!left("rounds/0/blocks") && !left("evaluate") && left("rounds/0/activations/mid"));
-    assert_eq!(objects(&running.reclaim(false).await), [0; 5], "it is safe to repeat");
+    assert_eq!(objects(&running.reclaim(false).await), [0; 6], "it is safe to repeat");
 }
 
 #[tokio::test]

@@ -105,7 +105,7 @@ codes! {
             "Start it with `deltaconv coordinator --state DIR`.";
         0018 Unconfirmed: "It cannot be undone, and nobody said that it is meant",
             "The command asks on a terminal before it does what can't be undone, and there is none.",
-            "Say `--yes`.";
+            "Run the command again with `--yes`.";
         0019 Declined: "It was not done, as was answered",
             "The question whether it is meant was not answered with yes.",
             "Run the command again and answer `y`, or say `--yes`.";

@@ -52,7 +52,7 @@ fn heading(app: &App) -> Vec<Line<'static>> {
     };
     let (reads, writes) = (rate(|load| load.read_bytes_per_second), rate(|load| load.written_bytes_per_second));
     let text = format!(
-        "deltaconv at {}   {running} of {} jobs running   workers: {} busy, {} idle, {} others   stores: {reads}/s read, {writes}/s written",
+        "deltaconv at {}   {running} of {} jobs running   workers: {} busy, {} idle, {} others   stores: {reads}/s in, {writes}/s out",
         app.url(),
         app.seen.jobs.len(),
         count("busy"),
@@ -100,7 +100,7 @@ fn of_state(app: &App, state: &str) -> Style {
 fn rows(frame: &mut Frame, app: &App, area: Rect, headings: &[&'static str], widths: &[Constraint], rows: Vec<Row>) {
     let headings = Row::new(headings.iter().map(|heading| heading.to_uppercase()).collect::<Vec<_>>());
     let chosen = Style::new().add_modifier(Modifier::REVERSED);
-    let table = Table::new(rows, widths).header(headings).row_highlight_style(chosen).column_spacing(2);
+    let table = Table::new(rows, widths).header(headings).row_highlight_style(chosen).column_spacing(1);
     let mut state = TableState::default().with_selected(Some(app.row));
     frame.render_stateful_widget(table, area, &mut state);
 }
@@ -207,7 +207,7 @@ fn workers(frame: &mut Frame, app: &App, area: Rect) {
         ])
     };
     let listed = app.seen.workers.iter().map(row).collect();
-    let widths = [16, 14, 9, 16, 6, 19, 6, 6, 11, 11].map(Constraint::Length);
+    let widths = [16, 10, 9, 14, 6, 17, 6, 6, 10, 10].map(Constraint::Length);
     let widths = widths.into_iter().chain([Constraint::Min(10)]).collect::<Vec<_>>();
     let headings =
         ["name", "machine", "state", "device", "load", "memory", "heat", "power", "reads", "writes", "tasks or reason"];
@@ -334,7 +334,7 @@ mod tests {
     #[test]
     fn every_view_shows_what_was_seen() {
         let jobs = drawn(&app(&[]), 140, 20);
-        for part in ["sdxl-1", "running", "distill", "━━━━━━━━────────  50 %", "2.5 GB/s read", "node-a joined"]
+        for part in ["sdxl-1", "running", "distill", "━━━━━━━━────────  50 %", "2.5 GB/s in", "node-a joined"]
         {
             assert!(jobs.contains(part), "{part}\n{jobs}");
         }
