@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::output::{self, Data};
 use crate::{commands, config, demo, duration};
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 the job failed or was cancelled, 2 the command could not do what was \
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 the job failed or was cancelled, or a check did not hold, 2 the command could not do what was \
                           asked, 130 interrupted.";
 
 /// Convert pre-trained diffusion models into attention-free ones.

@@ -91,7 +91,7 @@ fn columns(event: &v1::Event) -> [String; 5] {
 
 /// One line of columns that are as wide as most of what stands in them: events come one by one.
 fn line([time, severity, kind, about, message]: &[String; 5]) -> String {
-    format!("{time:23}  {severity:8}  {kind:16}  {about:34}  {message}").trim_end().to_owned()
+    format!("{time:23}  {severity:8}  {kind:19}  {about:34}  {message}").trim_end().to_owned()
 }
 
 #[cfg(test)]

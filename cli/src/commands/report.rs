@@ -155,6 +155,10 @@ impl Stage {
     }
 }
 
+fn counted(count: usize, one: &str, several: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { several })
+}
+
 impl Finetune {
     fn describe(&self) -> String {
         let Self { steps, error_before, error_after, story } = self;
@@ -183,10 +187,10 @@ impl Report {
         let Self { job, teacher_class, layers, samples, .. } = self;
         let head = format!(
             "{job}: {} layers of {teacher_class} replaced by blocks\nerrors of the predicted noise on {} held-out samples, \
-             over the teacher's mean square; pictures of {} prompts, {} DDIM steps, guidance {}",
+             over the teacher's mean square; pictures of {}, {} DDIM steps, guidance {}",
             layers.len(),
             self.noise_samples,
-            samples.prompts.len(),
+            counted(samples.prompts.len(), "prompt", "prompts"),
             samples.ddim_steps,
             samples.guidance,
         );
@@ -292,7 +296,8 @@ impl Report {
             let [teacher, student] = [teacher_seconds, student_seconds].map(|seconds| seconds * 1e3);
             format!(
                 "a sample's pass through the whole model: teacher {teacher:.2} ms, student {student:.2} ms, median of \
-                 {batches} batches on the workers that evaluated"
+                 {} on the workers that evaluated",
+                counted(*batches as usize, "batch", "batches")
             )
         });
         let lines: Vec<String> = operations.into_iter().chain(latency).collect();

@@ -164,6 +164,15 @@ impl Gpu {
         self.context.name().map_err(failed("asking for the device's name"))
     }
 
+    /// The device's name among all devices, as the driver's management library knows it: `GPU-` and 32 hex digits in groups of
+    /// 8, 4, 4, 4 and 12.
+    pub fn uuid(&self) -> Result<String> {
+        let uuid = self.context.uuid().map_err(failed("asking for the device's UUID"))?;
+        let digits: String = uuid.bytes.iter().map(|byte| format!("{:02x}", *byte as u8)).collect();
+        let [a, b, c, d, e] = [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]];
+        Ok(format!("GPU-{a}-{b}-{c}-{d}-{e}"))
+    }
+
     /// Major and minor compute capability.
     pub fn compute_capability(&self) -> Result<(i32, i32)> {
         self.context.compute_capability().map_err(failed("asking for the compute capability"))

@@ -30,15 +30,24 @@ pub(super) struct Threads {
     accelerator: Accelerator,
     cache: Cache,
     load: Arc<Gauge>,
+    /// What people call this worker.
+    worker: Arc<str>,
     /// Notified of each checkpoint.
     news: Arc<Notify>,
 }
 
 impl Threads {
-    /// Attempts that share the accelerator and the cache.
-    pub(super) fn new(accelerator: Accelerator, cache: Cache) -> Self {
+    /// Attempts of the worker of this name that share the accelerator and the cache.
+    pub(super) fn new(worker: &str, accelerator: Accelerator, cache: Cache) -> Self {
         let load = Arc::new(Gauge::of(&accelerator));
-        Self { models: Arc::new(Models::default()), accelerator, cache, load, news: Arc::default() }
+        Self {
+            models: Arc::new(Models::default()),
+            accelerator,
+            cache,
+            load,
+            worker: worker.into(),
+            news: Arc::default(),
+        }
     }
 }
 
@@ -119,7 +128,7 @@ fn run(
     let attempt = AttemptId::new(lease.attempt_id.clone())?;
     let log = Log::of(&attempt);
     let _forget = Forget(attempt.clone());
-    let span = tracing::info_span!(logs::SPAN, job = task.job(), %task, %attempt);
+    let span = tracing::info_span!(logs::SPAN, job = task.job(), %task, %attempt, worker = &*shared.worker);
     let _within = span.enter();
     let job = v1::JobSpec::decode(&*spec.job).map_err(|_| task::Error::Incomplete("job"))?;
     let plan = v1::JobPlan::decode(&*spec.plan).map_err(|_| task::Error::Incomplete("plan"))?;

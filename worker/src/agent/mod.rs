@@ -141,8 +141,9 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
         http::start(address, shutdown.clone()).await?;
     }
     let grace = options.grace;
+    let name = options.name.clone();
     let coordinator = connect::Grpc::new(options, &accelerator)?;
-    work(coordinator, attempt::Threads::new(accelerator, cache), grace, shutdown).await
+    work(coordinator, attempt::Threads::new(&name, accelerator, cache), grace, shutdown).await
 }
 
 /// Joins `coordinator` and works until `shutdown`; then it hands back what it holds, and is gone after `grace`. An error says that the coordinator
