@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::faults::copy;
 use crate::process::said;
 use crate::scaled;
 use crate::service::Coordinator;
@@ -72,19 +73,6 @@ const CASES: &[Case] = &[
     },
     Case { name: "prompt id out of range", spoil: set_prompt_id, named: &["latents.safetensors", "9999"] },
 ];
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("made");
-    for entry in fs::read_dir(from).expect("listed") {
-        let path = entry.expect("an entry").path();
-        let copied = to.join(path.file_name().expect("a name"));
-        if path.is_dir() {
-            copy(&path, &copied);
-        } else {
-            fs::copy(&path, &copied).expect("copied");
-        }
-    }
-}
 
 fn set_config(teacher: &Path, field: &str, value: Value) {
     let path = teacher.join(CONFIG);

@@ -9,10 +9,11 @@ mod page;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
+use crate::faults::copy;
 use crate::process::{deltaconv, said};
 use crate::scaled;
 use crate::service::Coordinator;
-use machine::{Machine, copy};
+use machine::Machine;
 use page::{called, commands, links, named, pages, parts, places, repository};
 
 /// What a page takes to be there when it begins.

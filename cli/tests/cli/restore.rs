@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
+use crate::faults::copy;
 use crate::process::{Running, deltaconv, said, until};
 use crate::scaled;
 use crate::service::{self, Coordinator, digest, freeze, tasks_in, thaw};
@@ -133,14 +134,4 @@ fn a_second_coordinator_on_a_copied_state_fences_the_first() {
 
     let _workers = ["a", "b"].map(|name| second.worker(name));
     assert_eq!(digest(&second.done(&job)), scaled::quiet().digest);
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("made");
-    for name in names(from) {
-        match from.join(&name).is_dir() {
-            true => copy(&from.join(&name), &to.join(&name)),
-            false => _ = fs::copy(from.join(&name), to.join(&name)).expect("copied"),
-        }
-    }
 }

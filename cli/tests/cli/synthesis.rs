@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use deltaconv_proto::safetensors;
 use serde_json::{Value, json};
 
+use crate::faults::copy;
 use crate::process::{deltaconv, said};
 use crate::scaled;
 use crate::service::{self, Coordinator};
@@ -17,19 +18,6 @@ fn pipeline(to: &Path, parts: &str, denoiser: &str) {
     copy(&golden.join("pipelines").join(parts), to);
     copy(&golden.join("teachers").join(denoiser), to);
     copy(&scaled::teacher().join("scheduler"), &to.join("scheduler"));
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("made");
-    for entry in fs::read_dir(from).expect("a folder") {
-        let entry = entry.expect("an entry");
-        let to = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &to);
-        } else {
-            fs::copy(entry.path(), to).expect("copied");
-        }
-    }
 }
 
 /// 20 latents of three prompts, with a line that says their size or none.
