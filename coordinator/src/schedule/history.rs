@@ -1,4 +1,4 @@
-//! How the errors of a job's layers went, for whoever looks: kept in memory alone, as long as the job runs.
+//! How the errors of a job's layers went, for whoever looks: kept in memory alone, from the start of this process on.
 
 use std::collections::BTreeMap;
 
