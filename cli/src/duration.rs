@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Reads `250ms`, `10s` or `2m`.
+/// Reads `250ms`, `10s`, `2m`, `1h` or `30d`.
 pub(crate) fn parse(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -10,7 +10,9 @@ pub(crate) fn parse(text: &str) -> Result<Duration, String> {
         "ms" => 1,
         "s" => 1000,
         "m" => 60_000,
-        _ => return Err("write a whole number with a unit: 250ms, 10s or 2m".into()),
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err("write a whole number with a unit: 250ms, 10s, 2m, 1h or 30d".into()),
     };
     let duration = number.parse::<u64>().ok().and_then(|number| number.checked_mul(milliseconds_of_unit));
     match duration {

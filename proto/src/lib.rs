@@ -21,6 +21,7 @@ mod report;
 pub mod safetensors;
 pub mod shard;
 pub mod teacher;
+pub mod tls;
 mod utc;
 pub mod weights;
 

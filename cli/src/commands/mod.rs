@@ -10,6 +10,7 @@ use crate::error::Error;
 pub(crate) mod analyze;
 pub(crate) mod bench;
 pub(crate) mod cancel;
+pub(crate) mod certs;
 pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod coordinator;
@@ -39,6 +40,7 @@ pub(crate) async fn run(command: Command, config: &Config) -> Result<ExitCode, E
     match command {
         Command::Analyze(arguments) => analyze::run(arguments).await,
         Command::Bench(arguments) => bench::run(arguments).await,
+        Command::Certs(arguments) => certs::run(arguments),
         Command::Demo(arguments) => demo::run(arguments).await,
         Command::Coordinator(arguments) => coordinator::run(arguments).await,
         Command::Worker(arguments) => worker::run(arguments).await,

@@ -60,6 +60,7 @@ impl State {
         writes.extend(self.workers.values().map(|worker| Write::Worker(worker.record())));
         writes.extend(self.nodes.iter().map(|(name, node)| node.write(name)));
         writes.extend(self.requests.records().map(Write::Request));
+        writes.extend(self.access.writes());
         writes.extend(self.events.records().cloned().map(|event| Write::Event(event.into())));
         writes
     }

@@ -164,6 +164,7 @@ impl Worker {
             version: self.version.clone(),
             node: self.node.clone(),
             drained: self.drained,
+            identity: self.identity.clone(),
         }
     }
 
@@ -175,6 +176,7 @@ impl Worker {
             node: if record.node.is_empty() { id.to_string() } else { record.node },
             id,
             name: record.name,
+            identity: record.identity,
             device: record.device.unwrap_or_default(),
             version: record.version,
             last_seen: now.monotonic,

@@ -22,6 +22,8 @@ pub struct Worker {
     pub node: String,
     /// What it computes on.
     pub device: v1::Device,
+    /// Who joined: a worker's identity, or "local".
+    pub identity: String,
     /// Its version of deltaconv.
     pub version: String,
     /// Its last Sync, as [`Now::monotonic`].
@@ -66,18 +68,47 @@ impl Worker {
     }
 }
 
+fn printable(text: impl AsRef<str>) -> String {
+    text.as_ref().chars().filter(|c| !c.is_control()).take(128).collect()
+}
+
+/// The device as people are shown it, and as a record has room for it.
+fn bounded(device: v1::Device) -> v1::Device {
+    let v1::Device { kind, name, memory_bytes, threads, compute_capability, precisions } = device;
+    let [kind, name, compute_capability] = [kind, name, compute_capability].map(printable);
+    let precisions = precisions.into_iter().take(16).map(printable).collect();
+    v1::Device { kind, name, memory_bytes, threads, compute_capability, precisions }
+}
+
 impl State {
-    /// A worker joins; it is given an id of its own, also when it was here before under another.
+    /// A worker joins of which nothing is known but that it may.
+    ///
+    /// # Errors
+    /// As [`State::join_as`].
     pub fn join(&mut self, request: v1::JoinRequest, now: Now, effects: &mut Effects) -> Result<WorkerId, Error> {
+        self.join_as("", request, now, effects)
+    }
+
+    /// A worker of this identity joins; it is given an id of its own, also when it was here before under another.
+    ///
+    /// # Errors
+    /// An id that can't be one, which is a fault of ours.
+    pub fn join_as(
+        &mut self,
+        identity: &str,
+        request: v1::JoinRequest,
+        now: Now,
+        effects: &mut Effects,
+    ) -> Result<WorkerId, Error> {
         self.meta.workers += 1;
         let id = WorkerId::new(format!("w{}-{}", self.meta.workers, self.settings.identity))?;
-        let printable = |text: String| text.chars().filter(|c| !c.is_control()).take(128).collect::<String>();
         let node = printable(request.node);
         let worker = Worker {
             id: id.clone(),
             name: printable(request.name),
             node: if node.is_empty() { id.to_string() } else { node },
-            device: request.device.unwrap_or_default(),
+            device: bounded(request.device.unwrap_or_default()),
+            identity: identity.to_owned(),
             version: printable(request.version),
             last_seen: now.monotonic,
             draining: false,

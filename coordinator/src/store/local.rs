@@ -325,6 +325,10 @@ pub(super) fn key(write: &Write) -> String {
         Write::Request(request) => format!("request/{}", request.request_id),
         Write::Event(event) => format!("event/{:05}", event.sequence % KEPT),
         Write::ForgetRequest(id) => format!("request/{id}"),
+        Write::Invitation(invitation) => format!("invitation/{}", invitation.id),
+        Write::ForgetInvitation(id) => format!("invitation/{id}"),
+        Write::Identity(identity) => format!("identity/{}", identity.identity),
+        Write::ForgetIdentity(id) => format!("identity/{id}"),
     }
 }
 
@@ -338,7 +342,10 @@ pub(super) fn value(write: &Write) -> Option<Vec<u8>> {
         Write::Node(record) => bytes.extend(record.encode_to_vec()),
         Write::Request(record) => bytes.extend(record.encode_to_vec()),
         Write::Event(record) => bytes.extend(record.encode_to_vec()),
+        Write::Invitation(record) => bytes.extend(record.encode_to_vec()),
+        Write::Identity(record) => bytes.extend(record.encode_to_vec()),
         Write::ForgetWorker(_) | Write::ForgetNode(_) | Write::ForgetRequest(_) => return None,
+        Write::ForgetInvitation(_) | Write::ForgetIdentity(_) => return None,
     }
     Some(bytes)
 }

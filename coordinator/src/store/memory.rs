@@ -34,6 +34,10 @@ impl Store for MemoryStore {
                     self.records.events.push(*event);
                 }
                 Write::ForgetRequest(id) => self.records.requests.retain(|r| r.request_id != id),
+                Write::Invitation(record) => put(&mut self.records.invitations, *record, |r| &r.id),
+                Write::ForgetInvitation(id) => self.records.invitations.retain(|r| r.id != id),
+                Write::Identity(record) => put(&mut self.records.identities, *record, |r| &r.identity),
+                Write::ForgetIdentity(id) => self.records.identities.retain(|r| r.identity != id),
             }
         }
         Ok(())

@@ -35,6 +35,14 @@ pub enum Write {
     Request(v1::RequestRecord),
     /// One so long ago that nobody asks again.
     ForgetRequest(String),
+    /// An invitation, whole.
+    Invitation(Box<v1::InvitationRecord>),
+    /// One that has long been over.
+    ForgetInvitation(String),
+    /// An identity, whole.
+    Identity(Box<v1::IdentityRecord>),
+    /// One whose certificate is over.
+    ForgetIdentity(String),
     /// Something that happened, in the place of what did so many events before.
     Event(Box<v1::Event>),
 }
@@ -54,6 +62,10 @@ pub struct Records {
     pub nodes: Vec<v1::NodeRecord>,
     /// By id.
     pub requests: Vec<v1::RequestRecord>,
+    /// By id.
+    pub invitations: Vec<v1::InvitationRecord>,
+    /// By identity.
+    pub identities: Vec<v1::IdentityRecord>,
     /// In no order.
     pub events: Vec<v1::Event>,
 }
@@ -69,7 +81,10 @@ impl Records {
             Write::Node(node) => self.nodes.push(*node),
             Write::Request(request) => self.requests.push(request),
             Write::Event(event) => self.events.push(*event),
+            Write::Invitation(invitation) => self.invitations.push(*invitation),
+            Write::Identity(identity) => self.identities.push(*identity),
             Write::ForgetWorker(_) | Write::ForgetNode(_) | Write::ForgetRequest(_) => {}
+            Write::ForgetInvitation(_) | Write::ForgetIdentity(_) => {}
         }
     }
 
@@ -81,7 +96,9 @@ impl Records {
         let nodes = self.nodes.into_iter().map(|node| Write::Node(node.into()));
         let requests = self.requests.into_iter().map(Write::Request);
         let events = self.events.into_iter().map(|event| Write::Event(event.into()));
-        let others = workers.chain(nodes).chain(requests).chain(events);
+        let invitations = self.invitations.into_iter().map(|invitation| Write::Invitation(invitation.into()));
+        let identities = self.identities.into_iter().map(|identity| Write::Identity(identity.into()));
+        let others = workers.chain(nodes).chain(requests).chain(invitations).chain(identities).chain(events);
         std::iter::once(Write::Meta(self.meta)).chain(jobs).chain(tasks).chain(others)
     }
 }

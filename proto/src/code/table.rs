@@ -44,8 +44,9 @@ codes! {
             "Look at `ulimit -u` and the container's limits, or start with fewer threads, as by `deltaconv worker \
              --threads N`.";
         0002 CoordinatorUrl: "The coordinator's URL is not one",
-            "--coordinator or DELTACONV_COORDINATOR holds something else than http://HOST:PORT. TLS is not spoken.",
-            "Write http://HOST:PORT, as `deltaconv coordinator` logs it when it starts.";
+            "--coordinator or DELTACONV_COORDINATOR holds something else than https://HOST:PORT or http://HOST:PORT.",
+            "Write https://HOST:PORT, or http://HOST:PORT of one without TLS, as `deltaconv coordinator` logs it when it \
+             starts.";
         0003 Unreachable: "No coordinator answers",
             "Nothing listens at this URL, the network does not get there, or the coordinator is just starting or \
              stopping.",
@@ -311,8 +312,9 @@ codes! {
             "Another process uses the port, or the address is none of this machine's.",
             "Choose another --listen ADDRESS, or find with `ss -ltnp` who has the port.";
         0602 Plaintext: "The address can be reached from other machines",
-            "What is sent there is not encrypted, the workers' token neither.",
-            "Listen on 127.0.0.1, or, in a network where nobody else listens, add --allow-plaintext.";
+            "What is sent there is not encrypted, and whoever reaches it may submit and cancel jobs.",
+            "Make certificates with `deltaconv certs init --out DIR --host NAME` and start it with --certs DIR. Listen on \
+             127.0.0.1 without; or, in a network where nobody else is, add --allow-plaintext.";
         0603 StateInUse: "Another coordinator runs on this state",
             "A state folder belongs to one process at a time, and it is locked.",
             "Stop the other one, or give this one another --state.";
@@ -391,8 +393,8 @@ codes! {
             "Wait with `deltaconv watch JOB`; `deltaconv explain JOB` says what it waits for.";
         0705 WrongToken: "The token is not the coordinator's",
             "A worker joins with the token of the coordinator, and gave none or another.",
-            "Copy the coordinator's token file (worker.token in its state) to the worker, and name it with \
-             --token-file.";
+            "Invite the worker with `deltaconv workers invite`. On the coordinator's own machine and without TLS its token \
+             file (worker.token in its state) does as well, with --token-file.";
         0706 WorkerRefused: "The coordinator sent the worker away",
             "It refused what the worker said, and would do so again.",
             "Do as its message says; most often one of the two is of another version: compare `deltaconv --version`.";
@@ -459,5 +461,46 @@ codes! {
         0905 NothingMeasured: "The evaluation has nothing to compare",
             "No sample was measured, so that a figure of the report has no value.",
             "Set `evaluation` in the job file so that there are samples and prompts, and submit the job anew.";
+    }
+    "Access and encryption" {
+        1001 Certificate: "A certificate or a key cannot be used",
+            "The file holds none in PEM, the key is not the certificate's, or the authority that signed it is not \
+             there. The message names the file.",
+            "Look at it with `deltaconv certs show FILE`, or have new ones made with `deltaconv certs init`.";
+        1002 Untrusted: "The other side of the connection is not trusted",
+            "The coordinator's certificate is of another authority, for another host, or over; or the coordinator \
+             does not accept the certificate that it was shown.",
+            "Take the credentials or the invitation of this coordinator, call it by a name that its certificate has \
+             (`deltaconv certs show coordinator.pem`), and check that both clocks are right.";
+        1003 NoCredentials: "Nobody said who is calling",
+            "The coordinator speaks TLS and wants to know who calls, and the call came without a certificate.",
+            "Name the file with your certificate and key with --credentials FILE or DELTACONV_CREDENTIALS; \
+             `deltaconv certs issue operator NAME` makes one.";
+        1004 Denied: "This identity may not do that",
+            "Viewers look, operators submit and change, workers join and compute; each is refused the rest, and so \
+             is a worker that speaks for another.",
+            "Take the credentials of somebody who may; `deltaconv certs show FILE` says whose a file is.";
+        1005 Invitation: "This is no invitation",
+            "An invitation is one line that `deltaconv workers invite` prints, and this is something else or a part \
+             of one.",
+            "Copy the whole line, or make another with `deltaconv workers invite`.";
+        1006 InvitationOver: "The invitation is not accepted any more",
+            "It was taken as often as it may be, its time is over, it was revoked, or it is another coordinator's.",
+            "Make another with `deltaconv workers invite`; `deltaconv workers invitations` says what became of this \
+             one.";
+        1007 Revoked: "This identity was revoked",
+            "An operator ended it, or a worker's ran out while the worker was away.",
+            "Invite the worker again with `deltaconv workers invite`; give a person a certificate of another name \
+             with `deltaconv certs issue`.";
+        1008 StoreNotAllowed: "The store is not among those that are allowed",
+            "A job names a teacher, data or an output outside of what this coordinator or worker was started with.",
+            "Put it where it is allowed, or allow the place with --allow-store URL and start the process anew.";
+        1009 TooMany: "Too much is asked at once",
+            "One peer has more connections, calls or requests at a time than any of them needs.",
+            "Ask less often: `deltaconv watch` and `deltaconv events --follow` say when something changes.";
+        1010 Identity: "A worker's identity cannot be kept or used",
+            "The folder for it cannot be written, or what is there is of another coordinator or damaged.",
+            "Name a folder of the worker's own with --identity DIR, or remove the file that the message names and \
+             invite the worker again.";
     }
 }

@@ -1,5 +1,6 @@
 //! Object stores by URL: what lies under one prefix.
 
+mod allowed;
 mod back_end;
 #[cfg(any(feature = "s3", feature = "gs", feature = "az"))]
 mod environment;
@@ -38,6 +39,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use url::Url;
 
+pub use allowed::Allowed;
 pub use parts::{Part, read_exact_at, read_parts};
 use traffic::Direction;
 pub use tree::PART;
@@ -103,6 +105,14 @@ pub enum Error {
         url: String,
         /// The key below it.
         key: String,
+    },
+    /// Nobody is to read or write there.
+    #[error("{url} is not among the places that are allowed: {allowed}")]
+    NotAllowed {
+        /// What was given.
+        url: String,
+        /// Those that are.
+        allowed: String,
     },
     /// A URL that carries credentials would end up in logs and state.
     #[error("{url} carries {what}; remove it")]
@@ -186,6 +196,7 @@ impl Error {
             | Self::Store { source: Said::PermissionDenied { .. } | Said::Unauthenticated { .. }, .. } => {
                 Code::AccessRefused
             }
+            Self::NotAllowed { .. } => Code::StoreNotAllowed,
             Self::NotInUrl { .. } => Code::SecretInUrl,
             Self::InvalidKey { .. } => Code::ObjectKey,
             Self::NotFound { .. } => Code::NotFound,

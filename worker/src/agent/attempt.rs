@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use deltaconv_proto::code::Code;
 use deltaconv_proto::ids::{AttemptId, TaskId};
-use deltaconv_proto::objects::Objects;
+use deltaconv_proto::objects::{Allowed, Objects};
 use deltaconv_proto::v1;
 use prost::Message;
 use tokio::sync::Notify;
@@ -32,13 +32,14 @@ pub(super) struct Threads {
     load: Arc<Gauge>,
     /// What people call this worker.
     worker: Arc<str>,
+    stores: Arc<Allowed>,
     /// Notified of each checkpoint.
     news: Arc<Notify>,
 }
 
 impl Threads {
-    /// Attempts of the worker of this name that share the accelerator and the cache.
-    pub(super) fn new(worker: &str, accelerator: Accelerator, cache: Cache) -> Self {
+    /// Attempts of the worker of this name that share the accelerator and the cache, of jobs that name no other stores.
+    pub(super) fn new(worker: &str, accelerator: Accelerator, cache: Cache, stores: Allowed) -> Self {
         let load = Arc::new(Gauge::of(&accelerator));
         Self {
             models: Arc::new(Models::default()),
@@ -46,6 +47,7 @@ impl Threads {
             cache,
             load,
             worker: worker.into(),
+            stores: stores.into(),
             news: Arc::default(),
         }
     }
@@ -134,6 +136,7 @@ fn run(
     let plan = v1::JobPlan::decode(&*spec.plan).map_err(|_| task::Error::Incomplete("plan"))?;
     let kind = spec.kind.ok_or(task::Error::Incomplete("kind"))?;
     tracing::info!(epoch = lease.epoch, "attempt started");
+    shared.stores.check_job(&job)?;
     let objects = Objects::open(&job.output_url)?;
     let kept = log.clone().keep(objects.clone(), task.clone(), attempt.clone());
     let keeping = AbortOnDropHandle::new(runtime.spawn(kept));

@@ -8,9 +8,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use deltaconv_coordinator::TlsFiles;
+use deltaconv_proto::objects::Allowed;
 use tokio_util::sync::CancellationToken;
 
-use super::interrupted;
+use super::{certs, interrupted};
 use crate::error::{Error, explain};
 use crate::logs::Logging;
 use crate::{byte_size, duration, ending, host, location};
@@ -43,10 +45,27 @@ struct Service {
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7433")]
     listen: SocketAddr,
-    /// Listen where other machines can connect, without encryption
+    /// Folder with authority.pem, coordinator.pem and coordinator.key, as `deltaconv certs init` makes them: connections are
+    /// encrypted, and who calls is known by their certificate
+    #[arg(long, value_name = "DIR")]
+    certs: Option<PathBuf>,
+    /// The coordinator's own certificate in PEM, with those between it and its authority [default: of --certs]
+    #[arg(long, value_name = "FILE", requires_all = ["tls_key", "tls_authority"])]
+    tls_certificate: Option<PathBuf>,
+    /// Its key in PEM [default: of --certs]
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    tls_key: Option<PathBuf>,
+    /// Certificates in PEM of who signs those of operators and viewers [default: of --certs]
+    #[arg(long, value_name = "FILE")]
+    tls_authority: Option<PathBuf>,
+    /// Listen where other machines can connect, without encryption: whoever reaches it may submit and cancel jobs
     #[arg(long)]
     allow_plaintext: bool,
-    /// The token that workers join with; made if it isn't there [default: worker.token in the state's folder]
+    /// Jobs may read and write what lies at or below this URL; once for each, `any` for every place [default: every place, of one
+    /// that only this machine reaches]
+    #[arg(long = "allow-store", value_name = "URL")]
+    allow_stores: Vec<String>,
+    /// Without TLS, the token that workers may join with; made if it isn't there [default: worker.token in the state's folder]
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Write the coordinator's URL to this file once it listens
@@ -95,15 +114,24 @@ fn webhook(text: &str) -> Result<url::Url, String> {
 }
 
 async fn serve(arguments: Service) -> Result<ExitCode, Error> {
-    if !arguments.listen.ip().is_loopback() && !arguments.allow_plaintext {
+    let tls = tls_files(&arguments);
+    let is_exposed = !arguments.listen.ip().is_loopback();
+    if is_exposed && tls.is_none() && !arguments.allow_plaintext {
         return Err(Error::Plaintext { address: arguments.listen });
     }
+    let stores = match &arguments.allow_stores[..] {
+        [] if is_exposed => return Err(Error::NoStores),
+        [] => Allowed::any(),
+        urls => location::allowed(urls)?,
+    };
     let state = arguments.state.ok_or(Error::NoState)?;
     let _logging = arguments.logging.start()?;
     keep_memory_small();
     let snapshots = arguments.snapshots.as_deref().map(|named| location::url(named, Path::new(""))).transpose()?;
     let every = arguments.snapshot_every;
     let options = deltaconv_coordinator::Options {
+        tls,
+        stores,
         token_file: arguments.token_file.unwrap_or_else(|| state.join("worker.token")),
         state,
         listen: arguments.listen,
@@ -123,6 +151,17 @@ async fn serve(arguments: Service) -> Result<ExitCode, Error> {
         Some(Err(error)) => Err(Error::Coordinator { message: explain(&error), code: error.code() }),
         None => Ok(interrupted()),
     }
+}
+
+/// Where the certificates lie; nothing where none are named.
+fn tls_files(arguments: &Service) -> Option<TlsFiles> {
+    let in_folder = |name: &str| arguments.certs.as_ref().map(|folder| folder.join(name));
+    let named = |named: &Option<PathBuf>, name: &str| named.clone().or_else(|| in_folder(name));
+    Some(TlsFiles {
+        certificate: named(&arguments.tls_certificate, certs::COORDINATOR)?,
+        key: named(&arguments.tls_key, certs::COORDINATOR_KEY)?,
+        authority: named(&arguments.tls_authority, certs::AUTHORITY)?,
+    })
 }
 
 /// Has the system give this process small pages alone, and glibc return every large buffer as soon as it is freed.
