@@ -3,6 +3,7 @@
 use std::error::Error as _;
 use std::time::{Duration, SystemTime};
 
+use deltaconv_proto::protocol::{self, Caller, Handshake};
 use deltaconv_proto::v1::operator_service_client::OperatorServiceClient;
 use deltaconv_proto::{code, v1};
 use tonic::transport::{Channel, Endpoint};
@@ -20,7 +21,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// A connection to one coordinator.
 pub(crate) struct Client {
     url: String,
-    service: OperatorServiceClient<Channel>,
+    service: OperatorServiceClient<Handshake<Channel>>,
 }
 
 impl Client {
@@ -28,7 +29,8 @@ impl Client {
     pub(crate) async fn connect(url: &str) -> Result<Self, Error> {
         let endpoint = endpoint(url)?;
         let channel = endpoint.connect().await.map_err(|error| unreachable(url, &error))?;
-        Ok(Self { url: url.into(), service: OperatorServiceClient::new(channel) })
+        let service = OperatorServiceClient::new(Handshake::new(channel, Caller::CommandLine));
+        Ok(Self { url: url.into(), service })
     }
 
     pub(crate) async fn plan(&mut self, spec: v1::JobSpec) -> Result<v1::JobPlan, Error> {
@@ -120,6 +122,13 @@ impl Client {
         // No time limit: it takes as long as there are objects.
         let request = v1::CollectGarbageRequest { job_id: job_id.into(), dry_run };
         let answer = self.service.collect_garbage(request).await;
+        self.answer(answer)
+    }
+
+    /// Has the coordinator write what it must not forget to a store.
+    pub(crate) async fn backup(&mut self, request: v1::BackupRequest) -> Result<v1::BackupResponse, Error> {
+        // No time limit: it takes as long as there are records.
+        let answer = self.service.backup(request).await;
         self.answer(answer)
     }
 
@@ -228,7 +237,12 @@ fn failure(url: &str, status: &Status) -> Error {
         }
         Code::Unimplemented => Error::Unreachable {
             url: url.into(),
-            reason: format!("what listens there does not know this call ({})", status.message()),
+            reason: match status.metadata().get(protocol::RELEASE_METADATA).and_then(|release| release.to_str().ok()) {
+                Some(release) => {
+                    format!("it is deltaconv {release}, and does not know this call of deltaconv {}", protocol::RELEASE)
+                }
+                None => format!("what listens there does not know this call ({})", status.message()),
+            },
         },
         of_call => {
             let message = match status.message() {

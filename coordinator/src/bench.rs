@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
 
-use crate::api::{LogDesk, Token, Wakers, WorkerApi, http};
+use crate::api::{LogDesk, Token, Wakers, WorkerApi, http, with_handshake};
 use crate::core::{Clock, Core, Handle, Unserved};
 use crate::observe::metrics::Metrics;
 use crate::schedule::{Command, Settings};
@@ -94,11 +94,11 @@ pub async fn serve(options: Options, ready: impl FnOnce(Ready), shutdown: Cancel
     let web = http::router(&handle, &metrics);
     let api =
         WorkerApi::new(handle.clone(), wakers, LogDesk::default(), metrics, options.lease_ttl, Duration::from_secs(10));
+    let routes = Routes::from(web).add_service(WorkerServiceServer::with_interceptor(api, token));
     let serve = Server::builder()
         // The page, under the same load.
         .accept_http1(true)
-        .add_routes(Routes::from(web))
-        .add_service(WorkerServiceServer::with_interceptor(api, token))
+        .add_routes(with_handshake(routes))
         .serve_with_incoming(TcpListenerStream::new(listener));
     let served = tokio::select! {
         served = serve => served.map_err(Error::from),

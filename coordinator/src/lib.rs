@@ -6,6 +6,7 @@
 mod api;
 mod archive;
 pub mod assemble;
+pub mod backup;
 pub mod bench;
 mod carry_out;
 mod core;

@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
 
-use crate::api::{LogDesk, OperatorApi, Token, TokenError, Wakers, WorkerApi, http};
+use crate::api::{LogDesk, OperatorApi, Token, TokenError, Wakers, WorkerApi, http, with_handshake};
+use crate::backup::Backups;
 use crate::carry_out;
 use crate::core::{Clock, Core, Running};
 use crate::observe::metrics::Metrics;
@@ -138,6 +139,8 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     let (core, handle, first) = Core::open(settings, store, clock, commands, metrics.clone())?;
     let Running { thread, ended: mut core_ended } = core.spawn(first).map_err(listen)?;
 
+    let snapshots_url = options.snapshots.as_ref().map(|snapshots| snapshots.url.clone());
+    let backups = Backups::new(handle.clone(), journal.clone(), options.state.clone(), identity.clone(), snapshots_url);
     let terms = Terms::new(&identity, &options.host).map_err(|error| Error::Random(error.to_string()))?;
     let mut beside = JoinSet::new();
     let (watching, keeping) = (CancellationToken::new(), CancellationToken::new());
@@ -172,14 +175,14 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     let web = http::router(&handle, &metrics);
     let (ttl, interval) = (options.lease_ttl, options.checkpoint_interval);
     let worker_api = WorkerApi::new(handle.clone(), wakers, logs.clone(), metrics, ttl, interval);
-    let operator_api = OperatorApi::new(handle.clone(), terms, logs, stop_serving.clone());
+    let operator_api = OperatorApi::new(handle.clone(), terms, logs, backups, stop_serving.clone());
+    let routes = Routes::from(web).add_service(WorkerServiceServer::with_interceptor(worker_api, token));
+    let routes = with_handshake(routes.add_service(OperatorServiceServer::new(operator_api)));
     let serve = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         // Browsers and monitoring systems.
         .accept_http1(true)
-        .add_routes(Routes::from(web))
-        .add_service(WorkerServiceServer::with_interceptor(worker_api, token))
-        .add_service(OperatorServiceServer::new(operator_api))
+        .add_routes(routes)
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop_serving.clone().cancelled_owned());
     tokio::pin!(serve);
     let mut core_runs = true;

@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status};
 
 use super::logs::{Logs, TaskLogs};
 use super::{LogDesk, invalid, job_id};
+use crate::backup::Backups;
 use crate::core::Handle;
 use crate::observe::{history, report};
 use crate::reclaim::Extent;
@@ -34,13 +35,20 @@ pub(crate) struct OperatorApi {
     core: Handle,
     terms: Terms,
     logs: LogDesk,
+    backups: Backups,
     shutdown: CancellationToken,
 }
 
 impl OperatorApi {
     /// A service on `core` whose streams end with `shutdown`.
-    pub(crate) fn new(core: Handle, terms: Terms, logs: LogDesk, shutdown: CancellationToken) -> Self {
-        Self { core, terms, logs, shutdown }
+    pub(crate) fn new(
+        core: Handle,
+        terms: Terms,
+        logs: LogDesk,
+        backups: Backups,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self { core, terms, logs, backups, shutdown }
     }
 
     /// Makes the output this coordinator's, where it is no other's or shall be taken over.
@@ -333,6 +341,10 @@ impl OperatorService for OperatorApi {
         let task = TaskId::new(task_id).map_err(invalid)?;
         let (core, desk, shutdown) = (self.core.clone(), self.logs.clone(), self.shutdown.clone());
         Ok(Response::new(TaskLogs::stream(core, desk, task, follow, shutdown).await?))
+    }
+
+    async fn backup(&self, request: Request<v1::BackupRequest>) -> Result<Response<v1::BackupResponse>, Status> {
+        Ok(Response::new(self.backups.take(request.into_inner()).await?))
     }
 
     async fn list_workers(

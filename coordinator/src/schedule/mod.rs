@@ -22,6 +22,7 @@ mod record;
 mod restore;
 mod retention;
 mod shards;
+mod since;
 mod spare;
 mod status;
 mod step;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deltaconv_proto::ids::{AttemptId, JobId, WorkerId};
+use deltaconv_proto::protocol::Version;
 use deltaconv_proto::v1;
 
 use super::task::Failed;
@@ -164,6 +165,7 @@ impl Worker {
             version: self.version.clone(),
             node: self.node.clone(),
             drained: self.drained,
+            protocol: self.protocol.to_string(),
         }
     }
 
@@ -177,6 +179,7 @@ impl Worker {
             name: record.name,
             device: record.device.unwrap_or_default(),
             version: record.version,
+            protocol: Version::said(&record.protocol),
             last_seen: now.monotonic,
             draining: false,
             drained: record.drained,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use deltaconv_proto::protocol::{self, Caller, Handshake};
 use deltaconv_proto::v1::worker_service_client::WorkerServiceClient;
 use deltaconv_proto::{code, v1};
 use tokio::sync::mpsc;
@@ -33,8 +34,13 @@ impl Interceptor for Bearer {
     }
 }
 
-/// Calls with a token.
-pub(crate) type Client = WorkerServiceClient<InterceptedService<Channel, Bearer>>;
+/// Calls with a token, of a coordinator that understands this worker.
+pub(crate) type Client = WorkerServiceClient<InterceptedService<Handshake<Channel>, Bearer>>;
+
+/// Calls through `channel`.
+pub(crate) fn client(channel: Channel, bearer: Bearer) -> Client {
+    WorkerServiceClient::with_interceptor(Handshake::new(channel, Caller::Worker), bearer)
+}
 
 /// Requests that wait for their way: more are of no use, since the last one says all.
 const WAITING: usize = 4;
@@ -162,12 +168,13 @@ impl Coordinator for Grpc {
     async fn join(&mut self) -> Result<v1::JoinResponse, Unanswered> {
         let bearer = self.bearer().await?;
         let channel = self.endpoint.connect().await.map_err(|e| Unanswered::Away(root_cause(&e)))?;
-        let mut client = WorkerServiceClient::with_interceptor(channel, bearer.clone());
+        let mut client = client(channel, bearer.clone());
         let request = v1::JoinRequest {
             name: self.options.name.clone(),
             device: Some(self.device.clone()),
-            version: env!("CARGO_PKG_VERSION").into(),
+            version: protocol::RELEASE.into(),
             node: self.options.node.clone(),
+            protocol: protocol::OURS.to_string(),
         };
         let joined = client.join(request).await.map_err(|status| self.unanswered(&status))?.into_inner();
         // Half a lease is left for another connection then.
@@ -185,7 +192,7 @@ impl Coordinator for Grpc {
                 // Where a network swallows packets nothing ends a connection, and what is sent again on an old one comes
                 // ever later: a new one is there as soon as the network is.
                 let channel = self.endpoint.connect_lazy();
-                session.calls = Calls::new(WorkerServiceClient::with_interceptor(channel, session.bearer.clone()));
+                session.calls = Calls::new(client(channel, session.bearer.clone()));
                 Err(Unanswered::Away(format!("no answer within {limit:?}")))
             }
         }
