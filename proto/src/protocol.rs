@@ -126,7 +126,7 @@ impl Peer {
     }
 
     fn of(headers: &HeaderMap) -> Self {
-        let said = |name| {
+        let said = |name: &str| {
             let text = headers.get(name)?.to_str().ok()?;
             Some(text.chars().filter(char::is_ascii_graphic).take(SHOWN).collect::<String>())
         };
