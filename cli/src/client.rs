@@ -3,6 +3,7 @@
 use std::error::Error as _;
 use std::time::{Duration, SystemTime};
 
+use deltaconv_proto::protocol::{self, Caller, Handshake};
 use deltaconv_proto::tls::{self, Certificate, Connector, Credentials, SocketError};
 use deltaconv_proto::v1::operator_service_client::OperatorServiceClient;
 use deltaconv_proto::{code, utc, v1};
@@ -25,14 +26,14 @@ const SOON: i64 = 30 * 24 * 3600;
 /// A connection to one coordinator.
 pub(crate) struct Client {
     url: String,
-    service: OperatorServiceClient<Channel>,
+    service: OperatorServiceClient<Handshake<Channel>>,
 }
 
 impl Client {
     /// Connects. Fails at once if nobody answers.
     pub(crate) async fn connect(to: &Connection) -> Result<Self, Error> {
-        let channel = channel(to).await?;
-        Ok(Self { url: to.coordinator.clone(), service: OperatorServiceClient::new(channel) })
+        let service = OperatorServiceClient::new(Handshake::new(channel(to).await?, Caller::CommandLine));
+        Ok(Self { url: to.coordinator.clone(), service })
     }
 
     pub(crate) async fn invite(&mut self, request: v1::InviteRequest) -> Result<v1::InviteResponse, Error> {
@@ -140,6 +141,13 @@ impl Client {
         // No time limit: it takes as long as there are objects.
         let request = v1::CollectGarbageRequest { job_id: job_id.into(), dry_run };
         let answer = self.service.collect_garbage(request).await;
+        self.answer(answer)
+    }
+
+    /// Has the coordinator write what it must not forget to a store.
+    pub(crate) async fn backup(&mut self, request: v1::BackupRequest) -> Result<v1::BackupResponse, Error> {
+        // No time limit: it takes as long as there are records.
+        let answer = self.service.backup(request).await;
         self.answer(answer)
     }
 
@@ -276,7 +284,12 @@ fn failure(url: &str, status: &Status) -> Error {
         }
         Code::Unimplemented => Error::Unreachable {
             url: url.into(),
-            reason: format!("what listens there does not know this call ({})", status.message()),
+            reason: match status.metadata().get(protocol::RELEASE_METADATA).and_then(|release| release.to_str().ok()) {
+                Some(release) => {
+                    format!("it is deltaconv {release}, and does not know this call of deltaconv {}", protocol::RELEASE)
+                }
+                None => format!("what listens there does not know this call ({})", status.message()),
+            },
         },
         of_call => {
             let message = match status.message() {

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::access::{Access, Audit, Rates, Token, connections};
-use crate::api::{LogDesk, Wakers, WorkerApi, WorkerDoor, http};
+use crate::api::{LogDesk, Wakers, WorkerApi, WorkerDoor, http, with_handshake};
 use crate::core::{Clock, Core, Handle, Unserved};
 use crate::observe::metrics::Metrics;
 use crate::schedule::{Command, Settings};
@@ -98,11 +98,11 @@ pub async fn serve(options: Options, ready: impl FnOnce(Ready), shutdown: Cancel
     let (logs, interval) = (LogDesk::default(), Duration::from_secs(10));
     let api = WorkerApi::new(handle.clone(), wakers, logs, metrics, options.lease_ttl, interval);
     let api = WorkerDoor::new(api, access.clone());
+    let routes = Routes::from(web).add_service(WorkerServiceServer::new(api));
     let serve = guarded(access)
         // The page, under the same load.
         .accept_http1(true)
-        .add_routes(Routes::from(web))
-        .add_service(WorkerServiceServer::new(api))
+        .add_routes(with_handshake(routes))
         .serve_with_incoming(connections(listener, None));
     let served = tokio::select! {
         served = serve => served.map_err(Error::from),

@@ -26,7 +26,7 @@ const PROBE: Duration = Duration::from_secs(2);
 
 /// Why the core doesn't do what it is asked.
 #[derive(Clone, Debug, thiserror::Error)]
-pub(crate) enum Unserved {
+pub enum Unserved {
     /// The thread has ended: the coordinator stops.
     #[error("the coordinator is stopping; try again in a moment")]
     Stopped,

@@ -7,6 +7,7 @@ mod access;
 mod api;
 mod archive;
 pub mod assemble;
+pub mod backup;
 pub mod bench;
 mod carry_out;
 mod core;

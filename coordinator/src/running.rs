@@ -9,6 +9,7 @@ use deltaconv_proto::keys;
 use deltaconv_proto::v1::{self, attempt_report};
 use tokio::sync::mpsc;
 
+use crate::backup::Backups;
 use crate::core::{Clock, Core, Handle};
 use crate::observe::metrics::Metrics;
 use crate::plan::{self, fixture};
@@ -87,6 +88,12 @@ impl Running {
         for _ in 0..count {
             self.capture(self.sync(Vec::new()).await.expect("a range is left")).await;
         }
+    }
+
+    /// What backs it up.
+    pub(crate) fn backups(&self) -> Backups {
+        let state = self.fixture.path("state");
+        Backups::new(self.core.clone(), self.journal.clone(), state, self.identity.clone(), None)
     }
 
     /// Everything that is durable.

@@ -23,7 +23,8 @@ use crate::access::{
     self, Access, Audit, Authority, AuthorityError, Guarded, Rates, Tls, TlsFiles, Token, TokenError, connections,
     watch_certificates,
 };
-use crate::api::{Doors, EnrolmentApi, LogDesk, OperatorApi, Wakers, WorkerApi, WorkerDoor, http};
+use crate::api::{Doors, EnrolmentApi, LogDesk, OperatorApi, Wakers, WorkerApi, WorkerDoor, http, with_handshake};
+use crate::backup::Backups;
 use crate::carry_out;
 use crate::core::{Clock, Core, Running};
 use crate::observe::metrics::Metrics;
@@ -179,6 +180,8 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     let known = handle.read(|state, _| state.identity_records().cloned().collect::<Vec<_>>()).await;
     known.unwrap_or_default().iter().for_each(|record| access.register.put(record));
 
+    let snapshots_url = options.snapshots.as_ref().map(|snapshots| snapshots.url.clone());
+    let backups = Backups::new(handle.clone(), journal.clone(), options.state.clone(), identity.clone(), snapshots_url);
     let terms = Terms::new(&identity, &options.host).map_err(|error| Error::Random(error.to_string()))?;
     let mut beside = JoinSet::new();
     let (watching, keeping) = (CancellationToken::new(), CancellationToken::new());
@@ -217,15 +220,16 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     let worker_api = WorkerApi::new(handle.clone(), wakers, logs.clone(), metrics, ttl, interval);
     let worker_api = WorkerDoor::new(worker_api, access.clone());
     let doors = Doors { access: access.clone(), stores: options.stores };
-    let operator_api = OperatorApi::new(handle.clone(), terms, logs, doors, stop_serving.clone());
+    let operator_api = OperatorApi::new(handle.clone(), terms, logs, doors, backups, stop_serving.clone());
     let enrolment_api = EnrolmentApi::new(handle.clone(), access.clone());
+    let routes = Routes::from(web)
+        .add_service(WorkerServiceServer::new(worker_api).max_decoding_message_size(MAX_REPORT))
+        .add_service(OperatorServiceServer::new(operator_api).max_decoding_message_size(MAX_REQUEST))
+        .add_service(EnrolmentServiceServer::new(enrolment_api).max_decoding_message_size(MAX_ENROLMENT));
     let serve = guarded(access.clone())
         // Browsers and monitoring systems.
         .accept_http1(true)
-        .add_routes(Routes::from(web))
-        .add_service(WorkerServiceServer::new(worker_api).max_decoding_message_size(MAX_REPORT))
-        .add_service(OperatorServiceServer::new(operator_api).max_decoding_message_size(MAX_REQUEST))
-        .add_service(EnrolmentServiceServer::new(enrolment_api).max_decoding_message_size(MAX_ENROLMENT))
+        .add_routes(with_handshake(routes))
         .serve_with_incoming_shutdown(connections(listener, access.tls), stop_serving.clone().cancelled_owned());
     tokio::pin!(serve);
     let mut core_runs = true;

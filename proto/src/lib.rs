@@ -16,6 +16,7 @@ pub mod log;
 pub mod objects;
 pub mod pipeline;
 pub mod prompts;
+pub mod protocol;
 mod recipe;
 mod report;
 pub mod safetensors;

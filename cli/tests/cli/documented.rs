@@ -30,7 +30,7 @@ enum Before {
 }
 
 /// The pages that have commands to run.
-const PAGES: [(&str, Before); 9] = [
+const PAGES: [(&str, Before); 10] = [
     ("README.md", Before::Nothing),
     ("docs/cluster.md", Before::Nothing),
     ("docs/data.md", Before::Coordinator),
@@ -40,6 +40,7 @@ const PAGES: [(&str, Before); 9] = [
     ("docs/scripting.md", Before::Cluster),
     ("docs/start.md", Before::Nothing),
     ("docs/troubleshooting.md", Before::Coordinator),
+    ("docs/upgrading.md", Before::Coordinator),
 ];
 /// The page that has commands on what a demo leaves.
 const OF_A_DEMO: (&str, Before) = ("docs/use.md", Before::Demo);

@@ -29,3 +29,4 @@ mod scaled;
 mod service;
 mod synthesis;
 mod told;
+mod versions;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use deltaconv_proto::code::Code;
+use deltaconv_proto::protocol;
 use deltaconv_proto::tls::{Role, Token};
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderValue, Request, Response, StatusCode};
@@ -160,7 +161,10 @@ pub(crate) fn too_many(message: String) -> Status {
 /// The refusal as whoever called understands it.
 fn refusal(status: &Status, is_grpc: bool) -> Response<Body> {
     if is_grpc {
-        return status.clone().into_http();
+        let mut response = status.clone().into_http();
+        // As every answer: else this would be a coordinator from before versions were said.
+        protocol::say(response.headers_mut());
+        return response;
     }
     let of_http = match status.code() {
         tonic::Code::Unauthenticated => StatusCode::UNAUTHORIZED,

@@ -1,6 +1,7 @@
 //! The gRPC services: thin, they check what peers send and hand it to the core.
 
 mod enrol;
+mod handshake;
 pub(crate) mod http;
 mod logs;
 mod operator;
@@ -9,6 +10,7 @@ mod wake;
 mod worker;
 
 pub(crate) use enrol::EnrolmentApi;
+pub(crate) use handshake::with_handshake;
 pub(crate) use logs::LogDesk;
 pub(crate) use operator::{Doors, OperatorApi};
 pub(crate) use wake::Wakers;
@@ -19,7 +21,7 @@ use tonic::{Code, Request, Status};
 
 use crate::access::Who;
 use crate::core::Unserved;
-use crate::{reclaim, schedule, term};
+use crate::{backup, reclaim, schedule, term};
 
 impl From<Unserved> for Status {
     fn from(unserved: Unserved) -> Self {
@@ -58,6 +60,16 @@ impl From<reclaim::Error> for Status {
             error @ (reclaim::Error::Output(_) | reclaim::Error::Term(_) | reclaim::Error::Objects(_)) => {
                 error.code().status(Code::FailedPrecondition, error.to_string())
             }
+        }
+    }
+}
+
+impl From<backup::Error> for Status {
+    fn from(error: backup::Error) -> Self {
+        match error {
+            backup::Error::Unserved(unserved) => unserved.into(),
+            error @ backup::Error::NoPlace => error.code().status(Code::InvalidArgument, error.to_string()),
+            error => error.code().status(Code::FailedPrecondition, error.to_string()),
         }
     }
 }

@@ -18,6 +18,7 @@ use super::enrol::random;
 use super::logs::{Logs, TaskLogs};
 use super::{LogDesk, invalid, job_id, who};
 use crate::access::{Access, Who};
+use crate::backup::Backups;
 use crate::core::Handle;
 use crate::observe::{history, report};
 use crate::reclaim::Extent;
@@ -45,13 +46,21 @@ pub(crate) struct OperatorApi {
     terms: Terms,
     logs: LogDesk,
     doors: Doors,
+    backups: Backups,
     shutdown: CancellationToken,
 }
 
 impl OperatorApi {
     /// A service on `core` whose streams end with `shutdown`.
-    pub(crate) fn new(core: Handle, terms: Terms, logs: LogDesk, doors: Doors, shutdown: CancellationToken) -> Self {
-        Self { core, terms, logs, doors, shutdown }
+    pub(crate) fn new(
+        core: Handle,
+        terms: Terms,
+        logs: LogDesk,
+        doors: Doors,
+        backups: Backups,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self { core, terms, logs, doors, backups, shutdown }
     }
 
     /// Writes down who asked for a change of what, and what came of it.
@@ -62,8 +71,7 @@ impl OperatorApi {
     /// The spec that is sent, if every place that it names is allowed.
     fn allowed(&self, spec: Option<v1::JobSpec>) -> Result<v1::JobSpec, Status> {
         let spec = spec_of(spec)?;
-        let allowed = self.doors.stores.check_job(&spec);
-        allowed.map_err(|error| error.code().status(tonic::Code::PermissionDenied, error.to_string()))?;
+        self.doors.stores.check_job(&spec).map_err(not_allowed)?;
         Ok(spec)
     }
 
@@ -400,6 +408,19 @@ impl OperatorService for OperatorApi {
         Ok(Response::new(TaskLogs::stream(core, desk, task, follow, shutdown).await?))
     }
 
+    async fn backup(&self, request: Request<v1::BackupRequest>) -> Result<Response<v1::BackupResponse>, Status> {
+        let who = who(&request)?;
+        let request = request.into_inner();
+        let to = request.url.clone();
+        let taken = async {
+            if !to.is_empty() {
+                self.doors.stores.check(&to).map_err(not_allowed)?;
+            }
+            Ok::<_, Status>(self.backups.take(request).await?)
+        };
+        self.noted(&who, "Backup", &to, taken.await).map(Response::new)
+    }
+
     async fn list_workers(
         &self,
         _: Request<v1::ListWorkersRequest>,
@@ -443,6 +464,10 @@ impl OperatorService for OperatorApi {
         }
         Ok(Response::new(access(&self.core).await?))
     }
+}
+
+fn not_allowed(error: objects::Error) -> Status {
+    error.code().status(tonic::Code::PermissionDenied, error.to_string())
 }
 
 /// Who was invited, and who came.

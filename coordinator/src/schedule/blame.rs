@@ -8,7 +8,7 @@ use deltaconv_proto::v1;
 use super::events::{About, Severity};
 use super::task::Failed;
 use super::tasks::Slot;
-use super::{Effects, Now, Phase, State, Step, Worker};
+use super::{Effects, Now, Phase, State, Step, Task, Worker};
 use crate::store::Write;
 
 /// Characters of a message that are kept.
@@ -215,10 +215,13 @@ impl State {
         })
     }
 
-    /// Whether a task that failed may be given to this worker: to one on whose machine it has not failed yet, as long as there
-    /// is such a one.
+    /// Whether a task may be given to this worker: to one that knows all of it, and, where it failed, to one on whose machine it
+    /// has not failed yet, as long as there is such a one.
     pub(super) fn may_try(&self, slot: Slot, worker: &Worker, now: Now) -> bool {
-        let failures = &self.tasks[slot].failures;
+        let Task { kind, failures, .. } = &self.tasks[slot];
+        if !worker.knows(kind) {
+            return false;
+        }
         !failures.iter().any(|failed| failed.node == worker.node) || !self.has_untried(slot, now)
     }
 
@@ -229,6 +232,7 @@ impl State {
         self.workers.values().any(|worker| {
             self.is_usable(worker, now)
                 && worker.meets(requires)
+                && worker.knows(&task.kind)
                 && task.failures.iter().all(|failed| failed.node != worker.node)
         })
     }

@@ -23,6 +23,7 @@ mod record;
 mod restore;
 mod retention;
 mod shards;
+mod since;
 mod spare;
 mod status;
 mod step;

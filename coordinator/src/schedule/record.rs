@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deltaconv_proto::ids::{AttemptId, JobId, WorkerId};
+use deltaconv_proto::protocol::Version;
 use deltaconv_proto::v1;
 
 use super::task::Failed;
@@ -165,6 +166,7 @@ impl Worker {
             node: self.node.clone(),
             drained: self.drained,
             identity: self.identity.clone(),
+            protocol: self.protocol.to_string(),
         }
     }
 
@@ -179,6 +181,7 @@ impl Worker {
             identity: record.identity,
             device: record.device.unwrap_or_default(),
             version: record.version,
+            protocol: Version::said(&record.protocol),
             last_seen: now.monotonic,
             draining: false,
             drained: record.drained,

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use deltaconv_proto::ids::WorkerId;
+use deltaconv_proto::protocol::Version;
 use deltaconv_proto::v1;
 
 use super::events::{About, Severity};
@@ -26,6 +27,8 @@ pub struct Worker {
     pub identity: String,
     /// Its version of deltaconv.
     pub version: String,
+    /// What it speaks, and so what it can be asked to do.
+    pub protocol: Version,
     /// Its last Sync, as [`Now::monotonic`].
     pub last_seen: Duration,
     /// It is leaving and takes nothing new.
@@ -110,6 +113,7 @@ impl State {
             device: bounded(request.device.unwrap_or_default()),
             identity: identity.to_owned(),
             version: printable(request.version),
+            protocol: Version::said(&request.protocol),
             last_seen: now.monotonic,
             draining: false,
             drained: false,

@@ -1,6 +1,7 @@
 //! What the coordinator must not forget, behind a narrow trait.
 
 mod entry;
+pub(crate) mod format;
 mod journal;
 mod local;
 mod memory;
@@ -9,8 +10,11 @@ use deltaconv_proto::ids::WorkerId;
 use deltaconv_proto::v1;
 
 pub(crate) use entry::Entry;
+pub(crate) use format::{OLDEST, VERSION};
 pub(crate) use journal::Journal;
-pub(crate) use local::{DATABASE, IDENTITY, MAX_VALUE, OLDEST, VERSION};
+#[cfg(test)]
+pub(crate) use local::until_open;
+pub(crate) use local::{BESIDE, DATABASE, IDENTITY, LOCK, MAX_VALUE, RUNNING};
 pub use local::{Error, LocalStore};
 pub use memory::MemoryStore;
 

@@ -55,7 +55,7 @@ codes! {
         0004 VersionsDiffer: "Two processes do not understand each other",
             "A message or a file lacks a part that this version needs, or has one that it does not know: \
              coordinator, worker and command line are not of the same version.",
-            "Compare `deltaconv --version` on all machines, and put the same build everywhere.";
+            "Compare `deltaconv --version` on all machines, and put the same release everywhere, the coordinator's first.";
         0005 File: "A file cannot be read or written",
             "The file is not there, the user may not touch it, or the disk is full. The message ends with what the \
              system said.",
@@ -117,6 +117,11 @@ codes! {
         0021 NoTerminal: "There is no terminal to draw on",
             "The command draws on the whole terminal, and what it writes goes elsewhere.",
             "Run it in a terminal, or take `deltaconv watch JOB` or `deltaconv jobs --watch`, which write lines.";
+        0022 ProtocolsDiffer: "The versions are too far apart",
+            "A worker or a command works with a coordinator whose protocol is at most one minor version older or newer, \
+             and this one's is farther away. Nothing was done.",
+            "Install the release that the message names; docs/upgrading.md says in which order. `deltaconv workers -o \
+             wide` lists the workers' releases.";
     }
     "Job files and planning" {
         0101 JobFile: "The file is no job",
@@ -317,7 +322,8 @@ codes! {
              127.0.0.1 without; or, in a network where nobody else is, add --allow-plaintext.";
         0603 StateInUse: "Another coordinator runs on this state",
             "A state folder belongs to one process at a time, and it is locked.",
-            "Stop the other one, or give this one another --state.";
+            "Stop the other one, or give this one another --state. A backup of one that runs is made by itself: leave \
+             --state out, as in `deltaconv coordinator backup --to URL`.";
         0604 StateLost: "The state's database is gone",
             "The folder is a state's, and its database is empty: starting on it would forget every job.",
             "Restore with `deltaconv coordinator restore --state NEW --snapshots URL`, or start anew with another \
@@ -326,8 +332,10 @@ codes! {
             "It holds something else, and nothing is written among that.",
             "Give --state an empty or a new folder.";
         0606 LaterVersion: "It was written by a later version",
-            "The state, a snapshot or a manifest has a format that this version does not know.",
-            "Start the version that wrote it, or a later one.";
+            "The state, a backup, a snapshot or a manifest has a format that this version does not know. Nothing was \
+             changed.",
+            "Install the version that wrote it, or a later one. To go back for good, make a new state folder with \
+             `deltaconv coordinator restore --state NEW --backup URL` from a backup that the earlier version made.";
         0607 StateRecord: "A record of the state cannot be read",
             "The database is damaged, or was changed by something else.",
             "Stop the coordinator, keep the folder, and make a new one with `deltaconv coordinator restore --state \
@@ -351,22 +359,23 @@ codes! {
             "It was asked to end while the call was on its way; nothing was changed.",
             "Call again in a moment, when it has started again.";
         0613 NothingNamed: "Nothing is named to restore from",
-            "A state is made from snapshots or from what jobs left in their outputs, and neither was given.",
-            "Add --snapshots URL, or --job URL with the output of each job.";
+            "A state is made from a backup, from snapshots, or from what jobs left in their outputs, and none was given.",
+            "Add --backup URL, --snapshots URL, or --job URL with the output of each job.";
         0614 RestoreTaken: "There is a state already",
             "A restored state goes to a folder of its own, so that nothing is written over.",
             "Give `deltaconv coordinator restore` another --state, or move that one away.";
         0615 NothingToRestore: "There is nothing to restore from",
-            "No snapshot or no manifests lie at this URL: it is another folder, none was written yet, or a job of an \
-             earlier version has none.",
-            "Check --snapshots against what the coordinator was started with, and --job against the `output` in the \
-             job file.";
+            "No backup, no snapshot or no manifests lie at this URL: it is another folder, none was written yet, or a job \
+             of an earlier version has none.",
+            "Check --backup against what `deltaconv coordinator backup` printed, --snapshots against what the coordinator \
+             was started with, and --job against the `output` in the job file.";
         0616 JobTwice: "Two outputs have a job of one name",
             "They come from two coordinators, and one state cannot hold both.",
             "Restore one of them alone, or each into a --state of its own.";
-        0617 ArchiveBroken: "A snapshot or a manifest is not as it was written",
+        0617 ArchiveBroken: "A backup, a snapshot or a manifest is not as it was written",
             "It is cut off, was altered, or is no file of deltaconv's.",
-            "Name an earlier one with `--snapshot NAME`, or leave it out and the newest that is whole is taken.";
+            "Name an earlier one with `--snapshot NAME`, or leave it out and the newest that is whole is taken. Of backups \
+             name an earlier one's own folder with `--backup URL`.";
         0618 OutputHeld: "The output belongs to another coordinator",
             "Only one coordinator writes below an output, and another has taken this one.",
             "Where that one is gone or shall stop: `deltaconv submit --take-over JOB.toml` for a new job, `deltaconv \
@@ -377,6 +386,13 @@ codes! {
         0620 TermContended: "Coordinators take an output from each other",
             "Others were faster each time: several are told to take it over.",
             "Stop all but one, and submit or retry there.";
+        0621 BackupPlace: "Nothing says where the backup goes",
+            "A backup goes to a folder or a bucket, and none was named; a coordinator without --snapshots has no place \
+             for it either.",
+            "Run `deltaconv coordinator backup --to URL`.";
+        0622 NoStateThere: "There is no state to back up",
+            "The folder has no IDENTITY, which every state has: it is another folder, or no coordinator has run on it.",
+            "Name the --state that the coordinator is started with.";
     }
     "Tasks, leases, jobs, workers" {
         0701 UnknownJob: "There is no such job or task",

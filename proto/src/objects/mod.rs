@@ -410,6 +410,12 @@ impl Objects {
         found.try_filter_map(|found| async { Ok(found) }).boxed()
     }
 
+    /// The names of folders right below, in no order; what lies in them is not looked at.
+    pub async fn folders(&self) -> Result<Vec<String>, Error> {
+        let listed = self.store.list_with_delimiter(Some(&self.prefix)).await.map_err(|e| self.error("", e))?;
+        Ok(listed.common_prefixes.iter().filter_map(|path| self.key(path)).collect())
+    }
+
     /// Removes objects, many at a time, and answers with the key of each that is gone. One that was not there is passed
     /// over; one that can't be removed is an error, after which the others follow.
     pub fn remove(&self, keys: Vec<String>) -> BoxStream<'static, Result<String, Error>> {
@@ -502,6 +508,8 @@ mod tests {
         assert_eq!(removed, ["a/b.bin", "d.bin"]);
         let left: Vec<(String, u64)> = objects.listing().try_collect().await.expect("listed");
         assert_eq!(left, [("a/c.bin".to_owned(), 5)]);
+        assert_eq!(objects.folders().await.expect("listed"), ["a"]);
+        assert_eq!(objects.below("none").expect("a key").folders().await.expect("listed"), Vec::<String>::new());
         let outside = objects.remove(vec!["a/c.bin".to_owned(), "../x".to_owned()]).try_next().await;
         assert!(matches!(outside, Err(Error::InvalidKey { .. })), "{outside:?}");
         assert_eq!(objects.size("a/c.bin").await.expect("still there"), 5);

@@ -20,6 +20,10 @@ use crate::models::Models;
 use crate::shards::Cache;
 use crate::task::{self, Context, Stop, Supervision};
 
+/// A task of a kind that isn't known is handed back after this time: given to this worker again at once, it would come and go
+/// without end.
+const UNKNOWN: Duration = Duration::from_secs(10);
+
 /// The end of an attempt waits no longer for its log.
 const STORING: Duration = Duration::from_secs(5);
 
@@ -73,6 +77,9 @@ impl Runner for Threads {
                 let run = || run(&lease, spec, checkpoint_interval, supervision.clone(), &shared, runtime);
                 // A fault in one attempt must not take the others with it.
                 let result = std::panic::catch_unwind(AssertUnwindSafe(run));
+                if matches!(result, Ok(Err(task::Error::UnknownKind))) {
+                    supervision.rest(UNKNOWN);
+                }
                 let of_device = shared.accelerator.failure().is_some();
                 ended.tell(outcome(result, supervision.stopped(), began.elapsed(), of_device));
             }
@@ -134,7 +141,8 @@ fn run(
     let _within = span.enter();
     let job = v1::JobSpec::decode(&*spec.job).map_err(|_| task::Error::Incomplete("job"))?;
     let plan = v1::JobPlan::decode(&*spec.plan).map_err(|_| task::Error::Incomplete("plan"))?;
-    let kind = spec.kind.ok_or(task::Error::Incomplete("kind"))?;
+    // Messages of later versions have kinds that this one reads as none.
+    let kind = spec.kind.ok_or(task::Error::UnknownKind)?;
     tracing::info!(epoch = lease.epoch, "attempt started");
     shared.stores.check_job(&job)?;
     let objects = Objects::open(&job.output_url)?;
@@ -202,6 +210,11 @@ fn outcome(
     match (result, stopped) {
         (Ok(Ok(done)), _) => Outcome::Done(v1::Done { busy_seconds: took.as_secs_f64(), ..done }),
         (Ok(Err(task::Error::Stopped(stop))), _) => of_stop(stop),
+        // It says nothing of the task, which others may know.
+        (Ok(Err(error @ task::Error::UnknownKind)), stopped) => {
+            tracing::warn!(code = %error.code(), %error, "a task is handed back; upgrade this worker");
+            of_stop(stopped.unwrap_or(Stop::Release))
+        }
         // Where a machine is taken away its network may be gone first. What was stored before is gone on from.
         (Ok(Err(error)), Some(stop)) => {
             tracing::warn!(%error, "an attempt that was told to stop did not end well");
@@ -237,6 +250,10 @@ mod tests {
         assert!(matches!(came_to(None), Outcome::Failed(_)));
         assert!(matches!(came_to(Some(Stop::Release)), Outcome::Released));
         assert!(matches!(came_to(Some(Stop::Fenced)), Outcome::Dropped));
+        // And what a later version's task is, this one does not blame it for.
+        let unknown = |stopped| outcome(Ok(Err(task::Error::UnknownKind)), stopped, Duration::from_secs(1), false);
+        assert!(matches!(unknown(None), Outcome::Released));
+        assert!(matches!(unknown(Some(Stop::Fenced)), Outcome::Dropped));
         let done = outcome(Ok(Ok(v1::Done::default())), Some(Stop::Release), Duration::from_secs(1), false);
         assert!(matches!(done, Outcome::Done(v1::Done { busy_seconds: 1.0, .. })), "{done:?}");
     }

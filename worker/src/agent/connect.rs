@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use deltaconv_proto::protocol::{self, Caller, Handshake};
 use deltaconv_proto::tls::{self, Connector, Credentials, Invitation, SocketError};
 use deltaconv_proto::v1::enrolment_service_client::EnrolmentServiceClient;
 use deltaconv_proto::v1::worker_service_client::WorkerServiceClient;
@@ -49,8 +50,13 @@ impl Interceptor for Bearer {
     }
 }
 
-/// Calls with a token.
-pub(crate) type Client = WorkerServiceClient<InterceptedService<Channel, Bearer>>;
+/// Calls with a token, of a coordinator that understands this worker.
+pub(crate) type Client = WorkerServiceClient<InterceptedService<Handshake<Channel>, Bearer>>;
+
+/// Calls through `channel`.
+pub(crate) fn client(channel: Channel, bearer: Bearer) -> Client {
+    WorkerServiceClient::with_interceptor(Handshake::new(channel, Caller::Worker), bearer)
+}
 
 /// Requests that wait for their way: more are of no use, since the last one says all.
 const WAITING: usize = 4;
@@ -133,7 +139,7 @@ struct Entrance {
 
 impl Entrance {
     fn client(&self, channel: Channel) -> Client {
-        WorkerServiceClient::with_interceptor(channel, self.bearer.clone())
+        client(channel, self.bearer.clone())
     }
 }
 
@@ -338,8 +344,9 @@ impl Grpc {
         let request = v1::JoinRequest {
             name: self.options.name.clone(),
             device: Some(self.device.clone()),
-            version: env!("CARGO_PKG_VERSION").into(),
+            version: protocol::RELEASE.into(),
             node: self.options.node.clone(),
+            protocol: protocol::OURS.to_string(),
         };
         let joined = client.join(request).await.map_err(|status| self.unanswered(&status))?.into_inner();
         // Half a lease is left for another connection then.

@@ -1,5 +1,6 @@
 //! `deltaconv coordinator`.
 
+mod backup;
 mod restore;
 
 use std::net::SocketAddr;
@@ -29,8 +30,14 @@ pub(crate) struct Arguments {
 /// What else is done with a coordinator's state.
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make a state folder anew from a snapshot, or from what jobs left in their outputs
+    /// Write all that a coordinator must not forget to a folder or a bucket: of the one that runs, or of a state folder
     #[command(after_help = "Examples:\n\
+        \x20 deltaconv coordinator backup --to s3://bucket/backups\n\
+        \x20 deltaconv coordinator backup --state /var/lib/deltaconv --to /mnt/backups")]
+    Backup(backup::Arguments),
+    /// Make a state folder anew from a backup, a snapshot, or what jobs left in their outputs
+    #[command(after_help = "Examples:\n\
+        \x20 deltaconv coordinator restore --state /var/lib/deltaconv --backup s3://bucket/backups\n\
         \x20 deltaconv coordinator restore --state /var/lib/deltaconv --snapshots s3://bucket/snapshots\n\
         \x20 deltaconv coordinator restore --state /var/lib/deltaconv --job s3://bucket/sd15")]
     Restore(restore::Arguments),
@@ -99,6 +106,7 @@ struct Service {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     match arguments.command {
+        Some(Command::Backup(arguments)) => backup::run(arguments).await,
         Some(Command::Restore(arguments)) => restore::run(arguments).await,
         None => serve(arguments.service).await,
     }

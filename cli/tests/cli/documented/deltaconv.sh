@@ -39,6 +39,8 @@ end() {
 
 case "${1:-}" in
   coordinator)
+    # One that runs is backed up as it runs.
+    [ "${2:-}" != backup ] || exec "$program" "$@"
     # There is one at a time; a state is restored when the one before is gone.
     end coordinator
     if [ "${2:-}" != restore ]; then

@@ -50,6 +50,26 @@ fn a_worker_without_what_a_job_requires_is_given_another_ones_tasks() {
 }
 
 #[test]
+fn a_worker_is_given_only_what_its_version_knows() {
+    let mut c = Coordinator::new();
+    let job = c.submit();
+    // From before every kind of task.
+    let join = v1::JoinRequest { protocol: "0.0".into(), ..v1::JoinRequest::default() };
+    let old = c.run(|state, now, effects| state.join(join, now, effects)).expect("joins");
+    assert_eq!(c.sync(&old, Vec::new()).start, []);
+    let waiting = c.state.status(&job, c.now).expect("known").waiting_for;
+    assert!(waiting.contains("none of 1 workers knows all") && waiting.contains("upgrade them"), "{waiting}");
+    c.crash();
+    assert_eq!(c.sync(&old, Vec::new()).start, [], "after a restart, too");
+
+    let worker = c.join();
+    let start = c.sync(&worker, Vec::new()).start.remove(0);
+    // Where it fails, and nobody else knows it, it is tried there again.
+    c.sync(&worker, vec![report(&start.lease, Report::Failed(v1::Failure::default()))]);
+    assert_eq!(task_of(&c.sync(&worker, Vec::new()).start[0]), task_of(&start));
+}
+
+#[test]
 fn a_paused_job_is_handed_back_without_blame_and_goes_on_when_it_is_resumed() {
     let mut c = Coordinator::new();
     let (job, worker) = (c.submit(), c.join());
