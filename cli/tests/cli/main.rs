@@ -27,5 +27,6 @@ mod retention;
 mod rounds;
 mod scaled;
 mod service;
+mod slurm;
 mod synthesis;
 mod told;

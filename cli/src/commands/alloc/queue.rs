@@ -15,8 +15,15 @@ use crate::table;
 const LIMIT: Duration = Duration::from_secs(60);
 /// The number, the state, begin and end, and last the reason, which may have anything in it.
 const FORMAT: &str = "--format=%i|%T|%S|%e|%r";
-/// What is no job's: sbatch passes its environment on.
-const OURS: [&str; 3] = ["DELTACONV_INVITATION", "DELTACONV_CREDENTIALS", "DELTACONV_COORDINATOR"];
+/// What is no job's of this process' environment, which sbatch passes on: secrets, and what workers are told otherwise.
+const OURS: [&str; 5] = [
+    "DELTACONV_COORDINATOR",
+    "DELTACONV_CREDENTIALS",
+    "DELTACONV_INVITATION",
+    "DELTACONV_INVITATION_FILE",
+    // systemd's, on this machine.
+    "STATE_DIRECTORY",
+];
 
 /// The jobs of one name and of the user that runs this.
 #[derive(Clone, Debug)]

@@ -44,11 +44,7 @@ impl Script<'_> {
             text += &format!("{line}\n");
         }
         let mut flags = match self.admission {
-            Admission::Invitation(file) => {
-                // Of each start its own: workers that share a home would take each other's.
-                text += "identity=$(mktemp -d) || exit\n";
-                format!("--invitation-file {} --identity \"$identity\"", quoted_path(file))
-            }
+            Admission::Invitation(file) => format!("--invitation-file {}", quoted_path(file)),
             Admission::Token { file, coordinator } => {
                 format!("--token-file {} --coordinator {}", quoted_path(file), quoted(coordinator))
             }
@@ -121,7 +117,7 @@ mod tests {
     fn an_invitation_is_all_that_a_worker_is_given_and_threads_may_be_named() {
         let text = script(Admission::Invitation("/shared/invitation".into()), "--threads=3");
         let last = text.lines().last().expect("a line");
-        assert!(last.contains("--invitation-file /shared/invitation --identity \"$identity\""), "{text}");
+        assert!(last.contains(" --invitation-file /shared/invitation "), "{text}");
         assert!(!last.contains("--coordinator") && last.matches("--threads").count() == 1, "{text}");
     }
 

@@ -161,7 +161,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
 
 /// What keeps jobs queued.
 struct Allocator {
-    coordinator: String,
+    connection: Connection,
     max_workers: u32,
     name: String,
     partition: Option<String>,
@@ -200,11 +200,11 @@ impl Allocator {
         if !arguments.dry_run {
             std::fs::create_dir_all(&logs).map_err(Error::file("make", &logs))?;
         }
-        let coordinator = arguments.connection.coordinator.clone();
         let admission = match (&arguments.invitation_file, &arguments.token_file) {
             (Some(file), _) => Admission::Invitation(absolute(file)?),
             (None, Some(file)) => {
-                let coordinator = arguments.reached_at.clone().unwrap_or_else(|| coordinator.clone());
+                let here = &arguments.connection.coordinator;
+                let coordinator = arguments.reached_at.clone().unwrap_or_else(|| here.clone());
                 Admission::Token { file: absolute(file)?, coordinator }
             }
             (None, None) => return Err(Error::NoAdmission),
@@ -230,7 +230,7 @@ impl Allocator {
         let script = script.text();
         let slurm = Slurm::new(&name, options(&arguments, &name, &logs, grace));
         Ok(Self {
-            coordinator,
+            connection: arguments.connection,
             max_workers: arguments.max_workers.get(),
             name,
             partition: arguments.partition,
@@ -246,7 +246,7 @@ impl Allocator {
     /// Looks again and again until `shutdown`. Jobs stay: whoever begins next finds them, and workers end when they are idle.
     async fn serve(mut self, shutdown: &CancellationToken) -> Result<(), Error> {
         tracing::info!(
-            coordinator = self.coordinator,
+            coordinator = self.connection.coordinator,
             name = self.name,
             max_workers = self.max_workers,
             "keeping jobs queued"
@@ -310,7 +310,7 @@ impl Allocator {
     /// What is to be done, and the machines that are given nothing.
     async fn decide(&mut self) -> Result<(Decision, Vec<String>), Error> {
         let jobs = self.slurm.jobs().await?;
-        let mut client = Client::connect(&self.coordinator).await?;
+        let mut client = Client::connect(&self.connection.coordinator).await?;
         let (demand, listed) = (client.demand().await?, client.workers().await?);
         for worker in &listed.workers {
             let device = worker.device.as_ref().filter(|device| !self.devices.contains(device));
