@@ -30,7 +30,7 @@ enum Before {
 }
 
 /// The pages that have commands to run.
-const PAGES: [(&str, Before); 9] = [
+const PAGES: [(&str, Before); 10] = [
     ("README.md", Before::Nothing),
     ("docs/cluster.md", Before::Nothing),
     ("docs/data.md", Before::Coordinator),
@@ -38,6 +38,7 @@ const PAGES: [(&str, Before); 9] = [
     ("docs/metrics.md", Before::Coordinator),
     ("docs/recipes.md", Before::Coordinator),
     ("docs/scripting.md", Before::Cluster),
+    ("docs/slurm.md", Before::Nothing),
     ("docs/start.md", Before::Nothing),
     ("docs/troubleshooting.md", Before::Coordinator),
 ];

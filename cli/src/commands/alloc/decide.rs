@@ -134,7 +134,8 @@ pub(super) fn decide(seen: &Seen<'_>) -> Decision {
     let mut submit = wanted.saturating_sub(fleet.useful()).min(room).min(AT_ONCE.into()) as u32;
     let failing = failing(seen);
     if let Some(failing) = failing {
-        submit = if seen.now < failing.again_at { 0 } else { submit.min(1) };
+        let is_time = seen.now >= failing.again_at && !fleet.is_trying();
+        submit = submit.min(u32::from(is_time));
     }
     // Those that wait may be of use for what follows a stage, and have waited for long.
     let of_others = work.at_work.saturating_sub(fleet.at_work);
@@ -161,6 +162,8 @@ struct Fleet {
     at_hand: u64,
     /// Of those: whose workers are at work.
     at_work: u64,
+    /// Of those: whose workers may join yet.
+    starting: u64,
     silent: Vec<u64>,
 }
 
@@ -185,8 +188,10 @@ impl Fleet {
         // Beside the one that is there may be one from before a requeue.
         let is_any = |state: &str| own().any(|worker| worker.state == state);
         let may_join = seen.now < since.saturating_add(STARTING.as_secs()) && !is_any("out") && !is_any("draining");
+        let is_there = is_any("busy") || is_any("idle");
         self.at_work += u64::from(is_any("busy"));
-        self.at_hand += u64::from(is_any("busy") || is_any("idle") || may_join);
+        self.starting += u64::from(may_join && !is_there);
+        self.at_hand += u64::from(may_join || is_there);
         if !may_join && own().all(|worker| worker.state == "lost") {
             self.silent.push(id);
         }
@@ -195,6 +200,11 @@ impl Fleet {
     /// Jobs that there are.
     fn all(&self) -> u64 {
         self.pending.len() as u64 + self.between + self.running
+    }
+
+    /// Whether it isn't known of one yet how its worker does.
+    fn is_trying(&self) -> bool {
+        !self.pending.is_empty() || self.between + self.starting > 0
     }
 
     /// Those of them that will do work.
@@ -412,6 +422,8 @@ mod tests {
         let decision = failed(&[100, 60]);
         assert_eq!(decision.failing, Some(Failing { job: 2, failures: 2, again_at: NOW }));
         assert_eq!(decision.submit, 1);
+        let tried = [ended(1, 60, How::Failed), pending(2)];
+        assert_eq!(decided(&work, &tried, &[], &[]).submit, 0, "the next one waits for its turn");
         // However many there were.
         let many: Vec<u64> = vec![300; 100];
         assert_eq!((failed(&many).submit, failed(&many[1..]).submit), (1, 1));
