@@ -41,6 +41,10 @@ pub(crate) enum Command {
         \x20 deltaconv worker --invitation-file invitation --disk-cache /nvme\n\
         \x20 deltaconv worker --token-file /var/lib/deltaconv/worker.token")]
     Worker(commands::worker::Arguments),
+    /// Have a cluster's queue start workers, as many as there is work for
+    #[command(after_help = "Examples:\n\
+        \x20 deltaconv alloc slurm --partition gpu --gpus 1 --max-workers 8 --token-file worker.token")]
+    Alloc(commands::alloc::Arguments),
     /// Submit a job, or see what it would do
     #[command(after_help = "Examples:\n  deltaconv submit sd15.toml --dry-run\n  job=$(deltaconv submit sd15.toml)")]
     Submit(commands::submit::Arguments),

@@ -160,6 +160,25 @@ pub(crate) enum Error {
     #[diagnostic(help("remove {} to convert again", folder.display()))]
     OutcomeGone { path: PathBuf, folder: PathBuf },
 
+    #[error("{program} can't be run: {source}")]
+    #[diagnostic(help("run this where Slurm's commands are, as on a login node, or add their folder to PATH"))]
+    NoSlurm { program: &'static str, source: io::Error },
+
+    #[error("{program}: {said}")]
+    #[diagnostic(help(
+        "put right what Slurm says; `sinfo` shows whether it answers, and `deltaconv alloc slurm` with --dry-run what it \
+         is asked"
+    ))]
+    Slurm { program: &'static str, said: String },
+
+    #[error("Slurm has job {job} under the name {listed:?}, and it was submitted as {name:?}")]
+    #[diagnostic(help("something renames jobs here; give them a name with --name that it leaves alone"))]
+    SlurmRenamed { job: String, listed: String, name: String },
+
+    #[error("nothing is given to workers to join with")]
+    #[diagnostic(help("name a file that all machines see, with --invitation-file or --token-file"))]
+    NoAdmission,
+
     #[error("lost sight of {name}: {source}")]
     Lost { name: String, source: io::Error },
 
@@ -214,6 +233,10 @@ impl Error {
             Self::NotADemo { .. } | Self::OtherDemo { .. } => Code::OtherDemo,
             Self::DemoRunning { .. } => Code::DemoRunning,
             Self::OutcomeGone { .. } => Code::DemoOutcome,
+            Self::NoSlurm { .. } => Code::SlurmMissing,
+            Self::Slurm { .. } => Code::SlurmFailed,
+            Self::SlurmRenamed { .. } => Code::SlurmRenamed,
+            Self::NoAdmission => Code::TokenFile,
             Self::Lost { .. } | Self::KeepsEnding { .. } | Self::NotListening { .. } => Code::DemoProcess,
         }
     }

@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::demo;
 use crate::error::Error;
 
+pub(crate) mod alloc;
 pub(crate) mod analyze;
 pub(crate) mod bench;
 pub(crate) mod cancel;
@@ -38,6 +39,7 @@ pub(crate) mod workers;
 /// Runs a subcommand. The code is success, or says how a job or the process itself ended.
 pub(crate) async fn run(command: Command, config: &Config) -> Result<ExitCode, Error> {
     match command {
+        Command::Alloc(arguments) => alloc::run(arguments).await,
         Command::Analyze(arguments) => analyze::run(arguments).await,
         Command::Bench(arguments) => bench::run(arguments).await,
         Command::Certs(arguments) => certs::run(arguments),

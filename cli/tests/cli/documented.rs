@@ -38,6 +38,7 @@ const PAGES: [(&str, Before); 10] = [
     ("docs/metrics.md", Before::Coordinator),
     ("docs/recipes.md", Before::Coordinator),
     ("docs/scripting.md", Before::Cluster),
+    ("docs/slurm.md", Before::Nothing),
     ("docs/start.md", Before::Nothing),
     ("docs/troubleshooting.md", Before::Coordinator),
     ("docs/upgrading.md", Before::Coordinator),

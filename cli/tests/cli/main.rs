@@ -27,6 +27,7 @@ mod retention;
 mod rounds;
 mod scaled;
 mod service;
+mod slurm;
 mod synthesis;
 mod told;
 mod versions;

@@ -429,6 +429,10 @@ impl OperatorService for OperatorApi {
         Ok(Response::new(v1::ListWorkersResponse { workers }))
     }
 
+    async fn demand(&self, _: Request<v1::DemandRequest>) -> Result<Response<v1::DemandResponse>, Status> {
+        Ok(Response::new(self.core.read(|state, _| state.demand()).await?))
+    }
+
     async fn invite(&self, request: Request<v1::InviteRequest>) -> Result<Response<v1::InviteResponse>, Status> {
         let who = who(&request)?;
         let v1::InviteRequest { valid_ms, uses } = request.into_inner();

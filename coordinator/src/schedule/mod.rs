@@ -7,6 +7,7 @@
 mod access;
 mod blame;
 mod budget;
+mod demand;
 mod event;
 mod events;
 mod explain;

@@ -519,4 +519,20 @@ codes! {
             "Name a folder of the worker's own with --identity DIR, or remove the file that the message names and \
              invite the worker again.";
     }
+    "Slurm" {
+        1101 SlurmMissing: "A command of Slurm cannot be run",
+            "sbatch, squeue, scancel, sinfo or scontrol is not on the PATH of this process: it runs on a machine that \
+             is none of the cluster's, or without the environment in which users submit jobs.",
+            "Run `deltaconv alloc slurm` on a login node, as a user who can submit jobs there, and name the folder of \
+             Slurm's commands in its PATH.";
+        1102 SlurmFailed: "A command of Slurm failed",
+            "Slurm's controller does not answer, or it refuses the job: a partition, an account, a time limit or a \
+             resource that does not exist here or is not allowed. The message has Slurm's own words.",
+            "Compare the options that `deltaconv alloc slurm` shows with --dry-run with what `sinfo` and the site's \
+             pages say; it tries again by itself, after pauses that grow.";
+        1103 SlurmRenamed: "Slurm has the jobs under another name",
+            "Jobs are found again by their name. A plugin of this site changes it, so that they could be submitted \
+             again and again; the ones that were are taken back.",
+            "Choose a name that the plugin leaves alone: `deltaconv alloc slurm` with --name.";
+    }
 }

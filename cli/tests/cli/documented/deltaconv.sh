@@ -56,6 +56,16 @@ case "${1:-}" in
     until_it_says "$name" joined
     exit
     ;;
+  alloc)
+    case " $* " in
+      *" --once "* | *" --dry-run "*) ;;
+      *)
+        background alloc "$@" --every 300ms
+        until_it_says alloc "keeping jobs queued"
+        exit
+        ;;
+    esac
+    ;;
   demo)
     set -- "$@" --samples 32 --held-out-samples 8 --shard-samples 16 --steps 10 --warmup-steps 2 \
       --evaluate-samples 4 --evaluate-prompts 1 --ddim-steps 2 --lease-ttl 3s --checkpoint-interval 1s
