@@ -135,6 +135,14 @@ pub(crate) enum Error {
     #[diagnostic(help("remove {} to convert again", folder.display()))]
     OutcomeGone { path: PathBuf, folder: PathBuf },
 
+    #[error("{url} holds {found:?}, which is not the shipped teacher's")]
+    #[diagnostic(help("name an empty or new folder with --out: a teacher's is copied whole into the converted model"))]
+    OtherModel { url: String, found: String },
+
+    #[error("{url} is a whole store")]
+    #[diagnostic(help("name a folder in it with --out, such as {url}/teacher"))]
+    NoFolder { url: String },
+
     #[error("lost sight of {name}: {source}")]
     Lost { name: String, source: io::Error },
 
@@ -184,6 +192,8 @@ impl Error {
             Self::NotADemo { .. } | Self::OtherDemo { .. } => Code::OtherDemo,
             Self::DemoRunning { .. } => Code::DemoRunning,
             Self::OutcomeGone { .. } => Code::DemoOutcome,
+            Self::OtherModel { .. } => Code::OtherModel,
+            Self::NoFolder { .. } => Code::StoreSettings,
             Self::Lost { .. } | Self::KeepsEnding { .. } | Self::NotListening { .. } => Code::DemoProcess,
         }
     }
