@@ -31,6 +31,11 @@ pub(crate) enum Command {
     /// Convert the shipped teacher, with a coordinator and workers on this machine
     #[command(after_help = "Examples:\n  deltaconv demo\n  deltaconv demo --teacher tiny-pixart --out pixart-demo")]
     Demo(demo::Arguments),
+    /// Write a shipped teacher to a folder or a store, and print a job that converts it
+    #[command(after_help = "Examples:\n\
+        \x20 deltaconv teacher tiny-unet --out teachers/tiny-unet > tiny-unet.toml\n\
+        \x20 deltaconv teacher tiny-unet --out s3://bucket/models/tiny-unet > tiny-unet.toml")]
+    Teacher(commands::teacher::Arguments),
     /// Plan jobs, lease their tasks to workers, and assemble the results
     #[command(after_help = "Examples:\n\
         \x20 deltaconv coordinator --state /var/lib/deltaconv\n\

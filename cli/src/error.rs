@@ -178,6 +178,13 @@ pub(crate) enum Error {
     #[error("nothing is given to workers to join with")]
     #[diagnostic(help("name a file that all machines see, with --invitation-file or --token-file"))]
     NoAdmission,
+    #[error("{url} holds {found:?}, which is not the shipped teacher's")]
+    #[diagnostic(help("name an empty or new folder with --out: a teacher's is copied whole into the converted model"))]
+    OtherModel { url: String, found: String },
+
+    #[error("{url} is a whole store")]
+    #[diagnostic(help("name a folder in it with --out, such as {url}/teacher"))]
+    NoFolder { url: String },
 
     #[error("lost sight of {name}: {source}")]
     Lost { name: String, source: io::Error },
@@ -237,6 +244,8 @@ impl Error {
             Self::Slurm { .. } => Code::SlurmFailed,
             Self::SlurmRenamed { .. } => Code::SlurmRenamed,
             Self::NoAdmission => Code::TokenFile,
+            Self::OtherModel { .. } => Code::OtherModel,
+            Self::NoFolder { .. } => Code::StoreSettings,
             Self::Lost { .. } | Self::KeepsEnding { .. } | Self::NotListening { .. } => Code::DemoProcess,
         }
     }

@@ -22,6 +22,7 @@ mod output;
 mod preset;
 mod progress;
 mod refresh;
+mod shipped;
 mod stage;
 mod table;
 mod watching;

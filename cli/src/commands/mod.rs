@@ -31,6 +31,7 @@ pub(crate) mod retry;
 pub(crate) mod sample;
 pub(crate) mod status;
 pub(crate) mod submit;
+pub(crate) mod teacher;
 pub(crate) mod top;
 pub(crate) mod watch;
 pub(crate) mod worker;
@@ -44,6 +45,7 @@ pub(crate) async fn run(command: Command, config: &Config) -> Result<ExitCode, E
         Command::Bench(arguments) => bench::run(arguments).await,
         Command::Certs(arguments) => certs::run(arguments),
         Command::Demo(arguments) => demo::run(arguments).await,
+        Command::Teacher(arguments) => teacher::run(arguments).await,
         Command::Coordinator(arguments) => coordinator::run(arguments).await,
         Command::Worker(arguments) => worker::run(arguments).await,
         Command::Submit(arguments) => submit::run(arguments).await,

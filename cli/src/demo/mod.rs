@@ -21,18 +21,17 @@ use crate::error::Error;
 use crate::job_file::{self, DataTable, EvaluationTable};
 use crate::preset::Preset;
 use crate::progress::{Beside, Progress};
+use crate::shipped::Teacher;
 use crate::watching::{self, Watcher as _};
 use crate::{output, table};
 
 mod folder;
 mod outcome;
 mod processes;
-mod teacher;
 
 use folder::Folder;
 use outcome::Outcome;
 use processes::{Processes, Program};
-use teacher::Teacher;
 
 /// Opening the state takes longest after a crash, when it is copied first.
 const LISTENS_WITHIN: Duration = Duration::from_secs(60);

@@ -124,14 +124,26 @@ impl Tls {
     }
 }
 
+/// Adds the authority to a chain that ends below it, as some who issue certificates leave it: workers know the coordinator by it.
+fn complete(chain: &mut Vec<CertificateDer<'static>>, authorities: &[CertificateDer<'static>]) {
+    let Some(last) = chain.last().and_then(|last| Certificate::parse(last).ok()) else { return };
+    let is_issuer = |authority: &&CertificateDer<'static>| {
+        Certificate::parse(authority).is_ok_and(|authority| authority.is_root && authority.issuer == last.issuer)
+    };
+    if !last.is_root && let Some(authority) = authorities.iter().find(is_issuer) {
+        chain.push(authority.clone());
+    }
+}
+
 fn load(files: &TlsFiles, workers: &Authority) -> Result<Loaded, tls::Error> {
     let contents = |path: &PathBuf| {
         let path = path.clone();
         |reason: String| tls::Error::Contents { path, reason }
     };
-    let chain = Bundle::read(&files.certificate)?.certificates;
+    let mut chain = Bundle::read(&files.certificate)?.certificates;
     let key = Bundle::read_key(&files.key)?;
     let authorities = Bundle::read(&files.authority)?.certificates;
+    complete(&mut chain, &authorities);
     let mut certificates = Vec::new();
     for certificate in &chain {
         certificates.push(("coordinator", Certificate::parse(certificate).map_err(contents(&files.certificate))?));

@@ -263,6 +263,10 @@ codes! {
         0316 TooManyFiles: "The teacher's folder holds more than a model",
             "Assembly copies what lies beside the denoiser, and there are far more files than models have.",
             "Put the model into a folder of its own, and name that as `teacher`.";
+        0317 OtherModel: "The folder holds something else than the shipped teacher",
+            "`deltaconv teacher` writes over nothing: a file is there that the teacher has not, or has with another \
+             content.",
+            "Name an empty or new folder with `deltaconv teacher NAME --out DIR`.";
     }
     "Data, prompts, images" {
         0401 DataMissing: "There are no data to work with",

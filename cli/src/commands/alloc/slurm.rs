@@ -310,7 +310,7 @@ impl Allocator {
     /// What is to be done, and the machines that are given nothing.
     async fn decide(&mut self) -> Result<(Decision, Vec<String>), Error> {
         let jobs = self.slurm.jobs().await?;
-        let mut client = Client::connect(&self.connection.coordinator).await?;
+        let mut client = Client::connect(&self.connection).await?;
         let (demand, listed) = (client.demand().await?, client.workers().await?);
         for worker in &listed.workers {
             let device = worker.device.as_ref().filter(|device| !self.devices.contains(device));

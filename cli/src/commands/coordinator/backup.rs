@@ -39,7 +39,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
             written.map_err(|error| Error::Coordinator { message: explain(&error), code: error.code() })?
         }
         None => {
-            let mut client = Client::connect(&connection.coordinator).await?;
+            let mut client = Client::connect(&connection).await?;
             client.backup(v1::BackupRequest { url: to, with_secrets }).await?
         }
     };

@@ -172,21 +172,34 @@ fn tls_files(arguments: &Service) -> Option<TlsFiles> {
     })
 }
 
-/// Has the system give this process small pages alone, and glibc return every large buffer as soon as it is freed.
+/// Has the system give this process small pages alone, and the allocator return every large buffer as soon as it is freed.
 ///
 /// A coordinator has buffers for each of thousands of connections, most of them empty, and a large page is resident as a whole:
 /// with them a worker costs 47 KiB, and without 31. Pieces of models are read by whichever thread is free, and glibc would keep
 /// what each of them freed.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[cfg(target_os = "linux")]
 pub(super) fn keep_memory_small() {
+    const NOTHING: libc::c_ulong = 0;
+    const YES: libc::c_ulong = 1;
     // SAFETY: this option takes one integer and zeros, and says how the kernel maps memory from now on.
-    let pages = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
-    // SAFETY: mallopt takes two integers, and may be called at any time.
-    let buffers = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, crate::allocator::LARGE as libc::c_int) };
-    if (pages, buffers) != (0, 1) {
-        tracing::debug!(pages, buffers, "the system may keep more memory than is in use");
+    let pages = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, YES, NOTHING, NOTHING, NOTHING) };
+    let are_returned = return_large_buffers();
+    if pages != 0 || !are_returned {
+        tracing::debug!(pages, are_returned, "the system may keep more memory than is in use");
     }
 }
 
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+#[cfg(not(target_os = "linux"))]
 pub(super) fn keep_memory_small() {}
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn return_large_buffers() -> bool {
+    // SAFETY: mallopt takes two integers, and may be called at any time.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, crate::allocator::LARGE as libc::c_int) == 1 }
+}
+
+/// musl has no mallopt, and needs none: what is larger than 128 KiB is a mapping of its own.
+#[cfg(all(target_os = "linux", not(target_env = "gnu")))]
+fn return_large_buffers() -> bool {
+    true
+}
