@@ -45,7 +45,7 @@ const PAGES: [(&str, Before); 9] = [
 /// The page that has commands on what a demo leaves.
 const OF_A_DEMO: (&str, Before) = ("docs/use.md", Before::Demo);
 /// Pages whose commands want another machine than this test can be, and the script of CI that runs them there.
-const ELSEWHERE: [(&str, &str); 1] = [("docs/systemd.md", ".ci/systemd")];
+const ELSEWHERE: [(&str, &str); 2] = [("docs/monitoring.md", ".ci/monitoring"), ("docs/systemd.md", ".ci/systemd")];
 
 /// What blocks of `bash` may call: it takes a build, or the network.
 const NOT_RUN: [&str; 1] = ["cargo"];
