@@ -34,14 +34,16 @@ wrong=()
 [ -z "$(git status --porcelain)" ] || wrong+=("the tree has changes that no commit has")
 [ "$(git tag --points-at HEAD --list "v$version")" ] || wrong+=("the commit has no tag v$version")
 grep -qE "^## \[$version\] - [0-9]{4}-[0-9]{2}-[0-9]{2}\$" CHANGELOG.md || wrong+=("CHANGELOG.md has no section [$version] with a date")
-diff -r proto/proto/deltaconv "proto/released/$version/deltaconv" >/dev/null 2>&1 || wrong+=("proto/released/$version is not what proto/proto is")
+diff -r proto/proto/deltaconv "proto/released/$version/deltaconv" >/dev/null 2>&1 \
+  || wrong+=("proto/released/$version is not what proto/proto is")
 if [ "${#wrong[@]}" != 0 ]; then
   printf 'build.sh: %s\n' "${wrong[@]}" >&2
   [ $draft = yes ] || exit 1
   version=$version-draft
 fi
 
-# What is missing, too. A static program of glibc would look names up with libraries of the machine that it runs on, so it is musl or nothing.
+# What is missing, too. A static program of glibc would look names up with libraries of the machine that it runs on, so it is musl or
+# nothing.
 missing=()
 rustc --print target-libdir --target $target | xargs ls >/dev/null 2>&1 || missing+=("rustup target add $target")
 command -v musl-gcc >/dev/null || missing+=("apt-get install musl-tools")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# SHA256SUMS of a folder, and SHA256SUMS.sig where DELTACONV_SIGNING_KEY names a private key of ssh that ALLOWED_SIGNERS (or the file of this name
-# here) knows: `sign.sh FOLDER`.
+# SHA256SUMS of a folder, and SHA256SUMS.sig where DELTACONV_SIGNING_KEY names a private key of ssh that ALLOWED_SIGNERS (or the file of
+# this name here) knows: `sign.sh FOLDER`.
 set -euo pipefail
 known=$(realpath "${ALLOWED_SIGNERS:-$(dirname "$0")/allowed_signers}")
 cd "$1"
