@@ -78,7 +78,7 @@ bill() {
 }
 # licences FEATURES: their texts, of everything that is linked.
 licences() {
-  cargo about generate --locked --fail --config $here/about.toml --manifest-path cli/Cargo.toml --features "$1" \
+  cargo about generate --frozen --fail --config $here/about.toml --manifest-path cli/Cargo.toml --features "$1" \
     --output-file "$built/THIRD-PARTY.md" $here/about.hbs
 }
 
