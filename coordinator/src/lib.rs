@@ -12,6 +12,7 @@ pub mod bench;
 mod carry_out;
 mod core;
 mod manifest;
+pub mod notify;
 pub mod observe;
 pub mod plan;
 mod planted;
