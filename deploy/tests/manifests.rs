@@ -1,0 +1,1 @@
+use k8s_openapi as _;
