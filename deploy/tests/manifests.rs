@@ -1,1 +1,0 @@
-use k8s_openapi as _;
