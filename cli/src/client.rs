@@ -128,6 +128,12 @@ impl Client {
         self.answer(answer)
     }
 
+    /// How much work there is for workers.
+    pub(crate) async fn demand(&mut self) -> Result<v1::DemandResponse, Error> {
+        let answer = self.service.demand(request(v1::DemandRequest {})).await;
+        self.answer(answer)
+    }
+
     /// The job's status now and at each change.
     pub(crate) async fn watch(&mut self, job_id: &str) -> Result<Statuses, Error> {
         // No time limit: the stream lives as long as the job.

@@ -19,6 +19,15 @@ pub(crate) fn parse(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Writes it as [`parse`] reads it.
+pub(crate) fn flag(duration: Duration) -> String {
+    match duration.as_millis() {
+        milliseconds if milliseconds % 60_000 == 0 => format!("{}m", milliseconds / 60_000),
+        milliseconds if milliseconds % 1000 == 0 => format!("{}s", milliseconds / 1000),
+        milliseconds => format!("{milliseconds}ms"),
+    }
+}
+
 /// Writes `4.2 s`, `36 s` or `2 min 5 s`.
 pub(crate) fn spell(seconds: f64) -> String {
     if !seconds.is_finite() || seconds < 0.0 {
@@ -46,6 +55,13 @@ mod tests {
         assert_eq!(parse("2m"), Ok(Duration::from_secs(120)));
         for bad in ["", "10", "s", "0s", "-1s", "1.5s", "1h", "99999999999999999999s", "18446744073709551615m"] {
             assert!(parse(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn what_is_written_for_another_process_is_read_again() {
+        for (text, written) in [("250ms", "250ms"), ("10s", "10s"), ("120s", "2m"), ("2000ms", "2s"), ("1m", "1m")] {
+            assert_eq!(parse(text).map(flag), Ok(written.to_owned()));
         }
     }
 

@@ -39,6 +39,9 @@ pub(crate) struct Arguments {
     /// Once it is asked to end, time to store and hand back what it has reached; then it is gone, whatever it waits for
     #[arg(long, value_name = "TIME", default_value = "25s", value_parser = duration::parse)]
     grace: Duration,
+    /// End after being given nothing for so long [default: wait for ever]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    end_when_idle: Option<Duration>,
     /// Address where /healthz and /metrics are answered [default: none]
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<SocketAddr>,
@@ -98,6 +101,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         device: arguments.device.into(),
         cache: arguments.cache.options(),
         grace: arguments.grace,
+        end_when_idle: arguments.end_when_idle,
         listen: arguments.listen,
     };
     let shutdown = CancellationToken::new();

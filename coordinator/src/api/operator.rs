@@ -342,6 +342,10 @@ impl OperatorService for OperatorApi {
         let workers = self.core.read(|state, now| state.worker_statuses(now)).await?;
         Ok(Response::new(v1::ListWorkersResponse { workers }))
     }
+
+    async fn demand(&self, _: Request<v1::DemandRequest>) -> Result<Response<v1::DemandResponse>, Status> {
+        Ok(Response::new(self.core.read(|state, _| state.demand()).await?))
+    }
 }
 
 /// What happened to a job that is over, as far as it lies with its report.

@@ -207,6 +207,11 @@ impl State {
         node.device.as_deref().or_else(|| node.faulty.as_deref().filter(|_| self.has_others(&worker.node, now)))
     }
 
+    /// The machines that are given nothing because of what went wrong on them.
+    pub(super) fn machines_out(&self) -> Vec<String> {
+        self.nodes.iter().filter(|(_, node)| node.out().is_some()).map(|(name, _)| name.clone()).collect()
+    }
+
     /// Whether there is another machine to go on with.
     fn has_others(&self, node: &str, now: Now) -> bool {
         let is_out = |worker: &Worker| self.nodes.get(&worker.node).is_some_and(|node| node.out().is_some());

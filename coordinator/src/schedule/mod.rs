@@ -6,6 +6,7 @@
 
 mod blame;
 mod budget;
+mod demand;
 mod event;
 mod events;
 mod explain;

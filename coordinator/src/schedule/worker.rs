@@ -53,16 +53,7 @@ impl Worker {
 
     /// What it lacks of what a job requires.
     pub(super) fn lacks(&self, requires: Option<&v1::Requirements>) -> Option<&'static str> {
-        let requires = requires?;
-        let device = &self.device;
-        match () {
-            () if device.memory_bytes < requires.memory_bytes => Some("memory"),
-            () if !requires.precision.is_empty() && !device.precisions.contains(&requires.precision) => {
-                Some("precision")
-            }
-            () if !requires.device.is_empty() && device.kind != requires.device => Some("device"),
-            () => None,
-        }
+        self.device.lacks(requires)
     }
 }
 

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use deltaconv_kernels as kernels;
 use deltaconv_proto::code::Code;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use coordinator::{Coordinator, Unanswered};
@@ -45,8 +46,19 @@ pub struct Options {
     pub cache: cache::Options,
     /// How long leaving may take.
     pub grace: Duration,
+    /// It leaves by itself once it was given nothing for so long; never if there is none.
+    pub end_when_idle: Option<Duration>,
     /// Where `/healthz` and `/metrics` are answered; nowhere if there is none.
     pub listen: Option<SocketAddr>,
+}
+
+/// When a worker leaves by itself, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Leaving {
+    /// How long it may take.
+    pub grace: Duration,
+    /// Once it was given nothing for so long, whether its coordinator answers or not; never if there is none.
+    pub when_idle: Option<Duration>,
 }
 
 /// What keeps a worker from running.
@@ -80,6 +92,14 @@ pub enum Error {
         reason: String,
         /// What it named, or that it named nothing.
         code: Code,
+    },
+    /// The coordinator was never met, and the worker doesn't wait for ever.
+    #[error("no coordinator at {url} took this worker in within {waited:?}, after which an idle one ends")]
+    NeverMet {
+        /// Where it should be.
+        url: String,
+        /// How long it was waited for.
+        waited: Duration,
     },
     /// The device that was asked for can't be used.
     #[error(transparent)]
@@ -117,6 +137,7 @@ impl Error {
             Self::Address { .. } => Code::CoordinatorUrl,
             Self::TokenFile { .. } | Self::Token(_) => Code::TokenFile,
             Self::Refused { code, .. } => *code,
+            Self::NeverMet { .. } => Code::Unreachable,
             Self::Device(error) => of_kernels(error),
             Self::Cache { .. } => Code::CacheFolder,
             Self::Listen { .. } => Code::Listen,
@@ -140,20 +161,27 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     if let Some(address) = options.listen {
         http::start(address, shutdown.clone()).await?;
     }
-    let grace = options.grace;
+    let leaving = Leaving { grace: options.grace, when_idle: options.end_when_idle };
     let name = options.name.clone();
     let coordinator = connect::Grpc::new(options, &accelerator)?;
-    work(coordinator, attempt::Threads::new(&name, accelerator, cache), grace, shutdown).await
+    work(coordinator, attempt::Threads::new(&name, accelerator, cache), leaving, shutdown).await
 }
 
-/// Joins `coordinator` and works until `shutdown`; then it hands back what it holds, and is gone after `grace`. An error says that the coordinator
-/// refuses this worker for good.
+/// Joins `coordinator` and works until `shutdown`, or until it is idle for too long; then it hands back what it holds, and is gone after the
+/// grace period. An error says that the coordinator refuses this worker for good, or was never met.
 pub async fn work(
     mut coordinator: impl Coordinator,
     runner: impl Runner,
-    grace: Duration,
+    leaving: Leaving,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let Some(joined) = coordinator::join(&mut coordinator, &shutdown).await? else { return Ok(()) };
-    sync::Agent::new(coordinator, runner, joined, grace).run(shutdown).await
+    let until = leaving.when_idle.map(|waited| Instant::now() + waited);
+    let joined = coordinator::join(&mut coordinator, until, &shutdown).await?;
+    match (joined, leaving.when_idle) {
+        (Some(joined), _) => sync::Agent::new(coordinator, runner, joined, leaving).run(shutdown).await,
+        (None, Some(waited)) if !shutdown.is_cancelled() => {
+            Err(Error::NeverMet { url: coordinator.address().to_owned(), waited })
+        }
+        (None, _) => Ok(()),
+    }
 }
