@@ -204,15 +204,7 @@ impl Job {
 
     /// Whether as many workers are at it as may be.
     pub(super) fn is_full(&self) -> bool {
-        self.room() == 0
-    }
-
-    /// How many more workers may work on it.
-    pub(super) fn room(&self) -> usize {
-        match self.spec.max_workers {
-            0 => usize::MAX,
-            most => (most as usize).saturating_sub(self.attempts),
-        }
+        self.spec.max_workers > 0 && self.attempts >= self.spec.max_workers as usize
     }
 
     /// Whether work is left.

@@ -40,7 +40,8 @@ pub struct Census {
     pub jobs: [(&'static str, u64); 5],
     /// Tasks of running jobs by stage, and in it by state.
     pub tasks: Vec<(Stage, [(&'static str, u64); 4])>,
-    /// Tasks of jobs that are not paused which could be begun now if there were a worker for each, as far as `max_workers` lets them.
+    /// Tasks that could be begun now if there were a worker for each, as far as their jobs' `max_workers` lets them; none of jobs that
+    /// are paused, or while nothing can be made durable.
     pub ready: u64,
     /// Workers by state.
     pub workers: [(&'static str, u64); 5],
@@ -78,9 +79,8 @@ impl State {
             if !job.is_running() {
                 continue;
             }
-            if !job.paused {
-                let waiting: usize = job.ready().map(|work| work.waiting.len()).sum();
-                ready += waiting.min(job.room()) as u64;
+            if !job.paused && self.read_only.is_none() {
+                ready += job.startable() as u64;
             }
             for task in self.tasks_of(job) {
                 let stage = Step::of(&task.kind).stage;
