@@ -97,7 +97,7 @@ impl Installation {
     }
 
     /// What the ConfigMap of a command says of one of its settings.
-    fn setting(&self, command: &str, key: &str) -> Option<String> {
+    pub(crate) fn setting(&self, command: &str, key: &str) -> Option<String> {
         let pod = self.pods().into_iter().find(|pod| list(&pod.spec["containers"])[0]["args"][0] == command)?;
         let map = list(&pod.spec["volumes"]).iter().find(|volume| !volume["configMap"].is_null())?;
         let map = self.of_kind("ConfigMap").find(|object| object["metadata"]["name"] == map["configMap"]["name"])?;

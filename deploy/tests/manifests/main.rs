@@ -106,6 +106,25 @@ fn what_refers_to_another_finds_it() {
     }
 }
 
+/// The restored state lies where the coordinator looks for it, in a claim like its own.
+#[test]
+fn what_is_restored_is_found() {
+    let restore = read(&repository().join("deploy/kubernetes/restore/restore.yaml"));
+    let claim = restore.iter().find(|object| object["kind"] == "PersistentVolumeClaim").expect("a claim");
+    let base = files::base();
+    let coordinator = base.iter().find(|object| object["kind"] == "StatefulSet").expect("a coordinator");
+    let template = &coordinator["spec"]["volumeClaimTemplates"][0];
+    let names =
+        [&template["metadata"]["name"], &coordinator["metadata"]["name"]].map(|name| name.as_str().expect("a name"));
+    assert_eq!(claim["metadata"]["name"], format!("{}-{}-0", names[0], names[1]));
+    assert_eq!(claim["spec"], template["spec"]);
+    let whole = Installation::new(base.into_iter().chain(restore).collect());
+    whole.check("restore");
+    let state = whole.setting("coordinator", "state").expect("set");
+    let told = whole.arguments().into_iter().find(|words| words.get(1).is_some_and(|word| word == "restore"));
+    assert!(told.expect("a restore").contains(&state), "the coordinator looks in {state}");
+}
+
 #[test]
 fn flags_and_settings_are_the_programs() {
     for (file, settings) in files::settings() {
