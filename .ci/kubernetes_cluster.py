@@ -6,7 +6,6 @@ are asked. Nothing is scheduled, limited or evicted here, and no network policy 
 knows, PROGRAM the executable that the images hold, KUSTOMIZE a real `kubectl`.
 """
 
-import base64
 import json
 import os
 import pathlib
@@ -25,7 +24,6 @@ import yaml
 
 CLUSTER = pathlib.Path(os.environ["CLUSTER"])
 CONTROLLERS = ["StatefulSet", "Deployment", "Job"]
-NODE = "10.244.0.1"
 PATIENCE = 90  # seconds
 
 
@@ -161,11 +159,12 @@ def until(what, holds):
 # A pod's process: a network namespace of its own, a root that is read-only, and volumes where they are mounted.
 
 
-def fill(volume, pod, each, group):
+def fill(volume, pod, group):
     """The folder that a volume is."""
     name = volume["name"]
     if "persistentVolumeClaim" in volume:
-        folder = CLUSTER / "claims" / one("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"])["metadata"]["name"]
+        claim = one("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"])
+        folder = CLUSTER / "claims" / claim["metadata"]["name"]
     elif volume.get("claim"):
         folder = CLUSTER / "claims" / f"{name}-{pod.name}"
     else:
@@ -204,12 +203,17 @@ def environment(container, pod):
     return found
 
 
+def ip(*words):
+    subprocess.run(["ip", *words], check=True)
+
+
 def supervise(pod):
     each = json.loads((pod / "object").read_text())
     spec = each["spec"]["template"]["spec"]
     container, security = spec["containers"][0], spec["securityContext"]
-    claims = [{"name": claim["metadata"]["name"], "claim": True} for claim in each["spec"].get("volumeClaimTemplates", [])]
-    volumes = {volume["name"]: fill(volume, pod, each, security["fsGroup"]) for volume in spec["volumes"] + claims}
+    templates = each["spec"].get("volumeClaimTemplates", [])
+    claims = [{"name": claim["metadata"]["name"], "claim": True} for claim in templates]
+    volumes = {volume["name"]: fill(volume, pod, security["fsGroup"]) for volume in spec["volumes"] + claims}
     variables = environment(container, pod)
     arguments = container["args"]
     for name, value in variables.items():
@@ -225,9 +229,8 @@ def supervise(pod):
                     hosts += f"{address(pods(other)[0])} {service['metadata']['name']}.deltaconv.svc\n"
     (pod / "hosts").write_text(hosts)
 
-    number, namespace, host_end = (pod / "number").read_text(), pod.name, f"pod{(pod / 'number').read_text()}"
-    ip = lambda *words: subprocess.run(["ip", *words], check=True)
-    subprocess.run(["ip", "netns", "delete", namespace], stderr=subprocess.DEVNULL)
+    number, namespace = (pod / "number").read_text(), pod.name
+    host_end = f"pod{number}"
     ip("netns", "add", namespace)
     ip("link", "add", host_end, "type", "veth", "peer", "name", "eth0", "netns", namespace)
     ip("link", "set", host_end, "master", "pods", "up")
@@ -235,7 +238,8 @@ def supervise(pod):
     ip("-n", namespace, "address", "add", f"10.244.0.{number}/24", "dev", "eth0")
     ip("-n", namespace, "link", "set", "eth0", "up")
 
-    script = [f'root=/run/roots/{pod.name}', 'mkdir -p "$root"', 'mount -t tmpfs tmpfs "$root"', 'mkdir -p "$root/etc"', 'cp "$1" "$root/etc/hosts"', 'shift']
+    script = [f"root=/run/roots/{pod.name}", 'mkdir -p "$root"', 'mount -t tmpfs tmpfs "$root"']
+    script += ['mkdir "$root/etc"', 'cp "$1" "$root/etc/hosts"', "shift"]
     for system in ["usr", "lib", "lib64", "dev", "proc", "sys"]:
         there = pathlib.Path("/", system)
         if there.is_symlink():
@@ -380,7 +384,7 @@ def main(words):
             for pod in pods(controller(named)):
                 stop(pod)
             reconcile()
-        case ["wait", "--for=condition=complete", named, *_]:
+        case ["wait", "--for=condition=complete", *_, named]:
             each = controller(named)
             until(f"{named} was not complete", lambda: all((pod / "complete").exists() for pod in pods(each)))
         case ["scale", named, replicas] if replicas.startswith("--replicas="):
@@ -388,21 +392,15 @@ def main(words):
             each["spec"]["replicas"] = int(replicas.partition("=")[2])
             store(each)
             reconcile()
-        case ["logs", named]:
-            pod = pods(controller(named))[0]
-            print((pod / "log").read_text(), end="")
         case ["get", "pods", *_]:
             for kind in CONTROLLERS:
                 for each in stored(kind):
                     for pod in pods(each):
-                        print(pod.name, "Running" if running(pod) else "Completed" if (pod / "complete").exists() else "Pending")
-        case ["get", "secret", name, "-o", jsonpath] if jsonpath.startswith("jsonpath="):
-            key = jsonpath.removeprefix("jsonpath={.data.").removesuffix("}").replace("\\.", ".")
-            print(base64.b64encode((CLUSTER / "secrets" / name / key).read_bytes()).decode(), end="")
-        case ["delete", "secret", name]:
-            shutil.rmtree(CLUSTER / "secrets" / name)
+                        ended = "Completed" if (pod / "complete").exists() else "Pending"
+                        print(pod.name, "Running" if running(pod) else ended)
         case ["delete", "namespace", "deltaconv"]:
-            shutil.rmtree(CLUSTER / "objects")
+            for known in ["objects", "secrets"]:
+                shutil.rmtree(CLUSTER / known)
             reconcile()
         case ["port-forward", service, port]:
             forward(service.removeprefix("service/"), port)
