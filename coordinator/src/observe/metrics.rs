@@ -128,6 +128,9 @@ fn of_census(census: &Census) -> Registry {
         }
     }
     registry.register("deltaconv_tasks", "Tasks of running jobs by stage and state", tasks);
+    let ready = Gauge::<i64>::default();
+    ready.set(census.ready as i64);
+    registry.register("deltaconv_tasks_ready", "Tasks that could be begun now if there were a worker for each", ready);
     let read_only = Gauge::<i64>::default();
     read_only.set(census.read_only.into());
     registry.register("deltaconv_read_only", "1 while nothing can be made durable", read_only);
@@ -155,6 +158,7 @@ mod tests {
         let (state, _) = State::restore(settings, Records::default(), Now::default()).expect("an empty one");
         let mut census = state.census(Now::default());
         census.workers[0].1 = 3;
+        census.ready = 6;
         metrics.text(&totals, &census).expect("text")
     }
 
@@ -169,6 +173,7 @@ mod tests {
             "deltaconv_tasks_committed_total{stage=\"capture\"} 4",
             "deltaconv_attempts_failed_total{blame=\"worker_lost\"} 2",
             "deltaconv_workers{state=\"busy\"} 3",
+            "deltaconv_tasks_ready 6",
             "deltaconv_read_only 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
@@ -184,6 +189,7 @@ mod tests {
         let deployed = [
             include_str!("../../../deploy/monitoring/dashboard.json"),
             include_str!("../../../deploy/monitoring/alerts.yaml"),
+            include_str!("../../../deploy/kubernetes/components/autoscaled/scaler.yaml"),
             include_str!("../../../docs/metrics.md"),
         ];
         for file in deployed {

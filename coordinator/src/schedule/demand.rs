@@ -30,7 +30,7 @@ impl State {
 
 impl Job {
     /// Tasks that could be begun now.
-    fn startable(&self) -> usize {
+    pub(super) fn startable(&self) -> usize {
         let ready: usize = self.ready().map(|work| work.waiting.len()).sum();
         ready.min(self.at_most().saturating_sub(self.attempts))
     }

@@ -96,6 +96,19 @@ fn a_paused_job_is_handed_back_without_blame_and_goes_on_when_it_is_resumed() {
 }
 
 #[test]
+fn what_could_be_begun_now_is_counted() {
+    let mut c = Coordinator::new();
+    let (job, worker) = (c.submit_spec(v1::JobSpec { max_workers: 2, ..spec() }), c.join());
+    let ready = |c: &Coordinator| c.state.census(c.now).ready;
+    // Of three captures, as many as may be worked on; what comes after them waits for all three.
+    assert_eq!(ready(&c), 2);
+    c.sync(&worker, Vec::new());
+    assert_eq!(ready(&c), 1);
+    c.run(|state, _, effects| state.pause(&job, effects)).expect("paused");
+    assert_eq!(ready(&c), 0);
+}
+
+#[test]
 fn a_drained_worker_ends_what_it_does_and_takes_nothing_new() {
     let mut c = Coordinator::new();
     c.submit();
