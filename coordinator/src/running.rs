@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use deltaconv_proto::ids::{AttemptId, JobId, TaskId, WorkerId};
@@ -9,6 +10,7 @@ use deltaconv_proto::keys;
 use deltaconv_proto::v1::{self, attempt_report};
 use tokio::sync::mpsc;
 
+use crate::access::{Access, Audit, Rates};
 use crate::backup::Backups;
 use crate::core::{Clock, Core, Handle};
 use crate::observe::metrics::Metrics;
@@ -48,6 +50,13 @@ impl Running {
         let joined = handle.call(|state, now, effects| state.join(v1::JoinRequest::default(), now, effects));
         let worker = joined.await.expect("runs").expect("joins");
         Self { core: handle, job, fixture, worker, journal, identity, thread: Some(thread) }
+    }
+
+    /// What lets everybody in who reaches it.
+    pub(crate) fn access(&self, metrics: Metrics) -> Access {
+        let audit = Audit::open(&self.fixture.path("state")).expect("opens");
+        let (register, rates, audit) = (Arc::default(), Arc::new(Rates::new()), Arc::new(audit));
+        Access { tls: None, workers: None, token: None, register, rates, audit, metrics }
     }
 
     /// What the worker is given that says this of its attempts.

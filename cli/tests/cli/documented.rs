@@ -31,7 +31,7 @@ enum Before {
 }
 
 /// The pages that have commands to run.
-const PAGES: [(&str, Before); 10] = [
+const PAGES: [(&str, Before); 11] = [
     ("README.md", Before::Nothing),
     ("docs/cluster.md", Before::Nothing),
     ("docs/data.md", Before::Coordinator),

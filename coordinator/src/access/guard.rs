@@ -48,7 +48,8 @@ impl Open {
             Some(("WorkerService", _)) => Self::Workers,
             Some((
                 "OperatorService",
-                "ListJobs" | "GetJob" | "WatchJob" | "GetReport" | "Explain" | "ListWorkers" | "Events" | "Logs" | "Demand",
+                "ListJobs" | "GetJob" | "WatchJob" | "GetReport" | "Explain" | "ListWorkers" | "Events" | "Logs"
+                | "Demand",
             )) => Self::Viewers,
             _ => Self::Operators,
         }
@@ -295,7 +296,9 @@ mod tests {
                 "{path}"
             );
         }
-        for look in ["ListJobs", "GetJob", "WatchJob", "GetReport", "Explain", "ListWorkers", "Events", "Logs", "Demand"] {
+        for look in
+            ["ListJobs", "GetJob", "WatchJob", "GetReport", "Explain", "ListWorkers", "Events", "Logs", "Demand"]
+        {
             let path = format!("{operator}/{look}");
             assert_eq!(
                 [worker, viewer, alice, None].map(|role| may(role, &path)),

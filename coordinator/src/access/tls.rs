@@ -130,7 +130,9 @@ fn complete(chain: &mut Vec<CertificateDer<'static>>, authorities: &[Certificate
     let is_issuer = |authority: &&CertificateDer<'static>| {
         Certificate::parse(authority).is_ok_and(|authority| authority.is_root && authority.issuer == last.issuer)
     };
-    if !last.is_root && let Some(authority) = authorities.iter().find(is_issuer) {
+    if !last.is_root
+        && let Some(authority) = authorities.iter().find(is_issuer)
+    {
         chain.push(authority.clone());
     }
 }

@@ -36,7 +36,9 @@ mod tests {
     use axum::http::HeaderMap;
     use axum::http::header::CONTENT_TYPE;
     use deltaconv_proto::code::Code;
+    use deltaconv_proto::objects::Allowed;
     use deltaconv_proto::protocol::{OURS, Version};
+    use deltaconv_proto::tls::Role;
     use deltaconv_proto::v1;
     use deltaconv_proto::v1::operator_service_server::OperatorServiceServer;
     use deltaconv_proto::v1::worker_service_server::WorkerServiceServer;
@@ -46,7 +48,8 @@ mod tests {
     use tonic::codegen::Service;
 
     use super::*;
-    use crate::api::{LogDesk, OperatorApi, Wakers, WorkerApi, http};
+    use crate::access::Who;
+    use crate::api::{Doors, LogDesk, OperatorApi, Wakers, WorkerApi, WorkerDoor, http};
     use crate::observe::metrics::Metrics;
     use crate::running::Running;
     use crate::term::Terms;
@@ -55,9 +58,13 @@ mod tests {
     fn routes(running: &Running) -> Routes {
         let (core, metrics, minute) = (running.core.clone(), Metrics::new(), Duration::from_secs(60));
         let web = http::router(&core, &metrics);
+        let access = running.access(metrics.clone());
         let worker = WorkerApi::new(core.clone(), Wakers::default(), LogDesk::default(), metrics, minute, minute);
+        let worker = WorkerDoor::new(worker, access.clone());
         let terms = Terms::new(&running.identity, "node-a").expect("terms");
-        let operator = OperatorApi::new(core, terms, LogDesk::default(), running.backups(), CancellationToken::new());
+        let doors = Doors { access, stores: Allowed::any() };
+        let (logs, backups, end) = (LogDesk::default(), running.backups(), CancellationToken::new());
+        let operator = OperatorApi::new(core, terms, logs, doors, backups, end);
         let routes = Routes::from(web).add_service(WorkerServiceServer::new(worker));
         with_handshake(routes.add_service(OperatorServiceServer::new(operator)))
     }
@@ -73,7 +80,10 @@ mod tests {
         if let Some(protocol) = protocol {
             request = request.header(protocol::PROTOCOL_METADATA, protocol);
         }
-        let request = request.body(Body::from(framed)).expect("a request");
+        let mut request = request.body(Body::from(framed)).expect("a request");
+        // As the guard has found out.
+        let who = Who { role: Some(Role::Operator), name: "local".into(), from: ([127, 0, 0, 1], 1).into() };
+        request.extensions_mut().insert(who);
         let answer = routes.call(request).await.expect("answered");
         let (parts, body) = answer.into_parts();
         let body = body::to_bytes(Body::new(body), 1 << 20).await.expect("a body");

@@ -19,7 +19,7 @@ fn writes() -> Vec<Write> {
             ..v1::JobRecord::default()
         })),
         Write::Task(Box::new(task(300))),
-        Write::Worker(v1::WorkerRecord { worker_id: "w1-x".into(), ..v1::WorkerRecord::default() }),
+        Write::Worker(v1::WorkerRecord { worker_id: "w1-x".into(), ..v1::WorkerRecord::default() }.into()),
         Write::Node(Box::new(v1::NodeRecord { node: "n".into(), faulty: "hot".into(), ..v1::NodeRecord::default() })),
         Write::Request(v1::RequestRecord { request_id: "q".into(), sequence: 4 }),
         Write::Invitation(v1::InvitationRecord { id: "inv1-x".into(), ..v1::InvitationRecord::default() }.into()),

@@ -73,7 +73,7 @@ impl Restoring {
                 state.tasks[slot].restore(*record, &names, now, deadline)?;
             }
             Write::Worker(record) => {
-                let worker = Worker::from_record(record, now)?;
+                let worker = Worker::from_record(*record, now)?;
                 state.workers.insert(worker.id.clone(), worker);
             }
             Write::Node(record) => {

@@ -112,7 +112,7 @@ impl State {
             leases: BTreeSet::new(),
         };
         effects.writes.push(Write::Meta(self.meta));
-        effects.writes.push(Write::Worker(worker.record()));
+        effects.writes.push(Write::Worker(worker.record().into()));
         let message = format!("{} joined with {}", worker.name, worker.device.name);
         self.workers.insert(id.clone(), worker);
         self.unix_ms = now.unix_ms;

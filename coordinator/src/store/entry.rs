@@ -32,7 +32,7 @@ impl Entry {
             ("meta", Some(value)) => Write::Meta(decode(key, value)?),
             ("job", Some(value)) => Write::Job(Box::new(decode(key, value)?)),
             ("task", Some(value)) => Write::Task(Box::new(decode(key, value)?)),
-            ("worker", Some(value)) => Write::Worker(decode(key, value)?),
+            ("worker", Some(value)) => Write::Worker(Box::new(decode(key, value)?)),
             ("node", Some(value)) => Write::Node(Box::new(decode(key, value)?)),
             ("request", Some(value)) => Write::Request(decode(key, value)?),
             ("event", Some(value)) => Write::Event(Box::new(decode(key, value)?)),

@@ -23,7 +23,7 @@ impl Store for MemoryStore {
                 Write::Meta(meta) => self.records.meta = meta,
                 Write::Job(job) => put(&mut self.records.jobs, *job, |j| &j.job_id),
                 Write::Task(task) => put(&mut self.records.tasks, *task, |t| &t.task_id),
-                Write::Worker(worker) => put(&mut self.records.workers, worker, |w| &w.worker_id),
+                Write::Worker(worker) => put(&mut self.records.workers, *worker, |w| &w.worker_id),
                 Write::ForgetWorker(id) => self.records.workers.retain(|w| w.worker_id != id.as_str()),
                 Write::Node(node) => put(&mut self.records.nodes, *node, |n| &n.node),
                 Write::ForgetNode(name) => self.records.nodes.retain(|n| n.node != name),

@@ -28,7 +28,7 @@ pub enum Write {
     /// A task, whole.
     Task(Box<v1::TaskRecord>),
     /// A worker, whole.
-    Worker(v1::WorkerRecord),
+    Worker(Box<v1::WorkerRecord>),
     /// A worker that will not come back.
     ForgetWorker(WorkerId),
     /// A machine, whole.
@@ -81,7 +81,7 @@ impl Records {
             Write::Meta(meta) => self.meta = meta,
             Write::Job(job) => self.jobs.push(*job),
             Write::Task(task) => self.tasks.push(*task),
-            Write::Worker(worker) => self.workers.push(worker),
+            Write::Worker(worker) => self.workers.push(*worker),
             Write::Node(node) => self.nodes.push(*node),
             Write::Request(request) => self.requests.push(request),
             Write::Event(event) => self.events.push(*event),
@@ -96,7 +96,7 @@ impl Records {
     pub(crate) fn into_writes(self) -> impl Iterator<Item = Write> {
         let jobs = self.jobs.into_iter().map(|job| Write::Job(job.into()));
         let tasks = self.tasks.into_iter().map(|task| Write::Task(task.into()));
-        let workers = self.workers.into_iter().map(Write::Worker);
+        let workers = self.workers.into_iter().map(|worker| Write::Worker(worker.into()));
         let nodes = self.nodes.into_iter().map(|node| Write::Node(node.into()));
         let requests = self.requests.into_iter().map(Write::Request);
         let events = self.events.into_iter().map(|event| Write::Event(event.into()));
