@@ -225,3 +225,74 @@ impl AsyncWrite for Connection {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    /// A connection, and its peer's end.
+    async fn connected() -> (Connection, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let peer = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connects");
+        let (stream, address) = listener.accept().await.expect("accepts");
+        let slot = Counts::default().take((), 1).expect("room");
+        (Connection::plain(stream, address, slot), peer)
+    }
+
+    async fn write(connection: &mut Connection) -> Poll<io::Result<usize>> {
+        poll_fn(|cx| Poll::Ready(Pin::new(&mut *connection).poll_write(cx, &[0; 1 << 16]))).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_nothing_is_left() {
+        let (mut connection, mut peer) = connected().await;
+        while let Poll::Ready(written) = write(&mut connection).await {
+            written.expect("there is room in its buffers");
+        }
+        tokio::time::advance(STALLED - Duration::from_secs(1)).await;
+        assert!(write(&mut connection).await.is_pending());
+        // Something is taken, and its time begins anew.
+        let mut taken = vec![0; 1 << 20];
+        peer.read_exact(&mut taken).await.expect("there is as much");
+        while write(&mut connection).await.is_pending() {
+            tokio::task::yield_now().await;
+        }
+        while let Poll::Ready(written) = write(&mut connection).await {
+            written.expect("there is room in its buffers");
+        }
+        tokio::time::advance(STALLED - Duration::from_secs(1)).await;
+        assert!(write(&mut connection).await.is_pending());
+        tokio::time::advance(Duration::from_secs(2)).await;
+        let Poll::Ready(Err(error)) = write(&mut connection).await else { panic!("it still waits") };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_shows_nothing_has_to_go() {
+        let (mut connection, _peer) = connected().await;
+        connection.ends = Some(Box::pin(sleep(STRANGER)));
+        let mut read = async || {
+            let mut bytes = [0; 16];
+            let mut buffer = ReadBuf::new(&mut bytes);
+            poll_fn(|cx| Poll::Ready(Pin::new(&mut connection).poll_read(cx, &mut buffer))).await
+        };
+        assert!(read().await.is_pending());
+        tokio::time::advance(STRANGER + Duration::from_secs(1)).await;
+        assert!(matches!(read().await, Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::TimedOut));
+    }
+
+    #[tokio::test]
+    async fn strangers_leave_room_for_others() {
+        let room = Room::default();
+        let address: IpAddr = [10, 0, 0, 1].into();
+        let held: Vec<_> = (0..STRANGERS).map(|_| room.strangers.take(address, STRANGERS).expect("room")).collect();
+        assert!(room.strangers.take(address, STRANGERS).is_none());
+        assert!(room.strangers.take([10, 0, 0, 2].into(), STRANGERS).is_some());
+        drop(held);
+        assert!(room.strangers.take(address, STRANGERS).is_some());
+    }
+}
