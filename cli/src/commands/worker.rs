@@ -61,6 +61,9 @@ pub(crate) struct Arguments {
     /// Address where /healthz and /metrics are answered [default: none]
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<SocketAddr>,
+    /// Answer there where other machines can connect, without encryption: figures alone, and nothing can be changed
+    #[arg(long)]
+    allow_plaintext: bool,
     #[command(flatten)]
     cache: Cache,
     #[command(flatten)]
@@ -108,6 +111,10 @@ impl Cache {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     let logging = arguments.logging.start()?;
+    if let Some(address) = arguments.listen.filter(|address| !address.ip().is_loopback() && !arguments.allow_plaintext)
+    {
+        return Err(Error::PlainFigures { address });
+    }
     let admission = match (arguments.invitation, arguments.invitation_file, arguments.token_file) {
         (Some(text), ..) => Admission::Invitation(invitation(&text)?),
         (None, Some(path), _) => {

@@ -116,7 +116,7 @@ fn who_has_no_certificate_or_not_the_right_one_gets_nowhere() {
     assert!(revoked.status.success(), "{}", said(&revoked));
     assert_refused(&exposed.run_as(&file, &["jobs"]), &["error[DC1007]", "operator:alice was revoked"]);
     let shown = deltaconv().args(["certs", "show"]).arg(&file).output().expect("runs");
-    assert!(said(&shown).contains("operator:alice") && said(&shown).contains("in 364 days"), "{}", said(&shown));
+    assert!(said(&shown).contains("operator:alice") && said(&shown).contains("(in 36"), "{}", said(&shown));
 }
 
 #[test]

@@ -17,9 +17,7 @@ use tower::{Layer, Service};
 
 use super::rates::Slot;
 use super::{Access, Peer, Register, Who};
-
-/// What a caller of one without TLS is called, who shows nothing or the token file's token.
-const LOCAL: &str = "local";
+use crate::schedule::LOCAL;
 
 /// Who may call something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -147,9 +147,10 @@ impl Served {
         (self.channel(credentials.expect("credentials")).await.expect("connects"), enrolled.identity)
     }
 
-    async fn stop(self) {
+    async fn stop(self) -> Certs {
         self.shutdown.cancel();
         self.service.await.expect("no panic").expect("ends well");
+        self.certs
     }
 }
 
@@ -243,7 +244,7 @@ async fn an_invitation_is_taken_as_often_as_it_may_be_and_nothing_of_it_is_kept(
 
     let secret = invited.token.rsplit_once('.').expect("a token").1.as_bytes().to_vec();
     let state = served.state.clone();
-    served.stop().await;
+    let _certs = served.stop().await;
     for file in walk(&state) {
         let bytes = std::fs::read(&file).expect("read");
         assert!(!bytes.windows(secret.len()).any(|window| window == secret), "{}", file.display());

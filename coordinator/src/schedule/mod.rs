@@ -48,6 +48,7 @@ use deltaconv_proto::ids::{JobId, TaskId, WorkerId};
 use deltaconv_proto::v1;
 
 pub use access::Enrolment;
+pub(crate) use access::LOCAL;
 pub use event::{Command, Effects, Now, Turn};
 pub(crate) use events::KEPT;
 pub use explain::Explanation;
