@@ -159,7 +159,10 @@ fn init(arguments: &Init) -> Result<(), Error> {
     }
     std::fs::create_dir_all(out).map_err(Error::file("make", out))?;
     let first = hosts.first().map_or("", String::as_str);
-    let (authority, key) = Authority::make(&format!("deltaconv authority of {first}")).map_err(|e| failed(&e))?;
+    // Two for the same host are two, also to who reads their names.
+    let number = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+    let (authority, key) =
+        Authority::make(&format!("deltaconv authority of {first}, {number}")).map_err(|e| failed(&e))?;
     // Hosts that are none are refused before anything lies there.
     let server = authority.server(hosts, *valid).map_err(|error| failed(&error))?;
     let of = |role: Role| bundle(&authority, role, role.name(), *valid);
