@@ -24,7 +24,7 @@ pub(crate) struct Arguments {
     /// What `deltaconv workers invite` printed: where the coordinator is, how it is known, and the token to join with
     #[arg(long, value_name = "TEXT", env = "DELTACONV_INVITATION", hide_env_values = true)]
     invitation: Option<String>,
-    /// File with the invitation
+    /// File with the invitation; an empty one is none
     #[arg(long, value_name = "FILE", env = "DELTACONV_INVITATION_FILE", conflicts_with = "invitation")]
     invitation_file: Option<PathBuf>,
     /// Folder for what the invitation becomes, so that a restart needs no other [default: deltaconv/identity in the user's data
