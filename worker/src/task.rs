@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use deltaconv_proto::code::Code;
 use deltaconv_proto::ids::{AttemptId, InvalidId, TaskId};
@@ -16,6 +16,9 @@ use crate::codes::{of_kernels, of_tensors};
 use crate::models::Models;
 use crate::shards::Cache;
 use crate::{data, teacher};
+
+/// How often an attempt that rests looks whether it has to end.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Why an attempt has to end early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +38,11 @@ pub(crate) enum Error {
     /// The coordinator's message lacks a part.
     #[error("the task came without its {0}; coordinator and worker may be of different versions")]
     Incomplete(&'static str),
+    /// A kind of task that a later version brought.
+    #[error(
+        "this worker does not know the kind of task that it was given: it is of an earlier version than the coordinator"
+    )]
+    UnknownKind,
     /// An id that isn't one.
     #[error(transparent)]
     Id(#[from] InvalidId),
@@ -141,7 +149,7 @@ impl Error {
     pub(crate) fn code(&self) -> Code {
         match self {
             Self::Stopped(_) => Code::Interrupted,
-            Self::Incomplete(_) => Code::VersionsDiffer,
+            Self::Incomplete(_) | Self::UnknownKind => Code::VersionsDiffer,
             Self::Id(error) => error.code(),
             Self::Objects(error) => error.code(),
             Self::Shard { .. } => Code::ShardUnusable,
@@ -219,6 +227,14 @@ impl Supervision {
             }
         });
         self.news.notify_one();
+    }
+
+    /// Does nothing for so long, or until the attempt is told to stop.
+    pub(crate) fn rest(&self, time: Duration) {
+        let began = Instant::now();
+        while began.elapsed() < time && self.stopped().is_none() {
+            std::thread::sleep(LOOK);
+        }
     }
 
     pub(crate) fn stopped(&self) -> Option<Stop> {

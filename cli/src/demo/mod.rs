@@ -12,6 +12,7 @@ use deltaconv_proto::v1;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
+use crate::args::Connection;
 use crate::args::Output;
 use crate::client::Client;
 use crate::commands::{interrupted, status, watch};
@@ -219,12 +220,13 @@ async fn drive(
 async fn follow(url: &str, spec: &v1::JobSpec, progress: &mut Progress) -> Result<v1::JobStatus, Error> {
     // The coordinator was there a moment ago; if it isn't now, it is being started again.
     // The folder is the demo's alone, and its state may be gone.
-    let submit = || async { Client::connect(url).await?.submit(spec.clone(), true).await };
+    let to = &Connection::to(url);
+    let submit = || async { Client::connect(to).await?.submit(spec.clone(), true).await };
     let submitted = watching::patiently(submit).await?;
     if submitted.existed {
         progress.say(&format!("going on with {}", submitted.job_id));
     }
-    watching::follow(url, &submitted.job_id, progress).await
+    watching::follow(to, &submitted.job_id, progress).await
 }
 
 fn ended(last: v1::JobStatus) -> Ended {

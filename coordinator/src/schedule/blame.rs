@@ -8,7 +8,7 @@ use deltaconv_proto::v1;
 use super::events::{About, Severity};
 use super::task::Failed;
 use super::tasks::Slot;
-use super::{Effects, Now, Phase, State, Step, Worker};
+use super::{Effects, Now, Phase, State, Step, Task, Worker};
 use crate::store::Write;
 
 /// Characters of a message that are kept.
@@ -207,6 +207,11 @@ impl State {
         node.device.as_deref().or_else(|| node.faulty.as_deref().filter(|_| self.has_others(&worker.node, now)))
     }
 
+    /// The machines that are given nothing because of what went wrong on them.
+    pub(super) fn machines_out(&self) -> Vec<String> {
+        self.nodes.iter().filter(|(_, node)| node.out().is_some()).map(|(name, _)| name.clone()).collect()
+    }
+
     /// Whether there is another machine to go on with.
     fn has_others(&self, node: &str, now: Now) -> bool {
         let is_out = |worker: &Worker| self.nodes.get(&worker.node).is_some_and(|node| node.out().is_some());
@@ -215,10 +220,13 @@ impl State {
         })
     }
 
-    /// Whether a task that failed may be given to this worker: to one on whose machine it has not failed yet, as long as there
-    /// is such a one.
+    /// Whether a task may be given to this worker: to one that knows all of it, and, where it failed, to one on whose machine it
+    /// has not failed yet, as long as there is such a one.
     pub(super) fn may_try(&self, slot: Slot, worker: &Worker, now: Now) -> bool {
-        let failures = &self.tasks[slot].failures;
+        let Task { kind, failures, .. } = &self.tasks[slot];
+        if !worker.knows(kind) {
+            return false;
+        }
         !failures.iter().any(|failed| failed.node == worker.node) || !self.has_untried(slot, now)
     }
 
@@ -229,6 +237,7 @@ impl State {
         self.workers.values().any(|worker| {
             self.is_usable(worker, now)
                 && worker.meets(requires)
+                && worker.knows(&task.kind)
                 && task.failures.iter().all(|failed| failed.node != worker.node)
         })
     }
