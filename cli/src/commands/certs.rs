@@ -62,6 +62,9 @@ struct Init {
     /// How long they last; the authority lasts ten years
     #[arg(long, value_name = "TIME", default_value = "365d", value_parser = duration::parse)]
     valid: Duration,
+    /// Change nothing where there are some already, for what calls this at each start
+    #[arg(long)]
+    once: bool,
 }
 
 #[derive(Debug, Args)]
@@ -150,9 +153,13 @@ fn of_files(error: &deltaconv_proto::tls::Error) -> Error {
 }
 
 fn init(arguments: &Init) -> Result<(), Error> {
-    let Init { out, hosts, valid } = arguments;
+    let Init { out, hosts, valid, once } = arguments;
     let certificate = out.join(AUTHORITY);
     if certificate.exists() {
+        if *once {
+            output::say(&format!("{} is there already, and stays", certificate.display()));
+            return Ok(());
+        }
         let reason = "is there already: whoever trusts it would trust nothing of another; name another folder with --out, or \
                       make single certificates with `deltaconv certs issue` and `deltaconv certs renew`";
         return Err(of_files(&deltaconv_proto::tls::Error::Contents { path: certificate, reason: reason.into() }));

@@ -116,7 +116,7 @@ fn uses(text: &str) -> Result<u32, String> {
 /// What another machine needs to join.
 #[derive(Serialize, schemars::JsonSchema)]
 pub(crate) struct Invited {
-    /// The one line. Whoever has it can join.
+    /// The one line. Whoever has it can join. Empty where a file has it.
     invitation: String,
     id: String,
     addresses: Vec<String>,
@@ -181,6 +181,13 @@ async fn invite(arguments: Invite) -> Result<ExitCode, Error> {
         let message = format!("{error}: with TLS, every --address begins with https://, and without with http://");
         return Err(Error::Invitation { message });
     }
+    let invitation = match &out {
+        Some(path) => {
+            write_secret(path, &format!("{invitation}\n")).map_err(Error::file("write", path))?;
+            String::new()
+        }
+        None => invitation,
+    };
     let is_here = |address: &String| url::Url::parse(address).is_ok_and(|url| is_loopback(&url));
     match output.data() {
         Some(data) => data.print(&Invited {
@@ -191,9 +198,8 @@ async fn invite(arguments: Invite) -> Result<ExitCode, Error> {
             uses: status.uses,
         }),
         None => {
-            match &out {
-                Some(path) => write_secret(path, &format!("{invitation}\n")).map_err(Error::file("write", path))?,
-                None => output::print(&invitation),
+            if out.is_none() {
+                output::print(&invitation);
             }
             let times = match status.uses {
                 0 => "any number of workers".to_owned(),
