@@ -9,6 +9,8 @@ pub mod assemble;
 pub mod bench;
 mod carry_out;
 mod core;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod manifest;
 pub mod observe;
 pub mod plan;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use deltaconv_proto::code::Code;
 use deltaconv_proto::ids::{AttemptId, InvalidId, TaskId};
 use deltaconv_proto::objects::{self, Objects};
-use deltaconv_proto::{images, pipeline, prompts, safetensors, shard, v1, weights};
+use deltaconv_proto::{bounds, images, pipeline, prompts, safetensors, shard, v1, weights};
 use tokio::sync::Notify;
 
 use crate::accelerator::Accelerator;
@@ -16,6 +16,9 @@ use crate::codes::{of_kernels, of_tensors};
 use crate::models::Models;
 use crate::shards::Cache;
 use crate::{data, teacher};
+
+/// Bytes of a failure's message, whatever a file had in it.
+const LONGEST: usize = 4000;
 
 /// Why an attempt has to end early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +38,9 @@ pub(crate) enum Error {
     /// The coordinator's message lacks a part.
     #[error("the task came without its {0}; coordinator and worker may be of different versions")]
     Incomplete(&'static str),
+    /// Numbers that no job has.
+    #[error(transparent)]
+    Bounds(#[from] bounds::Error),
     /// An id that isn't one.
     #[error(transparent)]
     Id(#[from] InvalidId),
@@ -142,6 +148,7 @@ impl Error {
         match self {
             Self::Stopped(_) => Code::Interrupted,
             Self::Incomplete(_) => Code::VersionsDiffer,
+            Self::Bounds(error) => error.code(),
             Self::Id(error) => error.code(),
             Self::Objects(error) => error.code(),
             Self::Shard { .. } => Code::ShardUnusable,
@@ -167,8 +174,10 @@ impl Error {
             Self::Shard { key, digest, source } => Some((key, digest, source.to_string())),
             _ => None,
         };
+        let mut message = self.code().before(self);
+        message.truncate(message.floor_char_boundary(LONGEST));
         v1::Failure {
-            message: self.code().before(self),
+            message,
             of_device: false,
             broken_shard: broken_shard.map(|(key, expected, found)| v1::BrokenShard {
                 key: key.clone(),

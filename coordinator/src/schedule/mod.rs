@@ -5,6 +5,7 @@
 //! and before its [`Effects::commands`] are carried out.
 
 mod blame;
+mod bounded;
 mod budget;
 mod event;
 mod events;
@@ -198,7 +199,7 @@ impl State {
     }
 
     fn write_job(&self, id: &JobId, effects: &mut Effects) {
-        effects.writes.push(Write::Job(Box::new(self.jobs[id].record())));
+        effects.writes.push(Write::Job(Box::new(bounded::fitting(self.jobs[id].record()))));
     }
 
     fn tasks_of<'a>(&'a self, job: &'a Job) -> impl Iterator<Item = &'a Task> {

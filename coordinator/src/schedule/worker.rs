@@ -6,6 +6,7 @@ use std::time::Duration;
 use deltaconv_proto::ids::WorkerId;
 use deltaconv_proto::v1;
 
+use super::bounded;
 use super::events::{About, Severity};
 use super::tasks::Slot;
 use super::{Effects, Error, Now, State};
@@ -77,7 +78,7 @@ impl State {
             id: id.clone(),
             name: printable(request.name),
             node: if node.is_empty() { id.to_string() } else { node },
-            device: request.device.unwrap_or_default(),
+            device: bounded::device(request.device.unwrap_or_default()),
             version: printable(request.version),
             last_seen: now.monotonic,
             draining: false,

@@ -43,6 +43,9 @@ impl Manifest {
         let (position, rest) = name.strip_suffix(".records")?.split_once('-')?;
         let (rest, identity) = rest.rsplit_once('-')?;
         let (step, term) = rest.rsplit_once('-')?;
+        if [step, identity].iter().any(|part| part.contains('/')) {
+            return None;
+        }
         let parsed = Self {
             job: JobId::new(job).ok()?,
             position: position.parse().ok()?,
@@ -85,6 +88,8 @@ mod tests {
         assert_eq!(Manifest::parse(&key), Some(manifest));
         for key in
             ["manifests/a/3-x-00000001-i.records", "manifests/0003-x-00000001-i.records", "manifests/a/notes.txt"]
+                .into_iter()
+                .chain(["manifests/a/0003-x/../../y-00000001-i.records", "manifests/a/0003-x-00000001-i/j.records"])
         {
             assert_eq!(Manifest::parse(key), None, "{key}");
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use deltaconv_proto::code::Code;
 use deltaconv_proto::ids::{AttemptId, TaskId};
 use deltaconv_proto::objects::Objects;
-use deltaconv_proto::v1;
+use deltaconv_proto::{bounds, v1};
 use prost::Message;
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
@@ -133,6 +133,8 @@ fn run(
     let job = v1::JobSpec::decode(&*spec.job).map_err(|_| task::Error::Incomplete("job"))?;
     let plan = v1::JobPlan::decode(&*spec.plan).map_err(|_| task::Error::Incomplete("plan"))?;
     let kind = spec.kind.ok_or(task::Error::Incomplete("kind"))?;
+    bounds::check(&job, &plan)?;
+    bounds::check_task(&kind, &spec.latents)?;
     tracing::info!(epoch = lease.epoch, "attempt started");
     let objects = Objects::open(&job.output_url)?;
     let kept = log.clone().keep(objects.clone(), task.clone(), attempt.clone());
