@@ -34,33 +34,60 @@ mod tokenizer;
 #[global_allocator]
 static ALLOCATOR: limits::Counted = limits::Counted;
 
+/// Bytes that a run may hold at a time, whatever its input claims: inputs have at most a few thousandths of it.
+const MEMORY: usize = 64 << 20;
+
 /// Of this process, before its first run.
 pub fn begin() {
     limits::bound_the_stack();
 }
 
-/// The target of this name.
+/// The target of this name. Known when an executable is built, so that it holds no other.
 ///
 /// # Panics
 /// Where there is none.
-pub fn target(name: &str) -> fn(&[u8]) {
-    let of_crates = deltaconv_proto::fuzzing::TARGETS.iter().chain(&deltaconv_coordinator::fuzzing::TARGETS);
-    let taken_in = fuzzing::TARGETS.iter().chain(&tokenizer::fuzzing::TARGETS).chain([&image_file::TARGET]);
-    let mut targets = of_crates.chain(taken_in);
-    targets.find(|(of, _)| *of == name).map(|(_, target)| *target).expect("a target of this name")
+pub const fn target(name: &str) -> fn(&[u8]) {
+    let mut of_all: [&[(&str, fn(&[u8]))]; 5] = [
+        &deltaconv_proto::fuzzing::TARGETS,
+        &deltaconv_coordinator::fuzzing::TARGETS,
+        &tokenizer::fuzzing::TARGETS,
+        &[image_file::TARGET],
+        &fuzzing::TARGETS,
+    ];
+    let mut all: &mut [_] = &mut of_all;
+    while let [targets, others @ ..] = all {
+        while let [(of, target), rest @ ..] = *targets {
+            if is_same(of.as_bytes(), name.as_bytes()) {
+                return *target;
+            }
+            *targets = rest;
+        }
+        all = others;
+    }
+    panic!("a target of this name")
+}
+
+const fn is_same(mut one: &[u8], mut other: &[u8]) -> bool {
+    while let ([a, of_one @ ..], [b, of_other @ ..]) = (one, other) {
+        if *a != *b {
+            return false;
+        }
+        (one, other) = (of_one, of_other);
+    }
+    one.is_empty() && other.is_empty()
 }
 
 /// Runs a target on some bytes.
 pub fn run(target: fn(&[u8]), bytes: &[u8]) {
-    limits::within(limits::BYTES, || target(bytes));
+    limits::within(MEMORY, || target(bytes));
 }
 
 /// Makes an executable that of a target.
 #[macro_export]
 macro_rules! target {
     ($name:literal) => {
-        static TARGET: std::sync::LazyLock<fn(&[u8])> = std::sync::LazyLock::new(|| $crate::target($name));
+        const TARGET: fn(&[u8]) = $crate::target($name);
 
-        libfuzzer_sys::fuzz_target!(init: $crate::begin(), |bytes: &[u8]| $crate::run(*TARGET, bytes));
+        libfuzzer_sys::fuzz_target!(init: $crate::begin(), |bytes: &[u8]| $crate::run(TARGET, bytes));
     };
 }

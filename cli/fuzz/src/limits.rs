@@ -4,8 +4,6 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes that a run may hold at a time, whatever its input claims: inputs have at most a few thousandths of it.
-pub(crate) const BYTES: usize = 64 << 20;
 /// Stack of a thread of tokio's, or of an attempt.
 const STACK: u64 = 2 << 20;
 

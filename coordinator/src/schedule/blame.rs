@@ -36,7 +36,7 @@ impl Node {
     }
 
     pub(super) fn write(&self, name: &str) -> Write {
-        if self.failures.is_empty() && self.out().is_none() {
+        if !self.says_something() {
             return Write::ForgetNode(name.to_owned());
         }
         let failure = |(task, message): &(TaskId, String)| v1::NodeFailure {
@@ -49,6 +49,11 @@ impl Node {
             device: self.device.clone().unwrap_or_default(),
             faulty: self.faulty.clone().unwrap_or_default(),
         }))
+    }
+
+    /// Whether there is anything to remember of it.
+    pub(super) fn says_something(&self) -> bool {
+        !self.failures.is_empty() || self.out().is_some()
     }
 
     /// Why nothing is given to it, where that is so.

@@ -79,7 +79,9 @@ impl Restoring {
             }
             Write::Node(record) => {
                 let (name, node) = Node::from_record(*record)?;
-                state.nodes.insert(name, node);
+                if node.says_something() {
+                    state.nodes.insert(name, node);
+                }
             }
             Write::Request(request) => state.requests.add(request),
             Write::Event(event) => state.events.add(*event),

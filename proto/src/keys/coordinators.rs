@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{MANIFESTS, TERMS};
+use super::{MANIFESTS, TERMS, is_plain};
 use crate::ids::JobId;
 
 /// The key of a term: whose is the highest may write under the prefix.
@@ -43,7 +43,7 @@ impl Manifest {
         let (position, rest) = name.strip_suffix(".records")?.split_once('-')?;
         let (rest, identity) = rest.rsplit_once('-')?;
         let (step, term) = rest.rsplit_once('-')?;
-        if [step, identity].iter().any(|part| part.contains('/')) {
+        if !is_plain(step) || !is_plain(identity) {
             return None;
         }
         let parsed = Self {

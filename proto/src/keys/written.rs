@@ -1,6 +1,6 @@
 //! Keys read backwards: what an attempt wrote, and which attempt it was.
 
-use super::{FINETUNE, LOG, LOGS, START, range};
+use super::{FINETUNE, LOG, LOGS, START, is_plain, range};
 use crate::ids::AttemptId;
 use crate::v1::SampleRange;
 
@@ -85,9 +85,9 @@ fn is_task(local: &str) -> bool {
     }
 }
 
-/// Whether a layer can be called so: its name stands in keys.
+/// Whether a layer can be called so: its name is a part of keys and of ids.
 fn is_name(layer: &str) -> bool {
-    !matches!(layer, "" | "." | "..")
+    !matches!(layer, "" | "." | "..") && is_plain(layer)
 }
 
 /// A range and what follows it.
@@ -178,6 +178,7 @@ mod tests {
             "rounds/0/blocks//a1-2-x.safetensors",
             "rounds/0/blocks/../a1-2-x.safetensors",
             "logs/r0/distill/../a1-2-x.jsonl",
+            "rounds/0/blocks/m\0d/a1-2-x.safetensors",
             "rounds/1/latents/00000000-00000064-a1-2-x.safetensors",
             "a/rounds/0/blocks/mid/a1-2-x.safetensors",
             "output/rounds/0/blocks/mid/a1-2-x.safetensors",

@@ -323,7 +323,7 @@ impl Objects {
         if key.split('/').any(|part| matches!(part, "" | "." | "..")) {
             return Err(invalid("it has an empty part, or one that is '.' or '..'".into()));
         }
-        let below = Path::parse(key).map_err(|e| invalid(e.to_string()))?;
+        let below = Path::parse(key).map_err(|e| invalid(Brief(&e).to_string()))?;
         Ok(Path::from_iter(self.prefix.parts().chain(below.parts())))
     }
 

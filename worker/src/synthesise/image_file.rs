@@ -25,6 +25,9 @@ pub(crate) fn decode(bytes: &[u8], sizes: &[Size], most: u64) -> Result<(usize, 
     let mut decoder = reader.into_decoder().map_err(said)?;
     // The decoder holds what it needs to these limits, and not the image: a few bytes may say that it has gigabytes.
     limits.reserve(decoder.total_bytes()).map_err(said)?;
+    if bytes.starts_with(b"RIFF") {
+        check_webp(bytes.get(12..).unwrap_or_default(), decoder.dimensions())?;
+    }
     let orientation = decoder.orientation().map_err(said)?;
     let mut image = DynamicImage::from_decoder(decoder).map_err(said)?;
     image.apply_orientation(orientation);
@@ -35,6 +38,32 @@ pub(crate) fn decode(bytes: &[u8], sizes: &[Size], most: u64) -> Result<(usize, 
         false => image.resize_to_fill(width as u32, height as u32, FilterType::Lanczos3),
     };
     Ok((bucket, image.into_rgb8()))
+}
+
+/// That the chunks of a WebP file lie within it, and its frames within the picture: the decoder makes room for what they say before it
+/// looks for it, and knows no limit.
+fn check_webp(mut chunks: &[u8], (width, height): (u32, u32)) -> Result<(), &'static str> {
+    let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |number: u32, byte| number << 8 | u32::from(*byte));
+    while let Some((header, rest)) = chunks.split_at_checked(8) {
+        let (name, length) = header.split_at(4);
+        let (chunk, rest) = rest.split_at_checked(number(length) as usize).ok_or("it is cut off")?;
+        let field = |at: std::ops::Range<usize>| chunk.get(at).map(number).ok_or("a frame is cut off");
+        let (of_width, of_height) = match name {
+            b"VP8 " => (field(6..8)? & 0x3fff, field(8..10)? & 0x3fff),
+            b"VP8L" => (1 + (field(1..5)? & 0x3fff), 1 + (field(1..5)? >> 14 & 0x3fff)),
+            b"ANMF" => (1 + field(6..9)?, 1 + field(9..12)?),
+            _ => (0, 0),
+        };
+        if of_width > width || of_height > height {
+            return Err("a frame is larger than the picture");
+        }
+        if name == b"ANMF" {
+            check_webp(chunk.get(16..).unwrap_or_default(), (of_width, of_height))?;
+        }
+        // Chunks have an even number of bytes, which the last one may lack.
+        chunks = rest.get(chunk.len() % 2..).unwrap_or_default();
+    }
+    Ok(())
 }
 
 /// A door for fuzzing, as `deltaconv_proto::fuzzing` has them.
@@ -80,6 +109,20 @@ mod tests {
             assert!(refused.contains("limit"), "{side}: {refused}");
         }
         assert!(decode(&png(40_000), &[(4, 4)], u64::MAX).is_err());
+    }
+
+    #[test]
+    fn chunks_of_webp_that_claim_more_than_there_is_are_refused() {
+        let mut bytes = Vec::new();
+        image::RgbImage::new(4, 4).write_to(&mut Cursor::new(&mut bytes), image::ImageFormat::WebP).unwrap();
+        assert!(decode(&bytes, &[(4, 4)], 1 << 20).is_ok());
+        let exif = [&bytes[..], b"EXIF", &[0xff; 4]].concat();
+        assert_eq!(decode(&exif, &[(4, 4)], 1 << 20).unwrap_err(), "it is cut off");
+        let frame = |width: u16| [b"VP8 ", &10_u32.to_le_bytes()[..], &[0; 6], &width.to_le_bytes(), &[4, 0]].concat();
+        assert_eq!(check_webp(&frame(4), (4, 4)), Ok(()));
+        assert_eq!(check_webp(&frame(5), (4, 4)), Err("a frame is larger than the picture"));
+        let nested = [b"ANMF", &34_u32.to_le_bytes()[..], &[0; 6], &[3, 0, 0, 3, 0, 0], &[0; 4], &frame(5)].concat();
+        assert_eq!(check_webp(&nested, (4, 4)), Err("a frame is larger than the picture"));
     }
 
     #[test]

@@ -18,8 +18,8 @@ fn of_clip(bytes: &[u8]) {
     let optional = [("tokenizer/tokenizer_config.json", config), ("tokenizer/special_tokens_map.json", map)];
     files.extend(optional.into_iter().filter(|(_, bytes)| !bytes.is_empty()));
     let model = in_memory(&files);
-    let load = ClipTokenizer::load(&Files { model: &model, folder: FOLDER }, 77);
-    let Some(tokenizer) = ok(now(load)) else { return };
+    let files = Files { model: &model, folder: FOLDER };
+    let Some(tokenizer) = ok(now(ClipTokenizer::load(&files, 77))) else { return };
     for text in [String::from_utf8_lossy(input.0).as_ref(), "a photo of 2 cats", ""] {
         let ids = ok(tokenizer.encode(text));
         assert!(ids.is_none_or(|ids| (3..=77).contains(&ids.len())));
@@ -34,8 +34,8 @@ fn of_t5(bytes: &[u8]) {
     let mut files = vec![("tokenizer/spiece.model", model)];
     files.extend(Some(("tokenizer/tokenizer_config.json", config)).filter(|(_, bytes)| !bytes.is_empty()));
     let model = in_memory(&files);
-    let load = T5Tokenizer::load(&Files { model: &model, folder: FOLDER }, 40);
-    let Some(tokenizer) = ok(now(load)) else { return };
+    let files = Files { model: &model, folder: FOLDER };
+    let Some(tokenizer) = ok(now(T5Tokenizer::load(&files, 40))) else { return };
     for text in [String::from_utf8_lossy(input.0).as_ref(), "a photo of 2 cats", ""] {
         let ids = ok(tokenizer.encode(text));
         assert!(ids.is_none_or(|ids| (1..=40).contains(&ids.len())));
