@@ -22,7 +22,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let attribute = "#[serde(skip_serializing_if = \"Option::is_none\")]";
         config = config.field_attribute(format!(".deltaconv.v1.{field}"), attribute);
     }
+    // They hold what must not come into a log.
+    let secret = ["Invitation", "EnrolRequest", "EnrolResponse", "InviteResponse"];
     config
+        .skip_debug(secret.map(|message| format!(".deltaconv.v1.{message}")))
         .codec_path("crate::codec::SmallBuffers")
         .btree_map(".")
         .type_attribute(".", "#[derive(serde::Serialize, serde::Deserialize)]")

@@ -31,16 +31,25 @@ pub(crate) enum Command {
     /// Convert the shipped teacher, with a coordinator and workers on this machine
     #[command(after_help = "Examples:\n  deltaconv demo\n  deltaconv demo --teacher tiny-pixart --out pixart-demo")]
     Demo(demo::Arguments),
+    /// Write a shipped teacher to a folder or a store, and print a job that converts it
+    #[command(after_help = "Examples:\n\
+        \x20 deltaconv teacher tiny-unet --out teachers/tiny-unet > tiny-unet.toml\n\
+        \x20 deltaconv teacher tiny-unet --out s3://bucket/models/tiny-unet > tiny-unet.toml")]
+    Teacher(commands::teacher::Arguments),
     /// Plan jobs, lease their tasks to workers, and assemble the results
     #[command(after_help = "Examples:\n\
         \x20 deltaconv coordinator --state /var/lib/deltaconv\n\
-        \x20 deltaconv coordinator --state /var/lib/deltaconv --listen 10.0.0.5:7433 --allow-plaintext")]
+        \x20 deltaconv coordinator --state /var/lib/deltaconv --listen 0.0.0.0:7433 --certs certs --allow-store s3://bucket/jobs")]
     Coordinator(commands::coordinator::Arguments),
     /// Join a coordinator and work for it
     #[command(after_help = "Examples:\n\
-        \x20 deltaconv worker --token-file /var/lib/deltaconv/worker.token\n\
-        \x20 deltaconv worker --coordinator http://10.0.0.5:7433 --token-file worker.token --disk-cache /nvme")]
+        \x20 deltaconv worker --invitation-file invitation --disk-cache /nvme\n\
+        \x20 deltaconv worker --token-file /var/lib/deltaconv/worker.token")]
     Worker(commands::worker::Arguments),
+    /// Have a cluster's queue start workers, as many as there is work for
+    #[command(after_help = "Examples:\n\
+        \x20 deltaconv alloc slurm --partition gpu --gpus 1 --max-workers 8 --token-file worker.token")]
+    Alloc(commands::alloc::Arguments),
     /// Submit a job, or see what it would do
     #[command(after_help = "Examples:\n  deltaconv submit sd15.toml --dry-run\n  job=$(deltaconv submit sd15.toml)")]
     Submit(commands::submit::Arguments),
@@ -91,7 +100,7 @@ pub(crate) enum Command {
     /// List the workers; give one nothing new, or tasks again
     #[command(after_help = "Examples:\n\
         \x20 deltaconv workers -o wide\n\
-        \x20 deltaconv workers invite --token-file /var/lib/deltaconv/worker.token\n\
+        \x20 deltaconv workers invite --uses 8 --expires 1h\n\
         \x20 deltaconv workers drain gpu-7")]
     Workers(commands::workers::Arguments),
     /// Measure what this machine does
@@ -117,6 +126,12 @@ pub(crate) enum Command {
     /// Remove what a job needs no more: its activations, latents and checkpoints, and what attempts left behind
     #[command(after_help = "Examples:\n  deltaconv gc sd15-1 --dry-run\n  deltaconv gc sd15-1 --yes")]
     Gc(commands::gc::Arguments),
+    /// Make, renew and show certificates for a coordinator and for who calls it
+    #[command(after_help = "Examples:\n\
+        \x20 deltaconv certs init --out certs --host coordinator.example.org\n\
+        \x20 deltaconv certs issue operator alice --dir certs > alice.pem\n\
+        \x20 deltaconv certs show certs/*.pem")]
+    Certs(commands::certs::Arguments),
     /// Check this machine, a store and the coordinator, and say what to do
     #[command(after_help = "Examples:\n\
         \x20 deltaconv doctor --offline\n\
@@ -141,12 +156,31 @@ pub(crate) enum Command {
     Reference(commands::reference::Arguments),
 }
 
-/// Where the coordinator is.
+/// Where the coordinator is, and who calls it.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Connection {
     /// URL of the coordinator
-    #[arg(long, value_name = "URL", env = "DELTACONV_COORDINATOR", default_value = "http://127.0.0.1:7433")]
+    #[arg(long, value_name = "URL", env = "DELTACONV_COORDINATOR", default_value = DEFAULT_COORDINATOR)]
     pub(crate) coordinator: String,
+    /// File with your certificate, its key and the coordinator's authority, for a coordinator that speaks TLS (https://)
+    #[arg(long, value_name = "FILE", env = "DELTACONV_CREDENTIALS")]
+    pub(crate) credentials: Option<PathBuf>,
+}
+
+/// Of a coordinator on this machine.
+pub(crate) const DEFAULT_COORDINATOR: &str = "http://127.0.0.1:7433";
+
+impl Connection {
+    /// To a coordinator that wants to know nothing of who calls.
+    pub(crate) fn to(url: &str) -> Self {
+        Self { coordinator: url.to_owned(), credentials: None }
+    }
+}
+
+impl std::fmt::Display for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.coordinator)
+    }
 }
 
 /// What becomes of another coordinator that works on the same output.

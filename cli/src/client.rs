@@ -3,12 +3,16 @@
 use std::error::Error as _;
 use std::time::{Duration, SystemTime};
 
+use deltaconv_proto::protocol::{self, Caller, Handshake};
+use deltaconv_proto::tls::{self, Certificate, Connector, Credentials, SocketError};
 use deltaconv_proto::v1::operator_service_client::OperatorServiceClient;
-use deltaconv_proto::{code, v1};
-use tonic::transport::{Channel, Endpoint};
+use deltaconv_proto::{code, utc, v1};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
-use crate::error::{Error, explain};
+use crate::args::Connection;
+use crate::error::Error;
+use crate::output;
 
 /// A coordinator that is there answers a connection in much less.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -16,19 +20,36 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(120);
 /// A watched coordinator whose machine is gone is noticed after this.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Seconds before the end of one's certificate at which it is said.
+const SOON: i64 = 30 * 24 * 3600;
 
 /// A connection to one coordinator.
 pub(crate) struct Client {
     url: String,
-    service: OperatorServiceClient<Channel>,
+    service: OperatorServiceClient<Handshake<Channel>>,
 }
 
 impl Client {
     /// Connects. Fails at once if nobody answers.
-    pub(crate) async fn connect(url: &str) -> Result<Self, Error> {
-        let endpoint = endpoint(url)?;
-        let channel = endpoint.connect().await.map_err(|error| unreachable(url, &error))?;
-        Ok(Self { url: url.into(), service: OperatorServiceClient::new(channel) })
+    pub(crate) async fn connect(to: &Connection) -> Result<Self, Error> {
+        let service = OperatorServiceClient::new(Handshake::new(channel(to).await?, Caller::CommandLine));
+        Ok(Self { url: to.coordinator.clone(), service })
+    }
+
+    pub(crate) async fn invite(&mut self, request: v1::InviteRequest) -> Result<v1::InviteResponse, Error> {
+        let answer = self.service.invite(self::request(request)).await;
+        self.answer(answer)
+    }
+
+    pub(crate) async fn access(&mut self) -> Result<v1::ListAccessResponse, Error> {
+        let answer = self.service.list_access(request(v1::ListAccessRequest {})).await;
+        self.answer(answer)
+    }
+
+    /// Of an invitation or an identity.
+    pub(crate) async fn revoke(&mut self, id: &str) -> Result<v1::ListAccessResponse, Error> {
+        let answer = self.service.revoke(request(v1::RevokeRequest { id: id.into() })).await;
+        self.answer(answer)
     }
 
     pub(crate) async fn plan(&mut self, spec: v1::JobSpec) -> Result<v1::JobPlan, Error> {
@@ -123,8 +144,21 @@ impl Client {
         self.answer(answer)
     }
 
+    /// Has the coordinator write what it must not forget to a store.
+    pub(crate) async fn backup(&mut self, request: v1::BackupRequest) -> Result<v1::BackupResponse, Error> {
+        // No time limit: it takes as long as there are records.
+        let answer = self.service.backup(request).await;
+        self.answer(answer)
+    }
+
     pub(crate) async fn workers(&mut self) -> Result<v1::ListWorkersResponse, Error> {
         let answer = self.service.list_workers(request(v1::ListWorkersRequest {})).await;
+        self.answer(answer)
+    }
+
+    /// How much work there is for workers.
+    pub(crate) async fn demand(&mut self) -> Result<v1::DemandResponse, Error> {
+        let answer = self.service.demand(request(v1::DemandRequest {})).await;
         self.answer(answer)
     }
 
@@ -176,16 +210,36 @@ impl<T> Stream<T> {
     }
 }
 
-fn endpoint(url: &str) -> Result<Endpoint, Error> {
-    let refused = |reason: &str| Error::CoordinatorUrl { url: url.into(), reason: reason.into() };
-    let parsed = url::Url::parse(url).map_err(|error| refused(&error.to_string()))?;
-    match parsed.scheme() {
-        "http" if parsed.has_host() => {}
-        "https" => return Err(refused("this version speaks http only")),
-        _ => return Err(refused("it has no http://")),
+/// A connection. Fails at once if nobody answers, or whoever does is not trusted.
+pub(crate) async fn channel(to: &Connection) -> Result<Channel, Error> {
+    let url = &to.coordinator;
+    let tls = |error: tls::Error| Error::Credentials { message: error.to_string(), code: error.code() };
+    let endpoint = tls::endpoint(url).map_err(|error| match error {
+        tls::Error::Address { url, reason } => Error::CoordinatorUrl { url, reason },
+        error => tls(error),
+    })?;
+    let credentials = match &to.credentials {
+        Some(path) => Credentials::read(path).map_err(tls)?,
+        None => Credentials::none().map_err(tls)?,
+    };
+    if let Some(certificate) = credentials.certificate() {
+        warn_of_end(certificate);
     }
-    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| refused(&explain(&error)))?;
-    Ok(endpoint.connect_timeout(CONNECT_TIMEOUT).http2_keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE))
+    let endpoint = endpoint.http2_keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);
+    let connected = endpoint.connect_with_connector(Connector::new(credentials, CONNECT_TIMEOUT)).await;
+    connected.map_err(|error| not_connected(url, &error))
+}
+
+/// Says once that a certificate is over soon.
+fn warn_of_end(certificate: &Certificate) {
+    static SAID: std::sync::Once = std::sync::Once::new();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
+    if certificate.not_after - now < SOON {
+        let end = utc(certificate.not_after.max(0) as u64 * 1000);
+        SAID.call_once(|| {
+            output::say(&format!("your certificate ends at {end}: have another made with `deltaconv certs issue`"))
+        });
+    }
 }
 
 /// Tells one change that is asked for from any other, also from one by another process at the same time.
@@ -199,6 +253,14 @@ fn request<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(CALL_TIMEOUT);
     request
+}
+
+fn not_connected(url: &str, error: &(dyn std::error::Error + 'static)) -> Error {
+    match SocketError::of(error) {
+        Some(said) if said.is_untrusted() => Error::Untrusted { url: url.into(), reason: said.to_string() },
+        Some(said) => Error::Unreachable { url: url.into(), reason: said.to_string() },
+        None => unreachable(url, error),
+    }
 }
 
 fn unreachable(url: &str, error: &(dyn std::error::Error + 'static)) -> Error {
@@ -228,7 +290,12 @@ fn failure(url: &str, status: &Status) -> Error {
         }
         Code::Unimplemented => Error::Unreachable {
             url: url.into(),
-            reason: format!("what listens there does not know this call ({})", status.message()),
+            reason: match status.metadata().get(protocol::RELEASE_METADATA).and_then(|release| release.to_str().ok()) {
+                Some(release) => {
+                    format!("it is deltaconv {release}, and does not know this call of deltaconv {}", protocol::RELEASE)
+                }
+                None => format!("what listens there does not know this call ({})", status.message()),
+            },
         },
         of_call => {
             let message = match status.message() {

@@ -182,7 +182,7 @@ pub(crate) fn key(arg: &Arg) -> String {
 
 /// Whether a file may have it: what is said of one call alone can't stand there.
 pub(crate) fn is_setting(arg: &Arg) -> bool {
-    let of_one_call = ["config", "help", "version", "yes", "dry-run"];
+    let of_one_call = ["config", "help", "version", "yes", "dry-run", "once"];
     arg.get_long().is_some_and(|long| !of_one_call.contains(&long)) && !arg.is_hide_set()
 }
 

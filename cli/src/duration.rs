@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Reads `250ms`, `10s` or `2m`.
+/// Reads `250ms`, `10s`, `2m`, `1h` or `30d`.
 pub(crate) fn parse(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -10,12 +10,23 @@ pub(crate) fn parse(text: &str) -> Result<Duration, String> {
         "ms" => 1,
         "s" => 1000,
         "m" => 60_000,
-        _ => return Err("write a whole number with a unit: 250ms, 10s or 2m".into()),
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err("write a whole number with a unit: 250ms, 10s, 2m, 1h or 30d".into()),
     };
     let duration = number.parse::<u64>().ok().and_then(|number| number.checked_mul(milliseconds_of_unit));
     match duration {
         Some(milliseconds) if milliseconds > 0 => Ok(Duration::from_millis(milliseconds)),
         _ => Err(format!("{number:?} is not a positive number of {unit} that fits")),
+    }
+}
+
+/// Writes it as [`parse`] reads it.
+pub(crate) fn flag(duration: Duration) -> String {
+    match duration.as_millis() {
+        milliseconds if milliseconds % 60_000 == 0 => format!("{}m", milliseconds / 60_000),
+        milliseconds if milliseconds % 1000 == 0 => format!("{}s", milliseconds / 1000),
+        milliseconds => format!("{milliseconds}ms"),
     }
 }
 
@@ -46,6 +57,13 @@ mod tests {
         assert_eq!(parse("2m"), Ok(Duration::from_secs(120)));
         for bad in ["", "10", "s", "0s", "-1s", "1.5s", "1h", "99999999999999999999s", "18446744073709551615m"] {
             assert!(parse(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn what_is_written_for_another_process_is_read_again() {
+        for (text, written) in [("250ms", "250ms"), ("10s", "10s"), ("120s", "2m"), ("2000ms", "2s"), ("1m", "1m")] {
+            assert_eq!(parse(text).map(flag), Ok(written.to_owned()));
         }
     }
 

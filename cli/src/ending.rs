@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 use std::process;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -13,6 +13,10 @@ use crate::error::Error;
 /// How long a process whose parent is gone has to end by itself. Longer than leaving takes, shorter than people's
 /// patience with a machine that is still busy.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// Signals within this time are one: where a whole group is asked to end, as by a cluster's queue, a program that passes
+/// signals on has what it started asked twice.
+const ONE_SIGNAL: Duration = Duration::from_secs(1);
 
 /// SIGINT and SIGTERM, which mean the same here.
 pub(crate) struct Signals {
@@ -32,6 +36,17 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+        }
+    }
+
+    /// Waits for one that is another than the one just heard.
+    async fn another(&mut self) {
+        let heard = Instant::now();
+        loop {
+            self.next().await;
+            if heard.elapsed() >= ONE_SIGNAL {
+                return;
+            }
         }
     }
 }
@@ -85,6 +100,6 @@ pub(crate) async fn serve<F: Future>(
     shutdown.cancel();
     tokio::select! {
         ended = &mut service => Ok(Some(ended)),
-        () = signals.next() => Ok(None),
+        () = signals.another() => Ok(None),
     }
 }

@@ -13,7 +13,9 @@ pub(crate) enum Error {
     Runtime { source: io::Error },
 
     #[error("{url:?} is not the URL of a coordinator: {reason}")]
-    #[diagnostic(help("write http://HOST:PORT, as `deltaconv coordinator` says it when it starts"))]
+    #[diagnostic(help(
+        "write https://HOST:PORT, or http://HOST:PORT of one without TLS, as `deltaconv coordinator` says it when it starts"
+    ))]
     CoordinatorUrl { url: String, reason: String },
 
     #[error("no coordinator answers at {url}: {reason}")]
@@ -22,6 +24,26 @@ pub(crate) enum Error {
          DELTACONV_COORDINATOR"
     ))]
     Unreachable { url: String, reason: String },
+
+    #[error("the coordinator at {url} is not trusted, or doesn't trust this client: {reason}")]
+    #[diagnostic(help("`deltaconv certs show FILE` says whom a certificate is for, who signed it, and when it ends"))]
+    Untrusted { url: String, reason: String },
+
+    #[error("{message}")]
+    #[diagnostic(help(
+        "--credentials FILE holds your certificate, its key and the coordinator's authority, as `deltaconv certs issue` makes it"
+    ))]
+    Credentials { message: String, code: Code },
+
+    #[error("{message}")]
+    #[diagnostic(help("have one made with `deltaconv workers invite`"))]
+    Invitation { message: String },
+
+    #[error("{message}")]
+    Stores { message: String, code: Code },
+
+    #[error("{message}")]
+    Certificates { message: String, code: Code },
 
     /// What the coordinator answered, as it wrote it.
     #[error("{message}")]
@@ -32,13 +54,24 @@ pub(crate) enum Error {
     Incomplete { url: String, part: &'static str },
 
     #[error(
-        "--listen {address} can be reached from other machines, and what is sent there, the workers' token too, is \
-         not encrypted"
+        "--listen {address} can be reached from other machines, and without certificates nothing is encrypted and \
+         everybody may submit"
     )]
     #[diagnostic(help(
-        "listen on 127.0.0.1, or, in a network where nobody else listens, allow it with --allow-plaintext"
+        "make certificates with `deltaconv certs init --out DIR --host NAME` and name them with --certs DIR; or listen on \
+         127.0.0.1, or, in a network where nobody else is, allow it with --allow-plaintext"
     ))]
     Plaintext { address: std::net::SocketAddr },
+
+    #[error("--listen {address} can be reached from other machines, and a worker's figures are not encrypted")]
+    #[diagnostic(help("listen on 127.0.0.1, or, where that is no harm, allow it with --allow-plaintext"))]
+    PlainFigures { address: std::net::SocketAddr },
+
+    #[error("--listen can be reached from other machines, and nothing says which places jobs may read and write")]
+    #[diagnostic(help(
+        "name them with --allow-store URL, once for each, such as s3://bucket/folder; `any` allows every place"
+    ))]
+    NoStores,
 
     #[error("{what}: not without being asked for once more")]
     #[diagnostic(help("say --yes"))]
@@ -46,10 +79,6 @@ pub(crate) enum Error {
 
     #[error("nothing was done")]
     Declined,
-
-    #[error("{} holds no token", path.display())]
-    #[diagnostic(help("name the file that the coordinator wrote: worker.token in its state's folder"))]
-    NoToken { path: PathBuf },
 
     #[cfg(feature = "otlp")]
     #[error("traces can't be sent to {url:?}: {reason}")]
@@ -135,6 +164,32 @@ pub(crate) enum Error {
     #[diagnostic(help("remove {} to convert again", folder.display()))]
     OutcomeGone { path: PathBuf, folder: PathBuf },
 
+    #[error("{program} can't be run: {source}")]
+    #[diagnostic(help("run this where Slurm's commands are, as on a login node, or add their folder to PATH"))]
+    NoSlurm { program: &'static str, source: io::Error },
+
+    #[error("{program}: {said}")]
+    #[diagnostic(help(
+        "put right what Slurm says; `sinfo` shows whether it answers, and `deltaconv alloc slurm` with --dry-run what it \
+         is asked"
+    ))]
+    Slurm { program: &'static str, said: String },
+
+    #[error("Slurm has job {job} under the name {listed:?}, and it was submitted as {name:?}")]
+    #[diagnostic(help("something renames jobs here; give them a name with --name that it leaves alone"))]
+    SlurmRenamed { job: String, listed: String, name: String },
+
+    #[error("nothing is given to workers to join with")]
+    #[diagnostic(help("name a file that all machines see, with --invitation-file or --token-file"))]
+    NoAdmission,
+    #[error("{url} holds {found:?}, which is not the shipped teacher's")]
+    #[diagnostic(help("name an empty or new folder with --out: a teacher's is copied whole into the converted model"))]
+    OtherModel { url: String, found: String },
+
+    #[error("{url} is a whole store")]
+    #[diagnostic(help("name a folder in it with --out, such as {url}/teacher"))]
+    NoFolder { url: String },
+
     #[error("lost sight of {name}: {source}")]
     Lost { name: String, source: io::Error },
 
@@ -160,10 +215,16 @@ impl Error {
             Self::Runtime { .. } => Code::NotStarted,
             Self::CoordinatorUrl { .. } => Code::CoordinatorUrl,
             Self::Unreachable { .. } => Code::Unreachable,
+            Self::Untrusted { .. } => Code::Untrusted,
+            Self::Invitation { .. } => Code::Invitation,
+            Self::NoStores => Code::StoreNotAllowed,
             Self::Incomplete { .. } | Self::Report { .. } => Code::VersionsDiffer,
-            Self::Plaintext { .. } => Code::Plaintext,
+            Self::Plaintext { .. } | Self::PlainFigures { .. } => Code::Plaintext,
             Self::NotRemoved { .. } => Code::NotRemoved,
             Self::Refused { code, .. }
+            | Self::Credentials { code, .. }
+            | Self::Certificates { code, .. }
+            | Self::Stores { code, .. }
             | Self::Coordinator { code, .. }
             | Self::Worker { code, .. }
             | Self::Bench { code, .. }
@@ -171,7 +232,6 @@ impl Error {
             Self::UnknownCode { .. } => Code::UnknownCode,
             Self::Unconfirmed { .. } => Code::Unconfirmed,
             Self::Declined => Code::Declined,
-            Self::NoToken { .. } => Code::TokenFile,
             #[cfg(feature = "otlp")]
             Self::Otlp { .. } => Code::NotStarted,
             Self::NoTerminal => Code::NoTerminal,
@@ -184,6 +244,12 @@ impl Error {
             Self::NotADemo { .. } | Self::OtherDemo { .. } => Code::OtherDemo,
             Self::DemoRunning { .. } => Code::DemoRunning,
             Self::OutcomeGone { .. } => Code::DemoOutcome,
+            Self::NoSlurm { .. } => Code::SlurmMissing,
+            Self::Slurm { .. } => Code::SlurmFailed,
+            Self::SlurmRenamed { .. } => Code::SlurmRenamed,
+            Self::NoAdmission => Code::TokenFile,
+            Self::OtherModel { .. } => Code::OtherModel,
+            Self::NoFolder { .. } => Code::StoreSettings,
             Self::Lost { .. } | Self::KeepsEnding { .. } | Self::NotListening { .. } => Code::DemoProcess,
         }
     }

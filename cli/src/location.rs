@@ -2,6 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use deltaconv_proto::objects::Allowed;
 use url::Url;
 
 use crate::error::Error;
@@ -12,6 +13,19 @@ pub(crate) fn url(named: &str, base: &Path) -> Result<String, Error> {
         return Ok(named.trim_end_matches('/').to_owned());
     }
     folder_url(&base.join(named))
+}
+
+/// The places that are named, by path or by URL, as those that are allowed.
+pub(crate) fn allowed(named: &[String]) -> Result<Allowed, Error> {
+    let urls = named.iter().map(|named| match named.as_str() {
+        "any" => Ok(named.clone()),
+        // A scheme alone, which allows all of its hosts.
+        named if named.ends_with("://") => Ok(named.to_owned()),
+        named => url(named, Path::new("")),
+    });
+    let urls: Vec<String> = urls.collect::<Result<_, _>>()?;
+    Allowed::new(&urls)
+        .map_err(|error| Error::Stores { message: format!("--allow-store: {error}"), code: error.code() })
 }
 
 /// The `file://` URL of a folder, which need not exist.

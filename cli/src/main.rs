@@ -25,6 +25,7 @@ mod preset;
 mod progress;
 mod refresh;
 mod said;
+mod shipped;
 mod stage;
 mod table;
 mod watching;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use backon::{ExponentialBuilder, Retryable};
 use deltaconv_proto::v1;
 
+use crate::args::Connection;
 use crate::client::{Client, Statuses};
 use crate::error::Error;
 
@@ -31,8 +32,8 @@ pub(crate) fn state(status: &v1::JobStatus) -> &str {
 
 /// Tells `watcher` of every change until the job ends, and returns its last status. A coordinator that can't be
 /// reached at first is an error; one that was there is waited for.
-pub(crate) async fn follow(url: &str, job_id: &str, watcher: &mut impl Watcher) -> Result<v1::JobStatus, Error> {
-    let mut statuses = open(url, job_id).await?;
+pub(crate) async fn follow(to: &Connection, job_id: &str, watcher: &mut impl Watcher) -> Result<v1::JobStatus, Error> {
+    let mut statuses = open(to, job_id).await?;
     loop {
         match statuses.next().await {
             Ok(status) => {
@@ -43,20 +44,20 @@ pub(crate) async fn follow(url: &str, job_id: &str, watcher: &mut impl Watcher) 
             }
             Err(lost) if lost.is_unreachable() => {
                 watcher.say(&format!("{lost}; waiting for it to come back"));
-                statuses = reopen(url, job_id).await?;
-                watcher.say(&format!("the coordinator at {url} is back"));
+                statuses = reopen(to, job_id).await?;
+                watcher.say(&format!("the coordinator at {to} is back"));
             }
             Err(refused) => return Err(refused),
         }
     }
 }
 
-async fn open(url: &str, job_id: &str) -> Result<Statuses, Error> {
-    Client::connect(url).await?.watch(job_id).await
+async fn open(to: &Connection, job_id: &str) -> Result<Statuses, Error> {
+    Client::connect(to).await?.watch(job_id).await
 }
 
-async fn reopen(url: &str, job_id: &str) -> Result<Statuses, Error> {
-    patiently(|| open(url, job_id)).await
+async fn reopen(to: &Connection, job_id: &str) -> Result<Statuses, Error> {
+    patiently(|| open(to, job_id)).await
 }
 
 /// Makes a call again and again until the coordinator can be reached.

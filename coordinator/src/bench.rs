@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use deltaconv_proto::v1;
@@ -10,16 +11,15 @@ use deltaconv_proto::v1::worker_service_server::WorkerServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use tonic::transport::Server;
 
-use crate::api::{LogDesk, Token, Wakers, WorkerApi, http};
+use crate::access::{Access, Audit, Rates, Token, connections};
+use crate::api::{LogDesk, Wakers, WorkerApi, WorkerDoor, http, with_handshake};
 use crate::core::{Clock, Core, Handle, Unserved};
 use crate::observe::metrics::Metrics;
 use crate::schedule::{Command, Settings};
-use crate::server::Error;
+use crate::server::{Error, guarded};
 use crate::store::LocalStore;
 
 /// A job's shards of each layer, one of them held out.
@@ -72,7 +72,8 @@ pub async fn serve(options: Options, ready: impl FnOnce(Ready), shutdown: Cancel
     let began = Instant::now();
     let listen = |source| Error::Listen { address: options.listen, source };
     let store = LocalStore::open(&options.state, 0)?;
-    let token = Token::read_or_make(&options.state.join("worker.token"))?;
+    let token = Some(Token::read_or_make(&options.state.join("worker.token"))?);
+    let audit = Audit::open(&options.state).map_err(|source| Error::Audit { folder: options.state.clone(), source })?;
     let settings = Settings::new(store.identity(), options.lease_ttl);
     let (commands, given) = mpsc::unbounded_channel();
     let metrics = Metrics::new();
@@ -92,14 +93,17 @@ pub async fn serve(options: Options, ready: impl FnOnce(Ready), shutdown: Cancel
     ready(Ready { address, opened_seconds, jobs, tasks, committed });
 
     let web = http::router(&handle, &metrics);
-    let api =
-        WorkerApi::new(handle.clone(), wakers, LogDesk::default(), metrics, options.lease_ttl, Duration::from_secs(10));
-    let serve = Server::builder()
+    let (register, rates, audit) = (Arc::default(), Arc::new(Rates::new()), Arc::new(audit));
+    let access = Access { tls: None, workers: None, token, register, rates, audit, metrics: metrics.clone() };
+    let (logs, interval) = (LogDesk::default(), Duration::from_secs(10));
+    let api = WorkerApi::new(handle.clone(), wakers, logs, metrics, options.lease_ttl, interval);
+    let api = WorkerDoor::new(api, access.clone());
+    let routes = Routes::from(web).add_service(WorkerServiceServer::new(api));
+    let serve = guarded(access)
         // The page, under the same load.
         .accept_http1(true)
-        .add_routes(Routes::from(web))
-        .add_service(WorkerServiceServer::with_interceptor(api, token))
-        .serve_with_incoming(TcpListenerStream::new(listener));
+        .add_routes(with_handshake(routes))
+        .serve_with_incoming(connections(listener, None));
     let served = tokio::select! {
         served = serve => served.map_err(Error::from),
         () = shutdown.cancelled() => Ok(()),

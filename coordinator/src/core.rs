@@ -26,7 +26,7 @@ const PROBE: Duration = Duration::from_secs(2);
 
 /// Why the core doesn't do what it is asked.
 #[derive(Clone, Debug, thiserror::Error)]
-pub(crate) enum Unserved {
+pub enum Unserved {
     /// The thread has ended: the coordinator stops.
     #[error("the coordinator is stopping; try again in a moment")]
     Stopped,
@@ -46,6 +46,10 @@ impl Unserved {
         }
     }
 }
+
+/// A worker that joined with another identity.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Foreign;
 
 /// What a call finds.
 enum Access<'a> {
@@ -109,20 +113,24 @@ impl Handle {
         .await
     }
 
-    /// A worker's report and what it should be doing; while nothing can be made durable, only that it is heard.
+    /// A worker's report and what it should be doing, or that it joined with another identity than this; while nothing can be made durable, only that it is heard.
     pub(crate) async fn sync<R: Send + 'static>(
         &self,
+        identity: Arc<str>,
         request: v1::SyncRequest,
         answer: impl FnOnce(&State, &str, Option<v1::SyncResponse>) -> R + Send + 'static,
-    ) -> Result<R, Unserved> {
+    ) -> Result<Result<R, Foreign>, Unserved> {
         self.enter(move |access| match access {
+            Access::Write(state, _, _) | Access::Read(state, _, _) if !state.is_of(&request.worker_id, &identity) => {
+                Ok(Err(Foreign))
+            }
             Access::Write(state, now, effects) => {
                 let response = state.sync(&request, now, effects);
-                Ok(answer(state, &request.worker_id, response))
+                Ok(Ok(answer(state, &request.worker_id, response)))
             }
             Access::Read(state, now, _) => {
                 let response = state.hear(&request, now);
-                Ok(answer(state, &request.worker_id, Some(response)))
+                Ok(Ok(answer(state, &request.worker_id, Some(response))))
             }
         })
         .await

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use deltaconv_proto::ids::{AttemptId, JobId, TaskId, WorkerId};
@@ -9,6 +10,8 @@ use deltaconv_proto::keys;
 use deltaconv_proto::v1::{self, attempt_report};
 use tokio::sync::mpsc;
 
+use crate::access::{Access, Audit, Rates};
+use crate::backup::Backups;
 use crate::core::{Clock, Core, Handle};
 use crate::observe::metrics::Metrics;
 use crate::plan::{self, fixture};
@@ -49,6 +52,13 @@ impl Running {
         Self { core: handle, job, fixture, worker, journal, identity, thread: Some(thread) }
     }
 
+    /// What lets everybody in who reaches it.
+    pub(crate) fn access(&self, metrics: Metrics) -> Access {
+        let audit = Audit::open(&self.fixture.path("state")).expect("opens");
+        let (register, rates, audit) = (Arc::default(), Arc::new(Rates::new()), Arc::new(audit));
+        Access { tls: None, workers: None, token: None, register, rates, audit, metrics }
+    }
+
     /// What the worker is given that says this of its attempts.
     pub(crate) async fn sync(&self, attempts: Vec<v1::AttemptReport>) -> Option<v1::Start> {
         let request = v1::SyncRequest { worker_id: self.worker.to_string(), attempts, ..v1::SyncRequest::default() };
@@ -87,6 +97,12 @@ impl Running {
         for _ in 0..count {
             self.capture(self.sync(Vec::new()).await.expect("a range is left")).await;
         }
+    }
+
+    /// What backs it up.
+    pub(crate) fn backups(&self) -> Backups {
+        let state = self.fixture.path("state");
+        Backups::new(self.core.clone(), self.journal.clone(), state, self.identity.clone(), None)
     }
 
     /// Everything that is durable.

@@ -2,21 +2,29 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use deltaconv_proto::code::Code;
-use deltaconv_proto::objects::{self, Objects};
+use deltaconv_proto::objects::{self, Allowed, Objects};
+use deltaconv_proto::tls;
+use deltaconv_proto::v1::enrolment_service_server::EnrolmentServiceServer;
 use deltaconv_proto::v1::operator_service_server::OperatorServiceServer;
 use deltaconv_proto::v1::worker_service_server::WorkerServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
+use tower::layer::util::{Identity, Stack};
 
-use crate::api::{LogDesk, OperatorApi, Token, TokenError, Wakers, WorkerApi, http};
+use crate::access::{
+    self, Access, Audit, Authority, AuthorityError, Guarded, Rates, Tls, TlsFiles, Token, TokenError, connections,
+    watch_certificates,
+};
+use crate::api::{Doors, EnrolmentApi, LogDesk, OperatorApi, Wakers, WorkerApi, WorkerDoor, http, with_handshake};
+use crate::backup::Backups;
 use crate::carry_out;
 use crate::core::{Clock, Core, Running};
 use crate::observe::metrics::Metrics;
@@ -27,6 +35,17 @@ use crate::term::{self, Terms};
 #[cfg(feature = "webhook")]
 use crate::webhook::Webhook;
 
+/// Bytes of a worker's report: outputs of hundreds of layers, with their keys.
+const MAX_REPORT: usize = 4 << 20;
+/// Of an operator's request: a job's spec.
+const MAX_REQUEST: usize = 1 << 20;
+/// Of what is said with an invitation.
+const MAX_ENROLMENT: usize = 16 << 10;
+/// Calls of a connection at a time.
+const MAX_STREAMS: u32 = 128;
+/// Bytes of a request's headers.
+const MAX_HEADERS: u32 = 16 << 10;
+
 /// How a coordinator runs.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -34,8 +53,12 @@ pub struct Options {
     pub state: PathBuf,
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// The token that workers join with; made if it isn't there.
+    /// Certificates to encrypt connections with; none where no TLS is spoken.
+    pub tls: Option<TlsFiles>,
+    /// Of a coordinator without TLS: the token that workers may join with; made if it isn't there.
     pub token_file: PathBuf,
+    /// The places that jobs may name.
+    pub stores: Allowed,
     /// Written once the coordinator listens: its URL.
     pub address_file: Option<PathBuf>,
     /// A lease that no Sync renews ends after this time.
@@ -73,6 +96,20 @@ pub enum Error {
     /// No token.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// Certificates that can't be used.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    /// No authority for the workers' certificates.
+    #[error("the authority that signs workers' certificates: {0}")]
+    Workers(#[from] AuthorityError),
+    /// The audit log can't be written.
+    #[error("the audit log in {folder}: {source}")]
+    Audit {
+        /// The state's folder.
+        folder: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// Snapshots can't go where they shall.
     #[error("--snapshots: {0}")]
     Snapshots(#[from] objects::Error),
@@ -109,6 +146,9 @@ impl Error {
             Self::Store(error) => error.code(),
             Self::State(error) => error.code(),
             Self::Token(error) => error.code(),
+            Self::Tls(error) => error.code(),
+            Self::Workers(error) => error.code(),
+            Self::Audit { .. } => Code::File,
             Self::Snapshots(error) => error.code(),
             Self::Random(_) => Code::NotStarted,
             Self::AddressFile { .. } => Code::File,
@@ -130,14 +170,18 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
 
     let clock = Clock::start(SystemTime::now);
     let store = LocalStore::open(&options.state, options.keep_free)?;
-    let token = Token::read_or_make(&options.token_file)?;
     let (identity, journal) = (store.identity().to_owned(), store.journal());
     let settings = Settings::new(identity.as_str(), options.lease_ttl);
     let (commands, given) = mpsc::unbounded_channel();
     let metrics = Metrics::new();
     let (core, handle, first) = Core::open(settings, store, clock, commands, metrics.clone())?;
+    let access = access(&options, &identity, &metrics)?;
     let Running { thread, ended: mut core_ended } = core.spawn(first).map_err(listen)?;
+    let known = handle.read(|state, _| state.identity_records().cloned().collect::<Vec<_>>()).await;
+    known.unwrap_or_default().iter().for_each(|record| access.register.put(record));
 
+    let snapshots_url = options.snapshots.as_ref().map(|snapshots| snapshots.url.clone());
+    let backups = Backups::new(handle.clone(), journal.clone(), options.state.clone(), identity.clone(), snapshots_url);
     let terms = Terms::new(&identity, &options.host).map_err(|error| Error::Random(error.to_string()))?;
     let mut beside = JoinSet::new();
     let (watching, keeping) = (CancellationToken::new(), CancellationToken::new());
@@ -151,6 +195,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
         let webhook = webhook.map_err(|error| Error::Webhook(error.to_string()))?;
         beside.spawn(webhook.run(watching.clone()));
     }
+    beside.spawn(watch_certificates(access.clone(), handle.clone(), watching.clone()));
     beside.spawn(term::watch(handle.clone(), terms.clone(), watching.clone()));
 
     let wakers = Wakers::default();
@@ -159,28 +204,33 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
         tokio::spawn(carry_out::run(given, handle.clone(), terms.clone(), wakers.clone(), carrying_out.clone()));
 
     if let Some(path) = &options.address_file {
-        let told = write_whole(path, &format!("http://{address}"));
+        let scheme = if options.tls.is_some() { "https" } else { "http" };
+        let told = write_whole(path, &format!("{scheme}://{address}"));
         told.map_err(|source| Error::AddressFile { path: path.clone(), source })?;
     }
     let started = handle.call(|state, _, effects| state.started(env!("CARGO_PKG_VERSION"), effects));
     // A state that can't be written yet serves nevertheless.
     let _ = started.await;
-    tracing::info!(%address, state = %options.state.display(), "coordinator listens");
+    tracing::info!(%address, tls = options.tls.is_some(), state = %options.state.display(), "coordinator listens");
 
     let stop_serving = shutdown.child_token();
     let logs = LogDesk::default();
     let web = http::router(&handle, &metrics);
     let (ttl, interval) = (options.lease_ttl, options.checkpoint_interval);
     let worker_api = WorkerApi::new(handle.clone(), wakers, logs.clone(), metrics, ttl, interval);
-    let operator_api = OperatorApi::new(handle.clone(), terms, logs, stop_serving.clone());
-    let serve = Server::builder()
-        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+    let worker_api = WorkerDoor::new(worker_api, access.clone());
+    let doors = Doors { access: access.clone(), stores: options.stores };
+    let operator_api = OperatorApi::new(handle.clone(), terms, logs, doors, backups, stop_serving.clone());
+    let enrolment_api = EnrolmentApi::new(handle.clone(), access.clone());
+    let routes = Routes::from(web)
+        .add_service(WorkerServiceServer::new(worker_api).max_decoding_message_size(MAX_REPORT))
+        .add_service(OperatorServiceServer::new(operator_api).max_decoding_message_size(MAX_REQUEST))
+        .add_service(EnrolmentServiceServer::new(enrolment_api).max_decoding_message_size(MAX_ENROLMENT));
+    let serve = guarded(access.clone())
         // Browsers and monitoring systems.
         .accept_http1(true)
-        .add_routes(Routes::from(web))
-        .add_service(WorkerServiceServer::with_interceptor(worker_api, token))
-        .add_service(OperatorServiceServer::new(operator_api))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop_serving.clone().cancelled_owned());
+        .add_routes(with_handshake(routes))
+        .serve_with_incoming_shutdown(connections(listener, access.tls), stop_serving.clone().cancelled_owned());
     tokio::pin!(serve);
     let mut core_runs = true;
     let outcome = tokio::select! {
@@ -207,6 +257,33 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     let joined = thread.join().map_err(|_| Error::Fault);
     tracing::info!("coordinator stopped");
     outcome.and(closed).and(joined).and(carried.map_err(|_| Error::Fault)).and(ended_beside)
+}
+
+/// A server that asks of each call whether its caller may make it.
+pub(crate) fn guarded(access: Access) -> Server<Stack<Guarded, Identity>> {
+    Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_max_header_list_size(MAX_HEADERS)
+        .layer(Guarded(access))
+}
+
+/// What decides who gets in.
+fn access(options: &Options, identity: &str, metrics: &Metrics) -> Result<Access, Error> {
+    let (workers, tls, token) = match &options.tls {
+        Some(files) => {
+            let [certificate, key] = access::WORKERS.map(|name| options.state.join(name));
+            let workers = Authority::open_or_make(&certificate, &key, &format!("deltaconv workers of {identity}"))?;
+            let workers = Arc::new(workers);
+            let tls = Arc::new(Tls::open(files.clone(), workers.clone())?);
+            (Some(workers), Some(tls), None)
+        }
+        None => (None, None, Some(Token::read_or_make(&options.token_file)?)),
+    };
+    let audit = Audit::open(&options.state).map_err(|source| Error::Audit { folder: options.state.clone(), source })?;
+    let (register, rates, audit) = (Arc::default(), Arc::new(Rates::new()), Arc::new(audit));
+    Ok(Access { tls, workers, token, register, rates, audit, metrics: metrics.clone() })
 }
 
 fn core_result(ended: Result<Result<(), Error>, oneshot::error::RecvError>) -> Result<(), Error> {

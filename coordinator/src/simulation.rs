@@ -6,10 +6,9 @@ use std::time::{Duration, SystemTime};
 
 use deltaconv_proto::ids::WorkerId;
 use deltaconv_proto::v1;
-use deltaconv_proto::v1::worker_service_server::WorkerService;
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
-use tonic::{Request, Response, Status};
+use tonic::Status;
 
 pub use crate::planted::Planted;
 
@@ -67,7 +66,7 @@ impl Coordinator {
     /// # Errors
     /// As the service answers.
     pub async fn join(&self, request: v1::JoinRequest) -> Result<v1::JoinResponse, Status> {
-        self.api.join(Request::new(request)).await.map(Response::into_inner)
+        self.api.join(&"".into(), request).await
     }
 
     /// A worker's Sync, held as the service holds it.
@@ -75,7 +74,7 @@ impl Coordinator {
     /// # Errors
     /// As the service answers.
     pub async fn sync(&self, request: v1::SyncRequest) -> Result<v1::SyncResponse, Status> {
-        match self.api.answer(request, std::future::pending::<Infallible>()).await? {
+        match self.api.answer(&"".into(), request, std::future::pending::<Infallible>()).await? {
             Said::Answer(answer) => Ok(answer),
             Said::Newer(never) => match never {},
         }

@@ -20,11 +20,13 @@ pub mod log;
 pub mod objects;
 pub mod pipeline;
 pub mod prompts;
+pub mod protocol;
 mod recipe;
 mod report;
 pub mod safetensors;
 pub mod shard;
 pub mod teacher;
+pub mod tls;
 mod utc;
 pub mod weights;
 

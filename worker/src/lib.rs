@@ -31,6 +31,6 @@ mod task;
 pub mod teacher;
 
 pub use accelerator::Choice as DeviceChoice;
-pub use agent::{Error, Options, run};
+pub use agent::{Admission, Error, Options, run};
 pub use logs::AttemptLogs;
 pub use shards::cache::Options as CacheOptions;

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use deltaconv_proto::code::Code;
 use deltaconv_proto::ids::{AttemptId, InvalidId, TaskId};
@@ -19,6 +19,8 @@ use crate::{data, teacher};
 
 /// Bytes of a failure's message, whatever a file had in it.
 const LONGEST: usize = 4000;
+/// How often an attempt that rests looks whether it has to end.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Why an attempt has to end early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +43,11 @@ pub(crate) enum Error {
     /// Numbers that no job has.
     #[error(transparent)]
     Bounds(#[from] bounds::Error),
+    /// A kind of task that a later version brought.
+    #[error(
+        "this worker does not know the kind of task that it was given: it is of an earlier version than the coordinator"
+    )]
+    UnknownKind,
     /// An id that isn't one.
     #[error(transparent)]
     Id(#[from] InvalidId),
@@ -147,7 +154,7 @@ impl Error {
     pub(crate) fn code(&self) -> Code {
         match self {
             Self::Stopped(_) => Code::Interrupted,
-            Self::Incomplete(_) => Code::VersionsDiffer,
+            Self::Incomplete(_) | Self::UnknownKind => Code::VersionsDiffer,
             Self::Bounds(error) => error.code(),
             Self::Id(error) => error.code(),
             Self::Objects(error) => error.code(),
@@ -228,6 +235,14 @@ impl Supervision {
             }
         });
         self.news.notify_one();
+    }
+
+    /// Does nothing for so long, or until the attempt is told to stop.
+    pub(crate) fn rest(&self, time: Duration) {
+        let began = Instant::now();
+        while began.elapsed() < time && self.stopped().is_none() {
+            std::thread::sleep(LOOK);
+        }
     }
 
     pub(crate) fn stopped(&self) -> Option<Stop> {

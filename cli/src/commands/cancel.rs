@@ -19,7 +19,7 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     let OfJob { job, connection, output } = arguments.of;
-    let mut client = Client::connect(&connection.coordinator).await?;
+    let mut client = Client::connect(&connection).await?;
     client.job(&job).await?;
     arguments.confirmation.ask(&format!("end {job} for good"))?;
     let status = client.cancel(&job).await?;

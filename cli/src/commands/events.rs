@@ -39,9 +39,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
 
 async fn show(arguments: &Arguments) -> Result<(), Error> {
     let Arguments { job, follow, after, connection, output } = arguments;
-    let (url, follow) = (&connection.coordinator, *follow);
+    let (to, follow) = (connection, *follow);
     let mut request = v1::EventsRequest { after: *after, job_id: job.clone().unwrap_or_default(), follow };
-    let mut events = open(url, &request).await?;
+    let mut events = open(to, &request).await?;
     let mut is_first = true;
     loop {
         let event = match events.next_or_end().await {
@@ -49,8 +49,8 @@ async fn show(arguments: &Arguments) -> Result<(), Error> {
             Ok(None) if !follow => break,
             Err(error) if !follow || !error.is_unreachable() => return Err(error),
             Ok(None) | Err(_) => {
-                output::say(&format!("the coordinator at {url} is gone; waiting for it to come back"));
-                events = patiently(|| open(url, &request)).await?;
+                output::say(&format!("the coordinator at {to} is gone; waiting for it to come back"));
+                events = patiently(|| open(to, &request)).await?;
                 continue;
             }
         };
@@ -71,8 +71,8 @@ async fn show(arguments: &Arguments) -> Result<(), Error> {
     Ok(())
 }
 
-async fn open(url: &str, request: &v1::EventsRequest) -> Result<Stream<v1::Event>, Error> {
-    Client::connect(url).await?.events(request.clone()).await
+async fn open(to: &Connection, request: &v1::EventsRequest) -> Result<Stream<v1::Event>, Error> {
+    Client::connect(to).await?.events(request.clone()).await
 }
 
 const HEADINGS: [&str; 5] = ["time", "severity", "kind", "about", "message"];

@@ -20,7 +20,7 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     let Arguments { of: OfJobOrTask { id, connection, output }, refresh } = arguments;
-    let ask = async || Client::connect(&connection.coordinator).await?.explain(&id).await;
+    let ask = async || Client::connect(&connection).await?.explain(&id).await;
     let shown = refresh::show(refresh, output, ask, |explained, _| {
         output::print(&format!("{id} is {}: {}", explained.state, explained.reason));
         if !explained.remedy.is_empty() {

@@ -27,7 +27,7 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     let Arguments { job, dry_run, confirmation, connection, output } = arguments;
-    let mut client = Client::connect(&connection.coordinator).await?;
+    let mut client = Client::connect(&connection).await?;
     if !dry_run {
         client.job(&job).await?;
         confirmation.ask(&format!("remove what {job} needs no more, and its logs"))?;

@@ -22,10 +22,10 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
-    let url = &arguments.connection.coordinator;
-    let ask = async || Client::connect(url).await?.jobs().await;
+    let to = &arguments.connection;
+    let ask = async || Client::connect(to).await?.jobs().await;
     let shown = refresh::show(arguments.refresh, arguments.output, ask, |listed, wide| match &listed.jobs[..] {
-        [] => output::say(&format!("{url} has no jobs; submit one with `deltaconv submit JOB.toml`")),
+        [] => output::say(&format!("{to} has no jobs; submit one with `deltaconv submit JOB.toml`")),
         jobs => output::print(&describe(jobs, wide)),
     });
     Ok(shown.await?.map_or_else(interrupted, |_| ExitCode::SUCCESS))

@@ -37,9 +37,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
 
 async fn show(arguments: &Arguments) -> Result<(), Error> {
     let Arguments { task, follow, connection, output } = arguments;
-    let (url, follow) = (&connection.coordinator, *follow);
+    let (to, follow) = (connection, *follow);
     let request = v1::LogsRequest { task_id: task.clone(), follow };
-    let mut logs = open(url, &request).await?;
+    let mut logs = open(to, &request).await?;
     let mut shown = Shown::default();
     loop {
         match logs.next_or_end().await {
@@ -51,9 +51,9 @@ async fn show(arguments: &Arguments) -> Result<(), Error> {
                 }
             }
             // A coordinator that stops ends its streams: what it would have said is asked for again.
-            Ok(None) if !follow || is_over(url, task).await? => break,
+            Ok(None) if !follow || is_over(to, task).await? => break,
             Err(error) if !follow || !error.is_unreachable() => return Err(error),
-            Ok(None) | Err(_) => logs = patiently(|| open(url, &request)).await?,
+            Ok(None) | Err(_) => logs = patiently(|| open(to, &request)).await?,
         }
     }
     if shown.next.is_empty() && output.data().is_none() {
@@ -62,13 +62,13 @@ async fn show(arguments: &Arguments) -> Result<(), Error> {
     Ok(())
 }
 
-async fn open(url: &str, request: &v1::LogsRequest) -> Result<Stream<v1::TaskLog>, Error> {
-    Client::connect(url).await?.logs(request.clone()).await
+async fn open(to: &Connection, request: &v1::LogsRequest) -> Result<Stream<v1::TaskLog>, Error> {
+    Client::connect(to).await?.logs(request.clone()).await
 }
 
 /// Whether nobody works on a task any more.
-async fn is_over(url: &str, task: &str) -> Result<bool, Error> {
-    let explained = patiently(async || Client::connect(url).await?.explain(task).await).await?;
+async fn is_over(to: &Connection, task: &str) -> Result<bool, Error> {
+    let explained = patiently(async || Client::connect(to).await?.explain(task).await).await?;
     Ok(!matches!(explained.state.as_str(), "running" | "verifying" | "ready" | "waiting"))
 }
 

@@ -7,9 +7,11 @@ use crate::config::Config;
 use crate::demo;
 use crate::error::Error;
 
+pub(crate) mod alloc;
 pub(crate) mod analyze;
 pub(crate) mod bench;
 pub(crate) mod cancel;
+pub(crate) mod certs;
 pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod coordinator;
@@ -29,6 +31,7 @@ pub(crate) mod retry;
 pub(crate) mod sample;
 pub(crate) mod status;
 pub(crate) mod submit;
+pub(crate) mod teacher;
 pub(crate) mod top;
 pub(crate) mod watch;
 pub(crate) mod worker;
@@ -37,9 +40,12 @@ pub(crate) mod workers;
 /// Runs a subcommand. The code is success, or says how a job or the process itself ended.
 pub(crate) async fn run(command: Command, config: &Config) -> Result<ExitCode, Error> {
     match command {
+        Command::Alloc(arguments) => alloc::run(arguments).await,
         Command::Analyze(arguments) => analyze::run(arguments).await,
         Command::Bench(arguments) => bench::run(arguments).await,
+        Command::Certs(arguments) => certs::run(arguments),
         Command::Demo(arguments) => demo::run(arguments).await,
+        Command::Teacher(arguments) => teacher::run(arguments).await,
         Command::Coordinator(arguments) => coordinator::run(arguments).await,
         Command::Worker(arguments) => worker::run(arguments).await,
         Command::Submit(arguments) => submit::run(arguments).await,

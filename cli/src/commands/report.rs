@@ -13,7 +13,7 @@ use crate::{duration, output, stage, table};
 
 pub(crate) async fn run(arguments: OfJob) -> Result<ExitCode, Error> {
     let OfJob { job, connection, output } = arguments;
-    let json = Client::connect(&connection.coordinator).await?.report(&job).await?;
+    let json = Client::connect(&connection).await?.report(&job).await?;
     match output.data() {
         Some(data) => {
             // It has a version of its own.

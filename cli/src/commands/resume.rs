@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::output;
 
 pub(crate) async fn run(arguments: OfJob) -> Result<ExitCode, Error> {
-    let status = Client::connect(&arguments.connection.coordinator).await?.resume(&arguments.job).await?;
+    let status = Client::connect(&arguments.connection).await?.resume(&arguments.job).await?;
     match arguments.output.data() {
         Some(data) => data.print(&status),
         None => output::print(&format!("{}: its tasks are given to workers again", arguments.job)),

@@ -19,7 +19,7 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     let OfJobOrTask { id, connection, output } = arguments.of;
-    let status = Client::connect(&connection.coordinator).await?.retry(&id, arguments.ownership.take_over).await?;
+    let status = Client::connect(&connection).await?.retry(&id, arguments.ownership.take_over).await?;
     match output.data() {
         Some(data) => data.print(&status),
         None => {

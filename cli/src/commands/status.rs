@@ -22,7 +22,7 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     let Arguments { of: OfJob { job, connection, output }, refresh } = arguments;
-    let ask = async || Client::connect(&connection.coordinator).await?.job(&job).await;
+    let ask = async || Client::connect(&connection).await?.job(&job).await;
     let tell = |status: &v1::JobStatus, wide: bool| match wide {
         false => output::print(&describe(status)),
         true => output::print(&format!("{}\n\n{}", describe(status), tasks(&status.tasks))),

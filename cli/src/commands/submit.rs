@@ -29,8 +29,8 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     let spec = job_file::read(&arguments.job)?;
-    let url = &arguments.connection.coordinator;
-    let mut client = Client::connect(url).await?;
+    let to = &arguments.connection;
+    let mut client = Client::connect(to).await?;
     if arguments.dry_run {
         let (teacher, destination) = (spec.teacher_url.clone(), spec.output_url.clone());
         let plan = client.plan(spec).await?;
@@ -47,7 +47,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
             output::say(&describe_stages(&submitted.stages, submitted.stored_bytes));
             let found = if submitted.existed { "was there already" } else { "is accepted" };
             output::say(&format!(
-                "{} {found}; follow it with `deltaconv watch {} --coordinator {url}`",
+                "{} {found}; follow it with `deltaconv watch {} --coordinator {to}`",
                 submitted.job_id, submitted.job_id
             ));
         }

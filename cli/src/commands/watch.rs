@@ -35,14 +35,14 @@ enum Until {
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     let Arguments { of: OfJob { job, connection, output }, until } = arguments;
     let mut signals = Signals::new()?;
-    let url = &connection.coordinator;
+    let to = &connection;
     let followed = match output.data() {
         None => {
             let beside = Beside::default();
             let mut progress = Progress::new(beside.clone());
             let followed = tokio::select! {
-                followed = watching::follow(url, &job, &mut progress) => Some(followed),
-                () = beside.keep(url, &job) => None,
+                followed = watching::follow(to, &job, &mut progress) => Some(followed),
+                () = beside.keep(to, &job) => None,
                 () = signals.next() => None,
             };
             progress.finish();
@@ -51,7 +51,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         Some(data) => {
             let mut each = Each(data);
             tokio::select! {
-                followed = watching::follow(url, &job, &mut each) => Some(followed),
+                followed = watching::follow(to, &job, &mut each) => Some(followed),
                 () = signals.next() => None,
             }
         }

@@ -8,22 +8,38 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Args;
-use deltaconv_worker::CacheOptions;
+use deltaconv_proto::objects::Allowed;
+use deltaconv_proto::tls::{InvalidInvitation, Invitation};
+use deltaconv_worker::{Admission, CacheOptions};
 use tokio_util::sync::CancellationToken;
 
 use super::INTERRUPTED;
-use crate::args::{Connection, Device};
+use crate::args::{DEFAULT_COORDINATOR, Device};
 use crate::error::{Error, explain};
 use crate::logs::Logging;
-use crate::{byte_size, duration, ending, host};
+use crate::{byte_size, duration, ending, host, location};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    #[command(flatten)]
-    connection: Connection,
-    /// File with the token to join with, which the coordinator wrote
-    #[arg(long, value_name = "FILE")]
-    token_file: PathBuf,
+    /// What `deltaconv workers invite` printed: where the coordinator is, how it is known, and the token to join with
+    #[arg(long, value_name = "TEXT", env = "DELTACONV_INVITATION", hide_env_values = true)]
+    invitation: Option<String>,
+    /// File with the invitation
+    #[arg(long, value_name = "FILE", env = "DELTACONV_INVITATION_FILE", conflicts_with = "invitation")]
+    invitation_file: Option<PathBuf>,
+    /// Folder for what the invitation becomes, so that a restart needs no other [default: deltaconv/identity in the user's data
+    /// folder, or identity in that of the system's service]
+    #[arg(long, value_name = "DIR")]
+    identity: Option<PathBuf>,
+    /// File with the token of a coordinator without TLS on this machine, which it wrote
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["invitation", "invitation_file"])]
+    token_file: Option<PathBuf>,
+    /// URL of the coordinator, where there is no invitation to say it
+    #[arg(long, value_name = "URL", env = "DELTACONV_COORDINATOR", default_value = DEFAULT_COORDINATOR)]
+    coordinator: String,
+    /// Read and write only what lies at or below this URL, whatever jobs name; once for each [default: every place]
+    #[arg(long = "allow-store", value_name = "URL")]
+    allow_stores: Vec<String>,
     /// What people call this worker [default: the host's name and the process id]
     #[arg(long)]
     name: Option<String>,
@@ -39,9 +55,15 @@ pub(crate) struct Arguments {
     /// Once it is asked to end, time to store and hand back what it has reached; then it is gone, whatever it waits for
     #[arg(long, value_name = "TIME", default_value = "25s", value_parser = duration::parse)]
     grace: Duration,
+    /// End after being given nothing for so long [default: wait for ever]
+    #[arg(long, value_name = "TIME", value_parser = duration::parse)]
+    end_when_idle: Option<Duration>,
     /// Address where /healthz and /metrics are answered [default: none]
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<SocketAddr>,
+    /// Answer there where other machines can connect, without encryption: figures alone, and nothing can be changed
+    #[arg(long)]
+    allow_plaintext: bool,
     #[command(flatten)]
     cache: Cache,
     #[command(flatten)]
@@ -89,15 +111,34 @@ impl Cache {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     let logging = arguments.logging.start()?;
+    if let Some(address) = arguments.listen.filter(|address| !address.ip().is_loopback() && !arguments.allow_plaintext)
+    {
+        return Err(Error::PlainFigures { address });
+    }
+    let admission = match (arguments.invitation, arguments.invitation_file, arguments.token_file) {
+        (Some(text), ..) => Admission::Invitation(invitation(&text)?),
+        (None, Some(path), _) => {
+            let text = std::fs::read_to_string(&path).map_err(Error::file("read", &path))?;
+            Admission::Invitation(invitation(&text)?)
+        }
+        (None, None, Some(path)) => Admission::TokenFile { coordinator: arguments.coordinator, path },
+        (None, None, None) => Admission::Identity,
+    };
+    let stores = match &arguments.allow_stores[..] {
+        [] => Allowed::any(),
+        urls => location::allowed(urls)?,
+    };
     let options = deltaconv_worker::Options {
-        coordinator: arguments.connection.coordinator,
-        token_file: arguments.token_file,
+        admission,
+        identity: arguments.identity,
+        stores,
         name: arguments.name.unwrap_or_else(host_and_process),
         node: arguments.node.unwrap_or_else(host::name),
         threads: arguments.threads.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZero::get),
         device: arguments.device.into(),
         cache: arguments.cache.options(),
         grace: arguments.grace,
+        end_when_idle: arguments.end_when_idle,
         listen: arguments.listen,
     };
     let shutdown = CancellationToken::new();
@@ -112,6 +153,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         Some(Err(error)) => Err(Error::Worker { message: explain(&error), code: error.code() }),
         None => process::exit(i32::from(INTERRUPTED)),
     }
+}
+
+fn invitation(text: &str) -> Result<Invitation, Error> {
+    text.parse().map_err(|error: InvalidInvitation| Error::Invitation { message: error.to_string() })
 }
 
 fn host_and_process() -> String {

@@ -12,6 +12,7 @@ use deltaconv_proto::v1;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
+use crate::args::Connection;
 use crate::args::Output;
 use crate::client::Client;
 use crate::commands::{interrupted, status, watch};
@@ -20,18 +21,17 @@ use crate::error::Error;
 use crate::job_file::{self, DataTable, EvaluationTable};
 use crate::preset::Preset;
 use crate::progress::{Beside, Progress};
+use crate::shipped::Teacher;
 use crate::watching::{self, Watcher as _};
 use crate::{output, table};
 
 mod folder;
 mod outcome;
 mod processes;
-mod teacher;
 
 use folder::Folder;
 use outcome::Outcome;
 use processes::{Processes, Program};
-use teacher::Teacher;
 
 /// Opening the state takes longest after a crash, when it is copied first.
 const LISTENS_WITHIN: Duration = Duration::from_secs(60);
@@ -220,12 +220,13 @@ async fn drive(
 async fn follow(url: &str, spec: &v1::JobSpec, progress: &mut Progress) -> Result<v1::JobStatus, Error> {
     // The coordinator was there a moment ago; if it isn't now, it is being started again.
     // The folder is the demo's alone, and its state may be gone.
-    let submit = || async { Client::connect(url).await?.submit(spec.clone(), true).await };
+    let to = &Connection::to(url);
+    let submit = || async { Client::connect(to).await?.submit(spec.clone(), true).await };
     let submitted = watching::patiently(submit).await?;
     if submitted.existed {
         progress.say(&format!("going on with {}", submitted.job_id));
     }
-    watching::follow(url, &submitted.job_id, progress).await
+    watching::follow(to, &submitted.job_id, progress).await
 }
 
 fn ended(last: v1::JobStatus) -> Ended {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use deltaconv_proto::{utc, v1};
 
+use crate::args::Connection;
 use crate::client::Client;
 use crate::commands::workers::busy;
 use crate::error::Error;
@@ -26,10 +27,10 @@ impl Beside {
     }
 
     /// Asks again and again, for as long as it is polled. A coordinator that is away is waited for.
-    pub(crate) async fn keep(self, url: &str, job_id: &str) {
+    pub(crate) async fn keep(self, to: &Connection, job_id: &str) {
         let mut events: Vec<v1::Event> = Vec::new();
         loop {
-            if let Ok(workers) = look(url, job_id, &mut events).await {
+            if let Ok(workers) = look(to, job_id, &mut events).await {
                 let lines = workers.into_iter().chain(events.iter().map(event));
                 *self.0.lock().unwrap_or_else(PoisonError::into_inner) = lines.collect();
             }
@@ -39,8 +40,8 @@ impl Beside {
 }
 
 /// The workers on the job, and into `events` what happened since.
-async fn look(url: &str, job_id: &str, events: &mut Vec<v1::Event>) -> Result<Vec<String>, Error> {
-    let mut client = Client::connect(url).await?;
+async fn look(to: &Connection, job_id: &str, events: &mut Vec<v1::Event>) -> Result<Vec<String>, Error> {
+    let mut client = Client::connect(to).await?;
     let after = events.last().map_or(0, |event| event.sequence);
     let request = v1::EventsRequest { after, job_id: job_id.to_owned(), follow: false };
     let mut happened = client.events(request).await?;

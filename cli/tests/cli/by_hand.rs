@@ -2,6 +2,8 @@
 
 use std::net::TcpListener;
 
+use deltaconv_proto::objects::testing::S3Server;
+
 use crate::process::{deltaconv, said, until};
 use crate::scaled;
 use crate::service::{self, Coordinator};
@@ -56,10 +58,34 @@ fn a_worker_started_first_waits_and_joins() {
 }
 
 #[test]
+fn a_shipped_teacher_is_put_into_a_bucket_with_a_job_that_converts_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = S3Server::start();
+    let put = || {
+        let mut command = deltaconv();
+        command.args(["teacher", "tiny-unet", "--out", "s3://bucket/models/tiny-unet"]).envs(server.environment());
+        command.output().expect("runs")
+    };
+    let first = put();
+    assert!(first.status.success(), "{}", said(&first));
+    let job_file = folder.path().join("any-name.toml");
+    std::fs::write(&job_file, &first.stdout).expect("written");
+
+    let coordinator = Coordinator::start_in(folder.path(), &server.environment());
+    let planned = coordinator.json(&["submit", "--dry-run", job_file.to_str().expect("UTF-8")]);
+    assert_eq!(planned["plan"]["layers"].as_array().map(Vec::len), Some(7), "{planned:#}");
+    assert_eq!(put().stdout, first.stdout, "it can be given again");
+    std::fs::write(server.folder().join("models/tiny-unet/unet/config.json"), "{}").expect("changed");
+    let refused = put();
+    assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+    assert!(said(&refused).contains("error[DC0317]: s3://bucket/models/tiny-unet holds"), "{}", said(&refused));
+}
+
+#[test]
 fn every_command_tells_how_it_is_used() {
     let of_jobs =
         ["demo", "coordinator", "worker", "submit", "jobs", "status", "watch", "workers", "cancel", "gc", "events"];
-    for command in of_jobs.into_iter().chain(["inspect", "analyze", "sample", "bench"]) {
+    for command in of_jobs.into_iter().chain(["inspect", "analyze", "sample", "bench", "teacher"]) {
         let help = deltaconv().args([command, "--help"]).output().expect("runs");
         assert!(help.status.success() && help.stderr.is_empty(), "{command}: {}", said(&help));
     }

@@ -1,7 +1,8 @@
 //! The commands of README.md and docs/, as somebody runs them who reads a page from its beginning to its end.
 //!
-//! Blocks of `sh` are one script a page. What can't be run in a test stands in blocks of other languages, where no `deltaconv` may hide,
-//! and what sentences name as `deltaconv …` must be a command with these flags.
+//! Blocks of `sh` are one script a page, run here or, where it takes another machine, by a script of CI. What can't be run in a test
+//! stands in blocks of other languages, where no `deltaconv` may hide, and what sentences name as `deltaconv …` must be a command with
+//! these flags.
 
 mod machine;
 mod page;
@@ -30,7 +31,7 @@ enum Before {
 }
 
 /// The pages that have commands to run.
-const PAGES: [(&str, Before); 9] = [
+const PAGES: [(&str, Before); 11] = [
     ("README.md", Before::Nothing),
     ("docs/cluster.md", Before::Nothing),
     ("docs/data.md", Before::Coordinator),
@@ -38,14 +39,18 @@ const PAGES: [(&str, Before); 9] = [
     ("docs/metrics.md", Before::Coordinator),
     ("docs/recipes.md", Before::Coordinator),
     ("docs/scripting.md", Before::Cluster),
+    ("docs/slurm.md", Before::Nothing),
     ("docs/start.md", Before::Nothing),
     ("docs/troubleshooting.md", Before::Coordinator),
+    ("docs/upgrading.md", Before::Coordinator),
 ];
 /// The page that has commands on what a demo leaves.
 const OF_A_DEMO: (&str, Before) = ("docs/use.md", Before::Demo);
+/// Pages whose commands want another machine than this test can be, and the script of CI that runs them there.
+const ELSEWHERE: [(&str, &str); 2] = [("docs/monitoring.md", ".ci/monitoring"), ("docs/systemd.md", ".ci/systemd")];
 
-/// What blocks of `bash` may call: it takes a build, or the network.
-const NOT_RUN: [&str; 1] = ["cargo"];
+/// What blocks of `bash` may call: it takes a build, the network, or an engine for containers.
+const NOT_RUN: [&str; 3] = ["cargo", "docker", "openssl"];
 const LANGUAGES: [&str; 7] = ["sh", "bash", "text", "toml", "json", "python", "ini"];
 
 const COORDINATOR: &str = "deltaconv coordinator --state before\n";
@@ -78,7 +83,12 @@ fn the_commands_on_what_a_demo_leaves_run() {
 #[test]
 fn every_page_is_run_and_no_command_hides_from_it() {
     for (page, text) in pages() {
-        let runs = PAGES.into_iter().chain([OF_A_DEMO]).any(|(other, _)| other == page);
+        let by = ELSEWHERE.into_iter().find(|(other, _)| *other == page).map(|(_, script)| script);
+        if let Some(script) = by {
+            let script = fs::read_to_string(repository().join(script)).expect("a script of CI");
+            assert!(script.contains(&page), "{page}: it is not named by what runs its commands");
+        }
+        let runs = by.is_some() || PAGES.into_iter().chain([OF_A_DEMO]).any(|(other, _)| other == page);
         assert_eq!(runs, !commands(&text).is_empty(), "{page}: PAGES has the pages with blocks of `sh`");
         for (language, content) in parts(&text).blocks {
             assert!(

@@ -34,10 +34,11 @@ fn freeze_in_the_middle(coordinator: &Coordinator, job: &str, out: &Path, worker
     })
 }
 
-/// A worker that is frozen is asked to leave.
+/// A worker that is frozen is asked to leave; twice, as it is where what started it passes on what it hears itself.
 fn leave(worker: &Running) {
     worker.signal(Signal::TERM);
     thaw(&[worker]);
+    worker.signal(Signal::TERM);
 }
 
 fn task<'a>(status: &'a Value, id: &str) -> &'a Value {

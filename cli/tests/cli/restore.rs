@@ -47,10 +47,10 @@ fn lose(coordinator: &mut Coordinator, folder: &Path) {
     fs::write(coordinator.token_file(), token).expect("written");
 }
 
-/// Restores the state in `folder`, and answers with what it says of its one job.
-fn restore(folder: &Path, from: &[&str]) -> Value {
+/// Restores a state, and answers with what it says of its one job.
+fn restore(state: &Path, from: &[&str]) -> Value {
     let mut command = deltaconv();
-    command.args(["coordinator", "restore", "-o", "json", "--state"]).arg(service::state(folder)).args(from);
+    command.args(["coordinator", "restore", "-o", "json", "--state"]).arg(state).args(from);
     let output = command.output().expect("runs");
     assert!(output.status.success(), "{}", said(&output));
     let restored: Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -58,8 +58,9 @@ fn restore(folder: &Path, from: &[&str]) -> Value {
     restored["jobs"][0].clone()
 }
 
+/// Its snapshots and its backups all have what it had; with a backup not even the token is needed.
 #[test]
-fn a_coordinator_without_its_state_goes_on_from_a_snapshot() {
+fn a_coordinator_without_its_state_goes_on_from_a_snapshot_or_a_backup() {
     let folder = tempfile::tempdir().expect("a folder");
     let snapshots = folder.path().join("snapshots");
     let to = snapshots.to_str().expect("UTF-8");
@@ -76,10 +77,28 @@ fn a_coordinator_without_its_state_goes_on_from_a_snapshot() {
     until("a snapshot of that", || names(&snapshots).last().is_some_and(|name| *name > newest).then_some(()));
     assert!(names(&snapshots).len() <= 4, "{:?}", names(&snapshots));
 
-    lose(&mut coordinator, folder.path());
-    let restored = restore(folder.path(), &["--snapshots", to]);
-    assert_eq!((&restored["job_id"], &restored["state"]), (&job.clone().into(), &"running".into()));
-    assert!(restored["committed"].as_u64().expect("a number") > committed, "{restored}");
+    let backups = folder.path().join("backups");
+    let at = backups.to_str().expect("UTF-8");
+    let running = coordinator.json(&["coordinator", "backup", "--to", at]);
+    let state = service::state(folder.path());
+    let stopped = ["coordinator", "backup", "-o", "json", "--to", at, "--state", state.to_str().expect("UTF-8")];
+    let in_use = deltaconv().args(stopped).output().expect("runs");
+    assert!(said(&in_use).contains("error[DC0603]"), "{}", said(&in_use));
+    let token = fs::read(coordinator.token_file()).expect("a token");
+    coordinator.process.kill();
+    let stopped = deltaconv().args(stopped).output().expect("runs");
+    assert!(stopped.status.success(), "{}", said(&stopped));
+    fs::remove_dir_all(&state).expect("removed");
+
+    let running = running["url"].as_str().expect("a URL");
+    let elsewhere = ["from-snapshots", "from-stopped"].map(|name| folder.path().join(name));
+    let from = [["--snapshots", to], ["--backup", at], ["--backup", running]];
+    for (state, from) in elsewhere.iter().chain([&state]).zip(from) {
+        let restored = restore(state, &from);
+        assert_eq!((&restored["job_id"], &restored["state"]), (&job.clone().into(), &"running".into()), "{from:?}");
+        assert!(restored["committed"].as_u64().expect("a number") > committed, "{from:?}: {restored}");
+    }
+    assert!(fs::read(coordinator.token_file()).expect("a token") == token, "the workers' token is the same");
     let coordinator = coordinator.start_again();
     thaw(&frozen);
     assert_eq!(digest(&coordinator.done(&job)), scaled::quiet().digest);
@@ -98,7 +117,7 @@ fn a_coordinator_without_its_state_goes_on_from_what_lies_in_the_output() {
     until("the capture's manifest", || names(&manifests).iter().any(|name| name.contains("capture")).then_some(()));
 
     lose(&mut coordinator, folder.path());
-    let restored = restore(folder.path(), &["--job", output.to_str().expect("UTF-8")]);
+    let restored = restore(&service::state(folder.path()), &["--job", output.to_str().expect("UTF-8")]);
     assert_eq!((&restored["job_id"], &restored["state"]), (&job.clone().into(), &"running".into()));
     assert!(restored["from_manifests"].as_u64().expect("a number") > 0, "{restored}");
     let coordinator = coordinator.start_again();

@@ -194,6 +194,7 @@ impl Audit {
                 }
                 Write::Request(request) => self.request_made(request)?,
                 Write::ForgetRequest(request) => _ = self.requests.remove(request),
+                Write::Invitation(_) | Write::ForgetInvitation(_) | Write::Identity(_) | Write::ForgetIdentity(_) => {}
                 Write::Event(event) => {
                     let before = std::mem::replace(&mut self.last_event, event.sequence);
                     ensure(event.sequence == before + 1, EVENTS, || format!("{event:?} came after {before}"))?;

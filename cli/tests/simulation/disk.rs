@@ -94,6 +94,7 @@ impl std::fmt::Display for Listed<'_> {
                 Write::ForgetNode(node) => write!(f, "nothing of {node}; ")?,
                 Write::Request(request) => write!(f, "request {}; ", request.request_id)?,
                 Write::ForgetRequest(request) => write!(f, "no request {request}; ")?,
+                Write::Invitation(_) | Write::ForgetInvitation(_) | Write::Identity(_) | Write::ForgetIdentity(_) => {}
                 Write::Event(event) => write!(f, "event {} {}; ", event.sequence, event.kind)?,
                 Write::Task(task) => {
                     let state = match (&task.lease, task.committed) {

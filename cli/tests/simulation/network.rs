@@ -199,6 +199,7 @@ async fn fenced(world: &World, alive: &Alive, request: v1::SyncRequest) -> Resul
         Write::Node(record) => device_fails && !record.device.is_empty(),
         Write::Job(_) | Write::ForgetWorker(_) | Write::ForgetNode(_) => false,
         Write::Request(_) | Write::ForgetRequest(_) => false,
+        Write::Invitation(_) | Write::ForgetInvitation(_) | Write::Identity(_) | Write::ForgetIdentity(_) => false,
         Write::Event(event) => {
             event.worker_id == worker && event.kind == "spare-began" || device_fails && event.kind == "machine-out"
         }

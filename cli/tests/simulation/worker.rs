@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use deltaconv_proto::ids::{AttemptId, TaskId};
 use deltaconv_proto::{digest, keys, v1};
-use deltaconv_worker::agent::{self, Ended, Outcome, Stop};
+use deltaconv_worker::agent::{self, Ended, Leaving, Outcome, Stop};
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::Violation;
@@ -83,10 +83,11 @@ pub(crate) async fn live(world: Arc<World>, slot: usize) {
         *lock(&world.slots[slot].signals) = signals.clone();
         let link = Link { world: world.clone(), slot };
         let runner = Runner { world: world.clone(), slot, killed: signals.killed.clone() };
+        let leaving = Leaving { grace: GRACE, when_idle: None };
         let ended = tokio::select! {
             biased;
             () = signals.killed.cancelled() => None,
-            ended = agent::work(link, runner, GRACE, signals.leave.clone()) => Some(ended),
+            ended = agent::work(link, runner, leaving, signals.leave.clone()) => Some(ended),
         };
         world.trace(format_args!("slot {slot} ends: {ended:?}"));
         if let Some(Err(error)) = ended {

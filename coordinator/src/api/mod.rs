@@ -1,6 +1,7 @@
 //! The gRPC services: thin, they check what peers send and hand it to the core.
 
-mod auth;
+mod enrol;
+mod handshake;
 pub(crate) mod http;
 mod logs;
 mod operator;
@@ -8,18 +9,19 @@ mod page;
 mod wake;
 mod worker;
 
-pub(crate) use auth::Token;
-pub use auth::TokenError;
+pub(crate) use enrol::EnrolmentApi;
+pub(crate) use handshake::with_handshake;
 pub(crate) use logs::LogDesk;
-pub(crate) use operator::OperatorApi;
+pub(crate) use operator::{Doors, OperatorApi};
 pub(crate) use wake::Wakers;
-pub(crate) use worker::{Said, WorkerApi};
+pub(crate) use worker::{Said, WorkerApi, WorkerDoor};
 
 use deltaconv_proto::ids::{InvalidId, JobId};
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 
+use crate::access::Who;
 use crate::core::Unserved;
-use crate::{reclaim, schedule, term};
+use crate::{backup, reclaim, schedule, term};
 
 impl From<Unserved> for Status {
     fn from(unserved: Unserved) -> Self {
@@ -35,9 +37,12 @@ impl From<Unserved> for Status {
 impl From<schedule::Error> for Status {
     fn from(error: schedule::Error) -> Self {
         let of_call = match error {
-            schedule::Error::UnknownJob(_) | schedule::Error::UnknownTask(_) | schedule::Error::UnknownWorker(_) => {
-                Code::NotFound
-            }
+            schedule::Error::UnknownJob(_)
+            | schedule::Error::UnknownTask(_)
+            | schedule::Error::UnknownWorker(_)
+            | schedule::Error::UnknownIdentity(_) => Code::NotFound,
+            schedule::Error::Invitation(_) => Code::InvalidArgument,
+            schedule::Error::InvitationOver(_) | schedule::Error::Revoked(_) => Code::PermissionDenied,
             schedule::Error::OutputInUse { .. } => Code::AlreadyExists,
             schedule::Error::Ended { .. } => Code::FailedPrecondition,
             schedule::Error::InvalidId(_) => Code::InvalidArgument,
@@ -59,6 +64,16 @@ impl From<reclaim::Error> for Status {
     }
 }
 
+impl From<backup::Error> for Status {
+    fn from(error: backup::Error) -> Self {
+        match error {
+            backup::Error::Unserved(unserved) => unserved.into(),
+            error @ backup::Error::NoPlace => error.code().status(Code::InvalidArgument, error.to_string()),
+            error => error.code().status(Code::FailedPrecondition, error.to_string()),
+        }
+    }
+}
+
 impl From<term::Error> for Status {
     fn from(error: term::Error) -> Self {
         let of_call = match error {
@@ -73,6 +88,15 @@ impl From<term::Error> for Status {
 
 fn invalid(error: InvalidId) -> Status {
     error.code().status(Code::InvalidArgument, error.to_string())
+}
+
+/// Who makes the call.
+///
+/// # Errors
+/// That it came by another way than through the guard, which none does.
+fn who<T>(request: &Request<T>) -> Result<Who, Status> {
+    let unguarded = || deltaconv_proto::code::Code::Fault.status(Code::Internal, "nothing is known of this caller");
+    request.extensions().get::<Who>().cloned().ok_or_else(unguarded)
 }
 
 fn job_id(text: String) -> Result<JobId, Status> {

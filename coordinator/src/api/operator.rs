@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use deltaconv_proto::code::Code;
 use deltaconv_proto::ids::{JobId, TaskId};
-use deltaconv_proto::objects::{self, Objects};
+use deltaconv_proto::objects::{self, Allowed, Objects};
+use deltaconv_proto::tls::Token;
 use deltaconv_proto::v1::operator_service_server::OperatorService;
 use deltaconv_proto::{keys, v1};
 use futures::TryStreamExt;
@@ -13,8 +14,11 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use super::enrol::random;
 use super::logs::{Logs, TaskLogs};
-use super::{LogDesk, invalid, job_id};
+use super::{LogDesk, invalid, job_id, who};
+use crate::access::{Access, Who};
+use crate::backup::Backups;
 use crate::core::Handle;
 use crate::observe::{history, report};
 use crate::reclaim::Extent;
@@ -29,18 +33,46 @@ const EVENTS: usize = 500;
 /// A message may have 4 MiB; the report of a model with 100 layers and 1000 pictures has a tenth of it.
 const MAX_REPORT_BYTES: u64 = 3 << 20;
 
+/// Who gets in, and where jobs may lead.
+#[derive(Clone)]
+pub(crate) struct Doors {
+    pub(crate) access: Access,
+    pub(crate) stores: Allowed,
+}
+
 /// The operator service.
 pub(crate) struct OperatorApi {
     core: Handle,
     terms: Terms,
     logs: LogDesk,
+    doors: Doors,
+    backups: Backups,
     shutdown: CancellationToken,
 }
 
 impl OperatorApi {
     /// A service on `core` whose streams end with `shutdown`.
-    pub(crate) fn new(core: Handle, terms: Terms, logs: LogDesk, shutdown: CancellationToken) -> Self {
-        Self { core, terms, logs, shutdown }
+    pub(crate) fn new(
+        core: Handle,
+        terms: Terms,
+        logs: LogDesk,
+        doors: Doors,
+        backups: Backups,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self { core, terms, logs, doors, backups, shutdown }
+    }
+
+    /// Writes down who asked for a change of what, and what came of it.
+    fn noted<T>(&self, who: &Who, did: &str, to: &str, came: Result<T, Status>) -> Result<T, Status> {
+        self.doors.access.audit.note(who, did, &to.chars().take(256).collect::<String>(), came)
+    }
+
+    /// The spec that is sent, if every place that it names is allowed.
+    fn allowed(&self, spec: Option<v1::JobSpec>) -> Result<v1::JobSpec, Status> {
+        let spec = spec_of(spec)?;
+        self.doors.stores.check_job(&spec).map_err(not_allowed)?;
+        Ok(spec)
     }
 
     /// Makes the output this coordinator's, where it is no other's or shall be taken over.
@@ -54,6 +86,57 @@ impl OperatorApi {
 
     async fn status(&self, id: JobId) -> Result<v1::JobStatus, Status> {
         status(&self.core, id).await
+    }
+
+    /// Takes a job.
+    #[tracing::instrument(name = "submit", skip_all, fields(job))]
+    async fn take(&self, request: v1::SubmitRequest) -> Result<v1::SubmitResponse, Status> {
+        let v1::SubmitRequest { spec, take_over } = request;
+        let spec = self.allowed(spec)?;
+        let wanted = spec.clone();
+        let known = self.core.read(move |state, _| {
+            state
+                .job_writing_to(&wanted.output_url)
+                .map(|job| (job.is_running() || job.state == JobState::Done, job.spec == wanted))
+        });
+        let known = known.await?;
+        let plan = plan::plan(&spec).await.map_err(planning_failed)?;
+        if known.is_none() {
+            plan::claim_output(&spec).await.map_err(planning_failed)?;
+        }
+        // What is there already, or refused, needs no output.
+        if known.is_none_or(|(stands, same)| !stands && same) {
+            self.own(&spec.output_url, take_over).await?;
+        }
+        let (stages, stored_bytes) = (plan.stages.clone(), plan.stored_bytes);
+        let submitted = self.core.call(move |state, now, effects| state.submit(spec, plan, now, effects));
+        let (job, existed) = submitted.await??;
+        tracing::Span::current().record("job", tracing::field::display(&job));
+        tracing::info!(existed, "job submitted");
+        Ok(v1::SubmitResponse { job_id: job.to_string(), existed, stages, stored_bytes })
+    }
+
+    /// Has a job or a task tried again.
+    async fn try_again(&self, request: v1::RetryRequest) -> Result<v1::JobStatus, Status> {
+        let v1::RetryRequest { id: name, request_id, take_over } = request;
+        let named = name.clone();
+        // What is over for good is refused, and needs no output.
+        let url = self.core.call(move |state, _, _| {
+            let job = state.job(&state.job_of(&named)?);
+            let goes_on = |job: &&Job| job.is_running() || matches!(job.state, JobState::Failed(_));
+            Ok::<_, schedule::Error>(job.filter(goes_on).map(|job| job.spec.output_url.clone()))
+        });
+        if let Some(url) = url.await?? {
+            self.own(&url, take_over).await?;
+        }
+        let named = name.clone();
+        let job = self.core.call(move |state, now, effects| {
+            state.once(&request_id, effects, |state, effects| state.retry(&name, now, effects))?;
+            state.job_of(&name)
+        });
+        let job = job.await??;
+        tracing::info!(%job, named, "tried again");
+        self.status(job).await
     }
 
     /// Makes a change of a job that is asked for, unless it was made by an earlier call.
@@ -108,36 +191,18 @@ fn planning_failed(error: plan::Error) -> Status {
 #[tonic::async_trait]
 impl OperatorService for OperatorApi {
     async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::PlanResponse>, Status> {
-        let spec = spec_of(request.into_inner().spec)?;
+        let spec = self.allowed(request.into_inner().spec)?;
         let plan = plan::plan(&spec).await.map_err(planning_failed)?;
         Ok(Response::new(v1::PlanResponse { plan: Some(plan) }))
     }
 
-    #[tracing::instrument(skip_all, fields(job))]
     async fn submit(&self, request: Request<v1::SubmitRequest>) -> Result<Response<v1::SubmitResponse>, Status> {
-        let v1::SubmitRequest { spec, take_over } = request.into_inner();
-        let spec = spec_of(spec)?;
-        let wanted = spec.clone();
-        let known = self.core.read(move |state, _| {
-            state
-                .job_writing_to(&wanted.output_url)
-                .map(|job| (job.is_running() || job.state == JobState::Done, job.spec == wanted))
-        });
-        let known = known.await?;
-        let plan = plan::plan(&spec).await.map_err(planning_failed)?;
-        if known.is_none() {
-            plan::claim_output(&spec).await.map_err(planning_failed)?;
-        }
-        // What is there already, or refused, needs no output.
-        if known.is_none_or(|(stands, same)| !stands && same) {
-            self.own(&spec.output_url, take_over).await?;
-        }
-        let (stages, stored_bytes) = (plan.stages.clone(), plan.stored_bytes);
-        let submitted = self.core.call(move |state, now, effects| state.submit(spec, plan, now, effects));
-        let (job, existed) = submitted.await??;
-        tracing::Span::current().record("job", tracing::field::display(&job));
-        tracing::info!(existed, "job submitted");
-        Ok(Response::new(v1::SubmitResponse { job_id: job.to_string(), existed, stages, stored_bytes }))
+        let who = who(&request)?;
+        let request = request.into_inner();
+        let output = request.spec.as_ref().map(|spec| spec.output_url.clone()).unwrap_or_default();
+        let submitted = self.take(request).await;
+        let to = submitted.as_ref().map_or(output, |submitted| submitted.job_id.clone());
+        self.noted(&who, "Submit", &to, submitted).map(Response::new)
     }
 
     async fn list_jobs(&self, _: Request<v1::ListJobsRequest>) -> Result<Response<v1::ListJobsResponse>, Status> {
@@ -209,40 +274,38 @@ impl OperatorService for OperatorApi {
     }
 
     async fn cancel_job(&self, request: Request<v1::CancelJobRequest>) -> Result<Response<v1::JobStatus>, Status> {
+        let who = who(&request)?;
         let v1::CancelJobRequest { job_id: id, request_id } = request.into_inner();
-        self.change_job(id, request_id, "cancelled", |state, id, now, effects| state.cancel(id, now, effects)).await
+        let to = id.clone();
+        let changed = self
+            .change_job(id, request_id, "cancelled", |state, id, now, effects| state.cancel(id, now, effects))
+            .await;
+        self.noted(&who, "CancelJob", &to, changed)
     }
 
     async fn pause_job(&self, request: Request<v1::PauseJobRequest>) -> Result<Response<v1::JobStatus>, Status> {
+        let who = who(&request)?;
         let v1::PauseJobRequest { job_id: id, request_id } = request.into_inner();
-        self.change_job(id, request_id, "paused", |state, id, _, effects| state.pause(id, effects)).await
+        let to = id.clone();
+        let changed = self.change_job(id, request_id, "paused", |state, id, _, effects| state.pause(id, effects)).await;
+        self.noted(&who, "PauseJob", &to, changed)
     }
 
     async fn resume_job(&self, request: Request<v1::ResumeJobRequest>) -> Result<Response<v1::JobStatus>, Status> {
+        let who = who(&request)?;
         let v1::ResumeJobRequest { job_id: id, request_id } = request.into_inner();
-        self.change_job(id, request_id, "resumed", |state, id, now, effects| state.resume(id, now, effects)).await
+        let to = id.clone();
+        let changed =
+            self.change_job(id, request_id, "resumed", |state, id, now, effects| state.resume(id, now, effects)).await;
+        self.noted(&who, "ResumeJob", &to, changed)
     }
 
     async fn retry(&self, request: Request<v1::RetryRequest>) -> Result<Response<v1::JobStatus>, Status> {
-        let v1::RetryRequest { id: name, request_id, take_over } = request.into_inner();
-        let named = name.clone();
-        // What is over for good is refused, and needs no output.
-        let url = self.core.call(move |state, _, _| {
-            let job = state.job(&state.job_of(&named)?);
-            let goes_on = |job: &&Job| job.is_running() || matches!(job.state, JobState::Failed(_));
-            Ok::<_, schedule::Error>(job.filter(goes_on).map(|job| job.spec.output_url.clone()))
-        });
-        if let Some(url) = url.await?? {
-            self.own(&url, take_over).await?;
-        }
-        let named = name.clone();
-        let job = self.core.call(move |state, now, effects| {
-            state.once(&request_id, effects, |state, effects| state.retry(&name, now, effects))?;
-            state.job_of(&name)
-        });
-        let job = job.await??;
-        tracing::info!(%job, named, "tried again");
-        Ok(Response::new(self.status(job).await?))
+        let who = who(&request)?;
+        let request = request.into_inner();
+        let to = request.id.clone();
+        let retried = self.try_again(request).await;
+        self.noted(&who, "Retry", &to, retried).map(Response::new)
     }
 
     async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
@@ -256,32 +319,42 @@ impl OperatorService for OperatorApi {
         &self,
         request: Request<v1::DrainWorkerRequest>,
     ) -> Result<Response<v1::ListWorkersResponse>, Status> {
+        let who = who(&request)?;
         let v1::DrainWorkerRequest { worker, request_id } = request.into_inner();
-        self.change_workers(worker, request_id, |state, name, _, effects| state.drain(name, effects)).await
+        let to = worker.clone();
+        let changed =
+            self.change_workers(worker, request_id, |state, name, _, effects| state.drain(name, effects)).await;
+        self.noted(&who, "DrainWorker", &to, changed)
     }
 
     async fn return_worker(
         &self,
         request: Request<v1::ReturnWorkerRequest>,
     ) -> Result<Response<v1::ListWorkersResponse>, Status> {
+        let who = who(&request)?;
         let v1::ReturnWorkerRequest { worker, request_id } = request.into_inner();
-        self.change_workers(worker, request_id, |state, name, now, effects| state.give_again(name, now, effects)).await
+        let to = worker.clone();
+        let changed = self
+            .change_workers(worker, request_id, |state, name, now, effects| state.give_again(name, now, effects))
+            .await;
+        self.noted(&who, "ReturnWorker", &to, changed)
     }
 
     async fn collect_garbage(
         &self,
         request: Request<v1::CollectGarbageRequest>,
     ) -> Result<Response<v1::CollectGarbageResponse>, Status> {
+        let who = who(&request)?;
         let v1::CollectGarbageRequest { job_id: id, dry_run } = request.into_inner();
         let job = job_id(id)?;
-        let tally = match dry_run {
-            true => reclaim::reclaim(&self.core, &job, Extent::AndLogs, true).await?,
-            false => reclaim::collect(&self.core, &self.terms, &job, Extent::AndLogs).await?,
-        };
-        if !dry_run {
-            let (objects, bytes) = tally.total();
-            tracing::info!(%job, objects, bytes, "garbage collected");
+        if dry_run {
+            let tally = reclaim::reclaim(&self.core, &job, Extent::AndLogs, true).await?;
+            return Ok(Response::new(tally.message()));
         }
+        let collected = reclaim::collect(&self.core, &self.terms, &job, Extent::AndLogs).await.map_err(Status::from);
+        let tally = self.noted(&who, "CollectGarbage", job.as_str(), collected)?;
+        let (objects, bytes) = tally.total();
+        tracing::info!(%job, objects, bytes, "garbage collected");
         Ok(Response::new(tally.message()))
     }
 
@@ -335,6 +408,19 @@ impl OperatorService for OperatorApi {
         Ok(Response::new(TaskLogs::stream(core, desk, task, follow, shutdown).await?))
     }
 
+    async fn backup(&self, request: Request<v1::BackupRequest>) -> Result<Response<v1::BackupResponse>, Status> {
+        let who = who(&request)?;
+        let request = request.into_inner();
+        let to = request.url.clone();
+        let taken = async {
+            if !to.is_empty() {
+                self.doors.stores.check(&to).map_err(not_allowed)?;
+            }
+            Ok::<_, Status>(self.backups.take(request).await?)
+        };
+        self.noted(&who, "Backup", &to, taken.await).map(Response::new)
+    }
+
     async fn list_workers(
         &self,
         _: Request<v1::ListWorkersRequest>,
@@ -342,6 +428,57 @@ impl OperatorService for OperatorApi {
         let workers = self.core.read(|state, now| state.worker_statuses(now)).await?;
         Ok(Response::new(v1::ListWorkersResponse { workers }))
     }
+
+    async fn demand(&self, _: Request<v1::DemandRequest>) -> Result<Response<v1::DemandResponse>, Status> {
+        Ok(Response::new(self.core.read(|state, _| state.demand()).await?))
+    }
+
+    async fn invite(&self, request: Request<v1::InviteRequest>) -> Result<Response<v1::InviteResponse>, Status> {
+        let who = who(&request)?;
+        let v1::InviteRequest { valid_ms, uses } = request.into_inner();
+        let secret = random()?;
+        let (digest, by) = (secret.digest(), who.name.clone());
+        let invited = self.core.call(move |state, now, effects| {
+            state.invite(digest, (uses, Duration::from_millis(valid_ms)), &by, now, effects)
+        });
+        let invited = async { Ok::<_, Status>(invited.await??) }.await;
+        let id = invited.as_ref().map(|invitation| invitation.id.clone()).unwrap_or_default();
+        let invitation = self.noted(&who, "Invite", &id, invited)?;
+        let authority = self.doors.access.tls.as_ref().map(|tls| tls.authority().0.to_vec()).unwrap_or_default();
+        let token = Token { id, secret }.reveal();
+        Ok(Response::new(v1::InviteResponse { token, authority, invitation: Some(invitation) }))
+    }
+
+    async fn list_access(&self, _: Request<v1::ListAccessRequest>) -> Result<Response<v1::ListAccessResponse>, Status> {
+        Ok(Response::new(access(&self.core).await?))
+    }
+
+    async fn revoke(&self, request: Request<v1::RevokeRequest>) -> Result<Response<v1::ListAccessResponse>, Status> {
+        let who = who(&request)?;
+        let id = request.into_inner().id;
+        let (revoked, by) = (id.clone(), who.name.clone());
+        let change = self.core.call(move |state, now, effects| {
+            state.revoke(&revoked, &by, now, effects)?;
+            let record = state.identity_records().find(|record| record.identity == revoked).cloned();
+            Ok::<_, schedule::Error>(record)
+        });
+        let changed = async { Ok::<_, Status>(change.await??) }.await;
+        if let Some(record) = self.noted(&who, "Revoke", &id, changed)? {
+            self.doors.access.register.put(&record);
+        }
+        Ok(Response::new(access(&self.core).await?))
+    }
+}
+
+fn not_allowed(error: objects::Error) -> Status {
+    error.code().status(tonic::Code::PermissionDenied, error.to_string())
+}
+
+/// Who was invited, and who came.
+async fn access(core: &Handle) -> Result<v1::ListAccessResponse, Status> {
+    let listed = core.read(|state, _| (state.invitations(), state.identities())).await?;
+    let (invitations, identities) = listed;
+    Ok(v1::ListAccessResponse { invitations, identities })
 }
 
 /// What happened to a job that is over, as far as it lies with its report.

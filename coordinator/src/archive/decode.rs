@@ -3,7 +3,7 @@
 use prost::encoding::{decode_varint, encoded_len_varint};
 
 use super::{DIGEST, Error, LONGEST_KEY, MAGIC};
-use crate::store::{self, Entry, Write};
+use crate::store::{self, Entry, Write, format};
 
 /// What has come so far.
 #[derive(Default)]
@@ -66,7 +66,14 @@ impl Decoder {
         }
         let Some(&found) = self.pending.get(MAGIC.len()) else { return Ok(false) };
         if !(store::OLDEST..=store::VERSION).contains(&found) {
-            return Err(Error::Version { found });
+            // What comes first is as it is in every format.
+            return match entry(&self.pending[MAGIC.len() + 1..]) {
+                Ok(Found::Part) if self.pending.len() < LONGEST_KEY => Ok(false),
+                Ok(Found::Entry(Entry { key, value: Some(value) }, _)) if key == format::RELEASE => {
+                    Err(Error::Version { found, by: format::release(&value) })
+                }
+                _ => Err(Error::Version { found, by: String::new() }),
+            };
         }
         self.stage = Stage::Records;
         self.take(MAGIC.len() + 1);

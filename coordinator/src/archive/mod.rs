@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! "deltaconv records\n"  version byte
+//! as a record:           key "release", a version byte and the release that wrote it; archives of before it was said have none
 //! for each record:       length of its key, key, 0 if it was removed or 1 + length of its value, value
 //! 0                      after the last
 //! BLAKE3 of all before   32 bytes
@@ -12,6 +13,8 @@
 
 mod decode;
 mod read;
+#[cfg(test)]
+mod samples;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -38,15 +41,13 @@ pub enum Error {
     /// Something else.
     #[error("it is none of deltaconv's: it begins with {0:?}")]
     Foreign(String),
-    /// Written by a later version.
-    #[error(
-        "it has format {found}, and this version reads {} to {}; use the version that wrote it",
-        store::OLDEST,
-        store::VERSION
-    )]
+    /// Written by a later version, or by one that is too old.
+    #[error("{}", store::format::unread("it", *found, by))]
     Version {
         /// The version byte.
         found: u8,
+        /// The release that wrote it; empty where that isn't known.
+        by: String,
     },
     /// It ends early.
     #[error("it ends after {0} bytes, in the middle")]
@@ -70,11 +71,11 @@ pub enum Error {
 impl Error {
     /// Names the cause, and what helps.
     pub fn code(&self) -> Code {
-        match self {
-            Self::Version { .. } | Self::Record(store::Error::Version { .. }) => Code::LaterVersion,
-            Self::Foreign(_) | Self::Truncated(_) | Self::Altered | Self::Broken { .. } | Self::Record(_) => {
-                Code::ArchiveBroken
-            }
-        }
+        if self.is_later() { Code::LaterVersion } else { Code::ArchiveBroken }
+    }
+
+    /// Whether another version can read it.
+    pub(crate) fn is_later(&self) -> bool {
+        matches!(self, Self::Version { .. } | Self::Record(store::Error::Version { .. }))
     }
 }

@@ -4,7 +4,7 @@ use deltaconv_proto::objects::{self, Objects, PART};
 
 use super::Error;
 use super::decode::Decoder;
-use crate::store::{self, Write};
+use crate::store::Write;
 
 /// A state of 10 million tasks has a tenth of it.
 const LARGEST: u64 = 64 << 30;
@@ -34,7 +34,7 @@ impl<E> ReadError<E> {
     /// Whether what was written is lost. One of a later version can still be read, by that version.
     pub(crate) fn is_broken(&self) -> bool {
         let Self::Archive { source, .. } = self else { return false };
-        !matches!(source, Error::Version { .. } | Error::Record(store::Error::Version { .. }))
+        !source.is_later()
     }
 }
 

@@ -1,13 +1,10 @@
 //! What is written is read back, and nothing else is.
 
-use std::time::Duration;
-
 use deltaconv_proto::ids::WorkerId;
-use deltaconv_proto::v1::{self, attempt_report};
+use deltaconv_proto::v1;
 
 use super::*;
-use crate::schedule::{Now, Settings, State};
-use crate::store::{Entry, LocalStore, Store, Write};
+use crate::store::{Entry, Write};
 
 fn writes() -> Vec<Write> {
     let task =
@@ -20,9 +17,13 @@ fn writes() -> Vec<Write> {
             ..v1::JobRecord::default()
         })),
         Write::Task(Box::new(task(300))),
-        Write::Worker(v1::WorkerRecord { worker_id: "w1-x".into(), ..v1::WorkerRecord::default() }),
+        Write::Worker(v1::WorkerRecord { worker_id: "w1-x".into(), ..v1::WorkerRecord::default() }.into()),
         Write::Node(Box::new(v1::NodeRecord { node: "n".into(), faulty: "hot".into(), ..v1::NodeRecord::default() })),
         Write::Request(v1::RequestRecord { request_id: "q".into(), sequence: 4 }),
+        Write::Invitation(v1::InvitationRecord { id: "inv1-x".into(), ..v1::InvitationRecord::default() }.into()),
+        Write::Identity(v1::IdentityRecord { identity: "worker:1-x".into(), ..v1::IdentityRecord::default() }.into()),
+        Write::ForgetInvitation("inv1-x".into()),
+        Write::ForgetIdentity("worker:1-x".into()),
         Write::ForgetWorker(WorkerId::new("w1-x").expect("an id")),
         Write::ForgetNode("n".into()),
         Write::ForgetRequest("q".into()),
@@ -84,10 +85,19 @@ fn whichever_bit_flips_it_is_refused() {
 
 #[test]
 fn a_later_format_is_refused_by_name_and_an_older_one_is_read() {
-    let newer = decode(&bytes(store::VERSION + 1, &[]), 64).expect_err("refused").to_string();
-    let known =
-        format!("format {}, and this version reads {} to {}", store::VERSION + 1, store::OLDEST, store::VERSION);
-    assert!(newer.contains(&known), "{newer}");
+    let newer = store::VERSION + 1;
+    let known = format!("reads formats {} to {}", store::OLDEST, store::VERSION);
+    // However it is cut: the release that wrote it is what comes first.
+    let release = Entry { key: store::format::RELEASE.into(), value: Some([&[newer][..], b"9.8.7"].concat()) };
+    for piece in [1, 3, 64] {
+        let refused = decode(&bytes(newer, std::slice::from_ref(&release)), piece).expect_err("refused").to_string();
+        assert!(refused.contains(&format!("format {newer}, written by deltaconv 9.8.7")), "{refused}");
+        assert!(refused.contains(&known), "{refused}");
+    }
+    for unsaid in [bytes(newer, &[]), bytes(newer, &[Entry::of(&writes()[0])])] {
+        let refused = decode(&unsaid, 64).expect_err("refused").to_string();
+        assert!(refused.contains("install the release that wrote it") && refused.contains(&known), "{refused}");
+    }
     // Also where only a record is newer than what it lies in.
     let mut entry = Entry::of(&writes()[0]);
     entry.value.as_mut().expect("a value")[0] = store::VERSION + 1;
@@ -97,35 +107,4 @@ fn a_later_format_is_refused_by_name_and_an_older_one_is_read() {
     ));
     entry.value.as_mut().expect("a value")[0] = store::OLDEST;
     assert_eq!(decode(&bytes(store::OLDEST, &[entry]), 64).expect("read"), writes()[..1]);
-}
-
-/// A state that a coordinator of format 2 left: a job of two layers whose activations are recorded, a training that failed twice
-/// and is leased again, and its worker.
-const FORMAT_2: &[u8] = include_bytes!("format-2.records");
-
-#[test]
-fn a_state_of_format_2_becomes_one_of_today() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let mut store = LocalStore::open(folder.path(), 0).expect("opens");
-    store.apply(&decode(FORMAT_2, 100).expect("read")).expect("applied");
-    let settings = Settings::new("test", Duration::from_secs(10));
-    let records = store.load().expect("loads");
-    let (mut state, mut effects) = State::restore(settings, records, Now::default()).expect("understood");
-
-    // Its worker is known and goes on with its lease; when that fails, too, the task has failed three times.
-    let lease = v1::Lease { task_id: "tiny-1/r0/distill/down".into(), attempt_id: "a3-6-test".into(), epoch: 6 };
-    let mut told = |report| {
-        let report = v1::AttemptReport { lease: Some(lease.clone()), state: Some(report) };
-        let request =
-            v1::SyncRequest { worker_id: "w1-test".into(), attempts: vec![report], ..v1::SyncRequest::default() };
-        state.sync(&request, Now::default(), &mut effects).expect("the worker is known")
-    };
-    assert_eq!(told(attempt_report::State::Running(v1::Progress::default())).cancel, []);
-    told(attempt_report::State::Failed(v1::Failure { message: "no memory".into(), ..v1::Failure::default() }));
-    store.apply(&effects.writes).expect("applied");
-    let records = store.load().expect("loads");
-    let failed = records.tasks.iter().find(|task| task.task_id == lease.task_id).expect("the task");
-    assert_eq!((failed.failures, failed.failed.len(), failed.attempts), (0, 3, 3));
-    assert!(failed.failed.iter().all(|failed| failed.message == "no memory"), "{failed:?}");
-    assert_eq!(records.tasks.iter().filter(|task| task.committed).count(), 3, "what was accepted stays so");
 }

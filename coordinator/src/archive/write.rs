@@ -4,7 +4,7 @@ use deltaconv_proto::objects::{self, Objects, Outgoing, PART, Upload};
 use prost::encoding::encode_varint;
 
 use super::MAGIC;
-use crate::store::{self, Entry, Write};
+use crate::store::{self, Entry, Write, format};
 
 /// For parts on their way.
 const MEMORY: usize = 2 * PART;
@@ -21,7 +21,9 @@ impl Writer {
     pub(crate) async fn new(objects: &Objects, key: &str) -> Result<Self, objects::Error> {
         let upload = objects.upload(key, &Outgoing::new(MEMORY))?;
         let mut writer = Self { upload, hasher: blake3::Hasher::new(), records: 0 };
-        writer.put(&[MAGIC, &[store::VERSION]].concat()).await?;
+        let mut begin = [MAGIC, &[store::VERSION]].concat();
+        encode(&Entry { key: format::RELEASE.to_owned(), value: Some(format::release_value()) }, &mut begin);
+        writer.put(&begin).await?;
         Ok(writer)
     }
 

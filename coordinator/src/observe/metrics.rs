@@ -10,6 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use tonic::Status;
 
 use crate::schedule::{Census, Stage, Totals};
 
@@ -20,10 +21,15 @@ pub(crate) struct Metrics {
     sync: Histogram,
     commit: Histogram,
     writes: Counter,
+    denied: Family<Labels, Counter>,
+    certificates: Family<Labels, Gauge>,
 }
 
 /// Labels of one name.
 type Labels = Vec<(&'static str, &'static str)>;
+
+/// What calls are denied for.
+const DENIED: [&str; 3] = ["unauthenticated", "rate", "forbidden"];
 
 impl Metrics {
     /// Nothing yet.
@@ -37,7 +43,32 @@ impl Metrics {
         let help = "Time to make one group of changes durable";
         registry.register_with_unit("deltaconv_commit_duration", help, Unit::Seconds, commit.clone());
         registry.register("deltaconv_state_writes", "Records that were made durable", writes.clone());
-        Self { registry: Arc::new(registry), sync, commit, writes }
+        let (denied, certificates) = (Family::<Labels, Counter>::default(), Family::<Labels, Gauge>::default());
+        for reason in DENIED {
+            denied.get_or_create(&vec![("reason", reason)]);
+        }
+        registry.register("deltaconv_denied_requests", "Calls that were denied, by what is said of it", denied.clone());
+        let help = "When each of the coordinator's certificates ends, in seconds since 1970";
+        registry.register("deltaconv_certificate_expiry_timestamp_seconds", help, certificates.clone());
+        Self { registry: Arc::new(registry), sync, commit, writes, denied, certificates }
+    }
+
+    /// A call was denied.
+    pub(crate) fn denied(&self, why: &Status) {
+        let [unauthenticated, rate, forbidden] = DENIED;
+        let reason = match why.code() {
+            tonic::Code::Unauthenticated => unauthenticated,
+            tonic::Code::ResourceExhausted => rate,
+            _ => forbidden,
+        };
+        self.denied.get_or_create(&vec![("reason", reason)]).inc();
+    }
+
+    /// When the certificates end.
+    pub(crate) fn certificates(&self, ends: &[(&'static str, i64)]) {
+        for (name, end) in ends {
+            self.certificates.get_or_create(&vec![("certificate", *name)]).set(*end);
+        }
     }
 
     /// A report was answered.
@@ -104,6 +135,9 @@ fn of_census(census: &Census) -> Registry {
         }
     }
     registry.register("deltaconv_tasks", "Tasks of running jobs by stage and state", tasks);
+    let ready = Gauge::<i64>::default();
+    ready.set(census.ready as i64);
+    registry.register("deltaconv_tasks_ready", "Tasks that could be begun now if there were a worker for each", ready);
     let read_only = Gauge::<i64>::default();
     read_only.set(census.read_only.into());
     registry.register("deltaconv_read_only", "1 while nothing can be made durable", read_only);
@@ -125,12 +159,14 @@ mod tests {
         let metrics = Metrics::new();
         metrics.answered(Duration::from_millis(3));
         metrics.committed(7, Duration::from_millis(2));
+        metrics.certificates(&[("coordinator", 1_800_000_000)]);
         let mut totals = Totals { leases: 5, lost: 2, ..Totals::default() };
         totals.committed[1] = 4;
         let settings = Settings::new("test", Duration::from_secs(10));
         let (state, _) = State::restore(settings, Records::default(), Now::default()).expect("an empty one");
         let mut census = state.census(Now::default());
         census.workers[0].1 = 3;
+        census.ready = 6;
         metrics.text(&totals, &census).expect("text")
     }
 
@@ -145,6 +181,7 @@ mod tests {
             "deltaconv_tasks_committed_total{stage=\"capture\"} 4",
             "deltaconv_attempts_failed_total{blame=\"worker_lost\"} 2",
             "deltaconv_workers{state=\"busy\"} 3",
+            "deltaconv_tasks_ready 6",
             "deltaconv_read_only 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
@@ -160,6 +197,7 @@ mod tests {
         let deployed = [
             include_str!("../../../deploy/monitoring/dashboard.json"),
             include_str!("../../../deploy/monitoring/alerts.yaml"),
+            include_str!("../../../deploy/kubernetes/components/autoscaled/scaler.yaml"),
             include_str!("../../../docs/metrics.md"),
         ];
         for file in deployed {

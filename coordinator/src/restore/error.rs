@@ -13,7 +13,9 @@ use crate::{schedule, store};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Neither snapshots nor jobs.
-    #[error("nothing is named to restore from: give --snapshots URL, or --job URL with the output of each job")]
+    #[error(
+        "nothing is named to restore from: give --backup URL, --snapshots URL, or --job URL with the output of each job"
+    )]
     NothingNamed,
     /// There is a state already.
     #[error("{folder} has a state ({found:?} is in it); give another --state, or move that one away")]
@@ -30,6 +32,30 @@ pub enum Error {
         url: String,
         /// The key that was asked for.
         named: Option<String>,
+    },
+    /// No backup lies there.
+    #[error(
+        "{url} has no backups; give --backup the URL that `deltaconv coordinator backup` printed, or the folder above it"
+    )]
+    NoBackup {
+        /// Where it was looked for.
+        url: String,
+    },
+    /// A backup is not as it was written, or was never finished.
+    #[error("the backup at {url} can't be used: {reason}")]
+    Backup {
+        /// Its folder.
+        url: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A later version wrote the backup.
+    #[error("the backup at {url} can't be used: {reason}")]
+    LaterBackup {
+        /// Its folder.
+        url: String,
+        /// Which version, and what helps.
+        reason: String,
     },
     /// No manifests lie there.
     #[error(
@@ -88,7 +114,9 @@ impl Error {
         match self {
             Self::NothingNamed => Code::NothingNamed,
             Self::State { .. } => Code::RestoreTaken,
-            Self::NoSnapshot { .. } | Self::NoManifests { .. } => Code::NothingToRestore,
+            Self::NoBackup { .. } | Self::NoSnapshot { .. } | Self::NoManifests { .. } => Code::NothingToRestore,
+            Self::Backup { .. } => Code::ArchiveBroken,
+            Self::LaterBackup { .. } => Code::LaterVersion,
             Self::Twice { .. } => Code::JobTwice,
             Self::Archive { source, .. } => source.code(),
             Self::Objects(error) => error.code(),
@@ -96,6 +124,16 @@ impl Error {
             Self::Records(error) => error.code(),
             Self::Io { .. } => Code::File,
             Self::Random(_) => Code::NotStarted,
+        }
+    }
+
+    /// Whether a backup is not what was written. One of a later version can still be read, by that version.
+    pub(super) fn is_of_broken_backup(&self) -> bool {
+        match self {
+            Self::Backup { .. } => true,
+            Self::Archive { source, .. } => !source.is_later(),
+            Self::Objects(error) => error.is_missing(),
+            _ => false,
         }
     }
 }

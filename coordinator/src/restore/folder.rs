@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use super::Error;
 use crate::store::{self, LocalStore};
 
-/// What may lie in the folder: a coordinator may have been given a token to use.
-const BESIDE: [&str; 3] = ["LOCK", "worker.token", "address"];
+/// Within the folder of a state that is being made: what shall lie beside it.
+const FILES: &str = "files";
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
@@ -23,7 +23,8 @@ pub(super) fn refuse_state(folder: &Path) -> Result<(), Error> {
     };
     for entry in entries {
         let found = entry.map_err(failed(folder))?.file_name().to_string_lossy().into_owned();
-        if !BESIDE.contains(&found.as_str()) && !found.ends_with(".new") {
+        // A coordinator may have been given a token to use.
+        if !store::BESIDE.contains(&found.as_str()) && !found.ends_with(".new") {
             return Err(Error::State { folder: folder.to_owned(), found });
         }
     }
@@ -35,6 +36,8 @@ pub(super) struct Building {
     state: PathBuf,
     folder: PathBuf,
     store: LocalStore,
+    /// By name.
+    files: Vec<String>,
 }
 
 impl Building {
@@ -44,21 +47,36 @@ impl Building {
         let folder = (0..).map(|number| state.join(format!("restored-{number}.new"))).find(|folder| !folder.exists());
         let folder = folder.unwrap_or_else(|| state.join("restored.new"));
         let store = LocalStore::open(&folder, 0)?;
-        Ok(Self { state: state.to_owned(), folder, store })
+        Ok(Self { state: state.to_owned(), folder, store, files: Vec::new() })
     }
 
     pub(super) fn store(&mut self) -> &mut LocalStore {
         &mut self.store
     }
 
-    /// Puts it in its place.
-    pub(super) fn finish(self) -> Result<(), Error> {
-        let Self { state, folder, store } = self;
+    /// Where a file is to be written that shall lie beside the state.
+    pub(super) fn file(&mut self, name: &str) -> Result<PathBuf, Error> {
+        let files = self.folder.join(FILES);
+        fs::create_dir_all(&files).map_err(failed(&files))?;
+        self.files.push(name.to_owned());
+        Ok(files.join(name))
+    }
+
+    /// Puts it in its place, and says which files are not taken since others of their names are there.
+    pub(super) fn finish(self) -> Result<Vec<String>, Error> {
+        let Self { state, folder, store, files } = self;
         store.close()?;
+        let (there, missing): (Vec<String>, Vec<String>) =
+            files.into_iter().partition(|name| state.join(name).exists());
+        for name in missing {
+            let to = state.join(&name);
+            fs::rename(folder.join(FILES).join(&name), &to).map_err(failed(&to))?;
+        }
         let moved = |name: &str| {
             let to = state.join(name);
             fs::rename(folder.join(name), &to).map_err(failed(&to))
         };
+        moved(store::format::FILE)?;
         // Without its identity the database is taken for whole; the other way round it would be taken for lost.
         moved(store::DATABASE)?;
         moved(store::IDENTITY)?;
@@ -69,6 +87,6 @@ impl Building {
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
-        Ok(())
+        Ok(there)
     }
 }

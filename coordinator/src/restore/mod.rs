@@ -1,9 +1,10 @@
-//! A state folder anew, when the one that was is lost: from the newest snapshot that is whole, and from what the manifests of its
-//! jobs say beyond it; or from manifests alone.
+//! A state folder anew, when the one that was is lost: from the newest backup or snapshot that is whole, and from what the manifests
+//! of its jobs say beyond it; or from manifests alone.
 //!
 //! Workers that still hold leases of the snapshot go on with them. The state has an identity of its own, so that no attempt is
 //! called as one before, and takes over the outputs of the jobs that run.
 
+mod backup;
 mod error;
 mod folder;
 mod jobs;
@@ -35,6 +36,8 @@ const EPOCHS: u64 = 1 << 32;
 pub struct Options {
     /// The state folder. May hold a token for workers, and nothing of a state.
     pub state: PathBuf,
+    /// A backup, or where backups lie. Takes the place of snapshots.
+    pub backup: Option<String>,
     /// Where snapshots lie.
     pub snapshots: Option<String>,
     /// The key of the one to take; the newest that is whole where none is named.
@@ -50,9 +53,13 @@ pub struct Options {
 pub struct Restored {
     /// Of the new state.
     pub identity: String,
+    /// The backup's URL; empty where none was asked for.
+    pub backup: String,
+    /// Names of the backup's files that lie beside the new state now.
+    pub files: Vec<String>,
     /// The snapshot's key; empty where none was asked for.
     pub snapshot: String,
-    /// When it was begun, by the clock of who took it.
+    /// When it, or the backup, was begun, by the clock of who took it.
     pub snapshot_unix_ms: u64,
     /// Every job.
     pub jobs: Vec<Job>,
@@ -78,16 +85,17 @@ pub struct Job {
 /// Makes the state folder.
 ///
 /// # Errors
-/// A folder that has a state, no snapshot that is whole, a job without manifests; then nothing is changed.
+/// A folder that has a state, no backup or snapshot that is whole, a job without manifests; then nothing is changed.
 pub async fn restore(options: Options) -> Result<Restored, Error> {
-    if options.snapshots.is_none() && options.jobs.is_empty() {
+    if options.backup.is_none() && options.snapshots.is_none() && options.jobs.is_empty() {
         return Err(Error::NothingNamed);
     }
     folder::refuse_state(&options.state)?;
     let mut restored = Restored::default();
-    let mut building = match &options.snapshots {
-        Some(url) => from_snapshot(&options, url, &mut restored).await?,
-        None => Building::new(&options.state)?,
+    let mut building = match (&options.backup, &options.snapshots) {
+        (Some(url), _) => backup::newest(&options, url, &mut restored).await?,
+        (None, Some(url)) => from_snapshot(&options, url, &mut restored).await?,
+        (None, None) => Building::new(&options.state)?,
     };
     let store = building.store();
     restored.identity = store.identity().to_owned();
@@ -109,7 +117,12 @@ pub async fn restore(options: Options) -> Result<Restored, Error> {
             ));
         }
     }
-    building.finish()?;
+    for stays in building.finish()? {
+        restored.files.retain(|name| *name != stays);
+        restored
+            .remarks
+            .push(format!("{stays} lies in the folder already and stays as it is; the backup's is not taken"));
+    }
     Ok(restored)
 }
 

@@ -20,6 +20,7 @@ fn url(path: &Path) -> String {
 fn options(running: &Running) -> Options {
     Options {
         state: running.fixture.path("restored"),
+        backup: None,
         snapshots: Some(url(&running.fixture.path("snapshots"))),
         snapshot: None,
         jobs: Vec::new(),
@@ -113,7 +114,9 @@ async fn a_broken_snapshot_is_passed_over_and_a_newer_format_is_not() {
     std::fs::write(&newest, newer).expect("writes");
     let refused = restore(elsewhere("newer")).await.expect_err("refused").to_string();
     let (newer, oldest, ours) = (store::VERSION + 1, store::OLDEST, store::VERSION);
-    assert!(refused.contains(&format!("has format {newer}, and this version reads {oldest} to {ours}")), "{refused}");
+    let release = deltaconv_proto::protocol::RELEASE;
+    assert!(refused.contains(&format!("has format {newer}, written by deltaconv {release}")), "{refused}");
+    assert!(refused.contains(&format!("which reads formats {oldest} to {ours}")), "{refused}");
     assert!(!running.fixture.path("newer/IDENTITY").exists());
 }
 
@@ -176,7 +179,8 @@ async fn records_that_make_no_state_are_refused() {
     writer.write(&[Write::Task(Box::new(task))]).await.expect("written");
     writer.finish().await.expect("finished");
     let (state, host) = (folder.path().join("state"), "node".to_owned());
-    let options = Options { state: state.clone(), snapshots: Some(snapshots), snapshot: None, jobs: Vec::new(), host };
+    let snapshots = Some(snapshots);
+    let options = Options { state: state.clone(), backup: None, snapshots, snapshot: None, jobs: Vec::new(), host };
     let refused = restore(options).await.expect_err("refused").to_string();
     assert!(refused.contains("of no job") && !state.join("IDENTITY").exists(), "{refused}");
 }

@@ -9,7 +9,7 @@ use super::bounded::{MESSAGE, STORY, bounded, keep_last};
 use super::events::{About, Severity};
 use super::task::Failed;
 use super::tasks::Slot;
-use super::{Effects, Now, Phase, State, Step, Worker};
+use super::{Effects, Now, Phase, State, Step, Task, Worker};
 use crate::store::Write;
 
 /// Of failures that are told together, so many bytes of each.
@@ -214,6 +214,11 @@ impl State {
         node.device.as_deref().or_else(|| node.faulty.as_deref().filter(|_| self.has_others(&worker.node, now)))
     }
 
+    /// The machines that are given nothing because of what went wrong on them.
+    pub(super) fn machines_out(&self) -> Vec<String> {
+        self.nodes.iter().filter(|(_, node)| node.out().is_some()).map(|(name, _)| name.clone()).collect()
+    }
+
     /// Whether there is another machine to go on with.
     fn has_others(&self, node: &str, now: Now) -> bool {
         let is_out = |worker: &Worker| self.nodes.get(&worker.node).is_some_and(|node| node.out().is_some());
@@ -222,10 +227,13 @@ impl State {
         })
     }
 
-    /// Whether a task that failed may be given to this worker: to one on whose machine it has not failed yet, as long as there
-    /// is such a one.
+    /// Whether a task may be given to this worker: to one that knows all of it, and, where it failed, to one on whose machine it
+    /// has not failed yet, as long as there is such a one.
     pub(super) fn may_try(&self, slot: Slot, worker: &Worker, now: Now) -> bool {
-        let failures = &self.tasks[slot].failures;
+        let Task { kind, failures, .. } = &self.tasks[slot];
+        if !worker.knows(kind) {
+            return false;
+        }
         !failures.iter().any(|failed| failed.node == worker.node) || !self.has_untried(slot, now)
     }
 
@@ -236,6 +244,7 @@ impl State {
         self.workers.values().any(|worker| {
             self.is_usable(worker, now)
                 && worker.meets(requires)
+                && worker.knows(&task.kind)
                 && task.failures.iter().all(|failed| failed.node != worker.node)
         })
     }

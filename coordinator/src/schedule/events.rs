@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 
 use deltaconv_proto::ids::{JobId, WorkerId};
-use deltaconv_proto::v1;
+use deltaconv_proto::{utc, v1};
 
 use super::tasks::Slot;
-use super::{Effects, State};
+use super::{Effects, Now, State};
 use crate::store::Write;
 
 /// So many are kept.
@@ -117,6 +117,27 @@ impl State {
     pub fn started(&mut self, version: &str, effects: &mut Effects) {
         let message = format!("the coordinator started, version {version}");
         self.note((Severity::Info, "coordinator-started"), About::Coordinator, message, effects);
+    }
+
+    /// The certificates that connections are encrypted with were replaced.
+    pub(crate) fn certificates_changed(&mut self, now: Now, effects: &mut Effects) {
+        self.unix_ms = now.unix_ms;
+        let message = "the certificates changed; new connections have the new ones";
+        self.note((Severity::Info, "certificates-changed"), About::Coordinator, message, effects);
+    }
+
+    /// A certificate ends at this time, in milliseconds since 1970.
+    pub(crate) fn certificate_ends(
+        &mut self,
+        (name, unix_ms): (&str, u64),
+        is_over: bool,
+        now: Now,
+        effects: &mut Effects,
+    ) {
+        self.unix_ms = now.unix_ms;
+        let (severity, verb) = if is_over { (Severity::Error, "ended") } else { (Severity::Warning, "ends") };
+        let message = format!("the certificate {name} {verb} at {}; put another in its place", utc(unix_ms));
+        self.note((severity, "certificate-ends"), About::Coordinator, message, effects);
     }
 
     /// What could not be written, for this reason, can be written again.

@@ -5,6 +5,7 @@ use std::fmt;
 use deltaconv_proto::ids::{JobId, TaskId};
 use deltaconv_proto::v1;
 
+use super::since::since;
 use super::tasks::Slot;
 use super::{Error, Job, Kind, Now, Phase, Stage, State, Step, Task, Worker};
 
@@ -129,7 +130,15 @@ impl State {
                 "start a worker that does, or submit with other [requires]",
             );
         }
-        let fit = || alive.iter().filter(|worker| worker.meets(requires));
+        if !alive.iter().any(|worker| worker.knows(&task.kind)) {
+            let reason = format!(
+                "none of {} workers knows all that it asks: they are of a release from before protocol {}",
+                alive.len(),
+                since(&task.kind)
+            );
+            return Explanation::new("unplaceable", reason, "upgrade them; `deltaconv workers -o wide` shows which");
+        }
+        let fit = || alive.iter().filter(|worker| worker.meets(requires) && worker.knows(&task.kind));
         if let Some(worker) = fit().find(|worker| self.why_out(worker, now).is_some())
             && fit().all(|worker| worker.takes_nothing() || self.why_out(worker, now).is_some())
         {

@@ -57,9 +57,10 @@ impl State {
 
     fn all_but_jobs(&self) -> Vec<Write> {
         let mut writes = vec![Write::Meta(self.meta)];
-        writes.extend(self.workers.values().map(|worker| Write::Worker(worker.record())));
+        writes.extend(self.workers.values().map(|worker| Write::Worker(worker.record().into())));
         writes.extend(self.nodes.iter().map(|(name, node)| node.write(name)));
         writes.extend(self.requests.records().map(Write::Request));
+        writes.extend(self.access.writes());
         writes.extend(self.events.records().cloned().map(|event| Write::Event(event.into())));
         writes
     }

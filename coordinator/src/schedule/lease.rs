@@ -10,7 +10,7 @@ use deltaconv_proto::v1::{self, Device, attempt_report};
 use super::bounded::{MESSAGE, bounded};
 use super::events::{About, Severity};
 use super::tasks::Slot;
-use super::{Command, Effects, Kind, Now, Phase, State};
+use super::{Command, Effects, Kind, Now, Phase, State, Task};
 use crate::planted::Planted;
 
 /// Of all workers that only renew their leases.
@@ -154,12 +154,12 @@ impl State {
         // Who stores less than it was to go on from began anew: that could not be read, and nobody else will.
         let begins_anew = |checkpoint: &v1::Checkpoint| {
             let [leased] = task.leases() else { return false };
-            checkpoint.step <= leased.from
-                && is_by(checkpoint, &lease.attempt_id)
-                && known.is_some_and(|known| !is_by(known, &lease.attempt_id))
+            checkpoint.step <= leased.from && known.is_some_and(|known| !is_by(known, &lease.attempt_id))
         };
+        // One that names what others wrote could have it handed on, or removed once it is the former.
+        let counts = |checkpoint: &v1::Checkpoint| is_sane(checkpoint) && is_own(checkpoint, task, lease);
         let newer = progress.checkpoint.as_ref();
-        let newer = newer.filter(|newer| is_sane(newer) && (goes_on(newer) || begins_anew(newer)));
+        let newer = newer.filter(|newer| counts(newer) && (goes_on(newer) || begins_anew(newer)));
         if let Some(leased) = task.held_by_mut(lease) {
             leased.report(progress);
         }
@@ -378,6 +378,7 @@ impl State {
             self.lost(slot, epoch, now, effects);
         }
         self.forget_lost_workers(now, effects);
+        self.forget_access(now, effects);
         self.look_for_stragglers(now, effects);
         self.look_for_still_jobs(now, effects);
     }
@@ -395,6 +396,13 @@ fn is_shard(key: &str) -> bool {
 fn is_by(checkpoint: &v1::Checkpoint, attempt: &str) -> bool {
     let written = checkpoint.object.as_ref().and_then(|object| Written::parse(&object.key));
     written.is_some_and(|written| written.attempt.as_str() == attempt)
+}
+
+/// Whether the checkpoint is where this attempt at the task stores its own.
+fn is_own(checkpoint: &v1::Checkpoint, task: &Task, lease: &v1::Lease) -> bool {
+    let attempt = task.held_by(lease).map(|leased| &leased.attempt);
+    let key = attempt.map(|attempt| keys::checkpoint(&task.id, attempt, checkpoint.step));
+    checkpoint.object.as_ref().is_some_and(|object| Some(&object.key) == key.as_ref())
 }
 
 /// Whether a checkpoint that a worker named can be handed to another.

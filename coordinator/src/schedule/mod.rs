@@ -4,9 +4,11 @@
 //! Whoever drives it must make the [`Effects::writes`] of a transition durable before its answer leaves the process,
 //! and before its [`Effects::commands`] are carried out.
 
+mod access;
 mod blame;
 mod bounded;
 mod budget;
+mod demand;
 mod event;
 mod events;
 mod explain;
@@ -23,6 +25,7 @@ mod record;
 mod restore;
 mod retention;
 mod shards;
+mod since;
 mod spare;
 mod status;
 mod step;
@@ -45,6 +48,8 @@ use deltaconv_proto::code::Code;
 use deltaconv_proto::ids::{JobId, TaskId, WorkerId};
 use deltaconv_proto::v1;
 
+pub use access::Enrolment;
+pub(crate) use access::LOCAL;
 pub use event::{Command, Effects, Now, Turn};
 pub(crate) use events::KEPT;
 pub use explain::Explanation;
@@ -60,6 +65,7 @@ pub use worker::Worker;
 
 use crate::planted::Planted;
 use crate::store::Write;
+use access::Access;
 use blame::Node;
 use events::Events;
 use lease::Deadline;
@@ -99,6 +105,18 @@ pub enum Error {
     /// The name can't stand in ids and keys.
     #[error(transparent)]
     InvalidId(#[from] deltaconv_proto::ids::InvalidId),
+    /// Nothing that could be revoked.
+    #[error("there is no invitation or identity {0:?}; `deltaconv workers invitations` lists them")]
+    UnknownIdentity(String),
+    /// An invitation that is not made.
+    #[error("no invitation was made: {0}")]
+    Invitation(String),
+    /// An invitation that is not taken.
+    #[error("{0}; make another with `deltaconv workers invite`")]
+    InvitationOver(String),
+    /// An identity that is accepted no more.
+    #[error("{0} was revoked, or ran out: the worker has to be invited again")]
+    Revoked(String),
     /// A record from the store isn't one.
     #[error("the state holds a record that can't be read ({0}); restore it from a copy")]
     Record(String),
@@ -112,6 +130,10 @@ impl Error {
             Self::UnknownWorker(_) => Code::UnknownWorker,
             Self::OutputInUse { .. } => Code::OutputInUse,
             Self::Ended { .. } => Code::JobEnded,
+            Self::UnknownIdentity(_) => Code::UnknownWorker,
+            Self::Invitation(_) => Code::TooMany,
+            Self::InvitationOver(_) => Code::InvitationOver,
+            Self::Revoked(_) => Code::Revoked,
             Self::InvalidId(error) => error.code(),
             Self::Record(_) => Code::StateRecord,
         }
@@ -175,6 +197,7 @@ pub struct State {
     looked_for_stragglers: Duration,
     looked_for_still_jobs: Duration,
     requests: Requests,
+    access: Access,
     events: Events,
     totals: Totals,
     /// What time it is for people, as last heard.

@@ -219,7 +219,7 @@ impl State {
     fn set_drained(&mut self, id: &WorkerId, drained: bool, effects: &mut Effects) {
         if let Some(worker) = self.workers.get_mut(id).filter(|worker| worker.drained != drained) {
             worker.drained = drained;
-            effects.writes.push(Write::Worker(worker.record()));
+            effects.writes.push(Write::Worker(worker.record().into()));
             let (kind, message) = match drained {
                 true => ("worker-drained", "an operator wants it to be given nothing new"),
                 false => ("worker-returned", "an operator wants it to be given tasks again"),

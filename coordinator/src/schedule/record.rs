@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deltaconv_proto::ids::{AttemptId, JobId, WorkerId};
+use deltaconv_proto::protocol::Version;
 use deltaconv_proto::v1;
 
 use super::bounded::{FAILURES, keep_last};
@@ -166,6 +167,8 @@ impl Worker {
             version: self.version.clone(),
             node: self.node.clone(),
             drained: self.drained,
+            identity: self.identity.clone(),
+            protocol: self.protocol.to_string(),
         }
     }
 
@@ -177,8 +180,10 @@ impl Worker {
             node: if record.node.is_empty() { id.to_string() } else { record.node },
             id,
             name: record.name,
+            identity: record.identity,
             device: record.device.unwrap_or_default(),
             version: record.version,
+            protocol: Version::said(&record.protocol),
             last_seen: now.monotonic,
             draining: false,
             drained: record.drained,

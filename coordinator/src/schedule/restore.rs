@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use deltaconv_proto::ids::{JobId, TaskId};
 use deltaconv_proto::v1;
 
+use super::access::Access;
 use super::blame::Node;
 use super::events::Events;
 use super::operate::Requests;
@@ -43,6 +44,7 @@ impl Restoring {
             looked_for_stragglers: now.monotonic,
             looked_for_still_jobs: now.monotonic,
             requests: Requests::default(),
+            access: Access::default(),
             events: Events::default(),
             totals: Totals::default(),
             unix_ms: now.unix_ms,
@@ -74,7 +76,7 @@ impl Restoring {
                 state.tasks[slot].restore(*record, &names, now, deadline)?;
             }
             Write::Worker(record) => {
-                let worker = Worker::from_record(record, now)?;
+                let worker = Worker::from_record(*record, now)?;
                 state.workers.insert(worker.id.clone(), worker);
             }
             Write::Node(record) => {
@@ -85,7 +87,10 @@ impl Restoring {
             }
             Write::Request(request) => state.requests.add(request),
             Write::Event(event) => state.events.add(*event),
+            Write::Invitation(record) => state.access.add_invitation(*record),
+            Write::Identity(record) => state.access.add_identity(*record),
             Write::ForgetWorker(_) | Write::ForgetNode(_) | Write::ForgetRequest(_) => {}
+            Write::ForgetInvitation(_) | Write::ForgetIdentity(_) => {}
         }
         Ok(())
     }

@@ -40,6 +40,9 @@ pub struct Census {
     pub jobs: [(&'static str, u64); 5],
     /// Tasks of running jobs by stage, and in it by state.
     pub tasks: Vec<(Stage, [(&'static str, u64); 4])>,
+    /// Tasks that could be begun now if there were a worker for each, as far as their jobs' `max_workers` lets them; none of jobs that
+    /// are paused, or while nothing can be made durable.
+    pub ready: u64,
     /// Workers by state.
     pub workers: [(&'static str, u64); 5],
     /// Whether nothing can be made durable.
@@ -63,6 +66,7 @@ impl State {
         let mut tasks: Vec<(Stage, [(&'static str, u64); 4])> = Vec::new();
         let worked = Stage::ALL.into_iter().filter(|stage| *stage != Stage::Assemble);
         tasks.extend(worked.map(|stage| (stage, ["waiting", "running", "committed", "quarantined"].map(|s| (s, 0)))));
+        let mut ready = 0;
         for job in self.jobs.values() {
             let place = match job.state {
                 JobState::Running if job.paused => 1,
@@ -74,6 +78,9 @@ impl State {
             jobs[place].1 += 1;
             if !job.is_running() {
                 continue;
+            }
+            if !job.paused && self.read_only.is_none() {
+                ready += job.startable() as u64;
             }
             for task in self.tasks_of(job) {
                 let stage = Step::of(&task.kind).stage;
@@ -91,6 +98,6 @@ impl State {
             let state = self.state_of(worker, now);
             workers.iter_mut().filter(|(name, _)| *name == state).for_each(|(_, count)| *count += 1);
         }
-        Census { jobs, tasks, workers, read_only: self.read_only.is_some() }
+        Census { jobs, tasks, ready, workers, read_only: self.read_only.is_some() }
     }
 }

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use deltaconv_proto::ids::WorkerId;
+use deltaconv_proto::protocol::Version;
 use deltaconv_proto::v1;
 
-use super::bounded;
 use super::events::{About, Severity};
 use super::tasks::Slot;
 use super::{Effects, Error, Now, State};
@@ -23,8 +23,12 @@ pub struct Worker {
     pub node: String,
     /// What it computes on.
     pub device: v1::Device,
+    /// Who joined: a worker's identity, or "local".
+    pub identity: String,
     /// Its version of deltaconv.
     pub version: String,
+    /// What it speaks, and so what it can be asked to do.
+    pub protocol: Version,
     /// Its last Sync, as [`Now::monotonic`].
     pub last_seen: Duration,
     /// It is leaving and takes nothing new.
@@ -54,32 +58,53 @@ impl Worker {
 
     /// What it lacks of what a job requires.
     pub(super) fn lacks(&self, requires: Option<&v1::Requirements>) -> Option<&'static str> {
-        let requires = requires?;
-        let device = &self.device;
-        match () {
-            () if device.memory_bytes < requires.memory_bytes => Some("memory"),
-            () if !requires.precision.is_empty() && !device.precisions.contains(&requires.precision) => {
-                Some("precision")
-            }
-            () if !requires.device.is_empty() && device.kind != requires.device => Some("device"),
-            () => None,
-        }
+        self.device.lacks(requires)
     }
 }
 
+fn printable(text: impl AsRef<str>) -> String {
+    text.as_ref().chars().filter(|c| !c.is_control()).take(128).collect()
+}
+
+/// The device as people are shown it, and as a record has room for it.
+fn bounded(device: v1::Device) -> v1::Device {
+    let v1::Device { kind, name, memory_bytes, threads, compute_capability, precisions } = device;
+    let [kind, name, compute_capability] = [kind, name, compute_capability].map(printable);
+    let precisions = precisions.into_iter().take(16).map(printable).collect();
+    v1::Device { kind, name, memory_bytes, threads, compute_capability, precisions }
+}
+
 impl State {
-    /// A worker joins; it is given an id of its own, also when it was here before under another.
+    /// A worker joins of which nothing is known but that it may.
+    ///
+    /// # Errors
+    /// As [`State::join_as`].
     pub fn join(&mut self, request: v1::JoinRequest, now: Now, effects: &mut Effects) -> Result<WorkerId, Error> {
+        self.join_as("", request, now, effects)
+    }
+
+    /// A worker of this identity joins; it is given an id of its own, also when it was here before under another.
+    ///
+    /// # Errors
+    /// An id that can't be one, which is a fault of ours.
+    pub fn join_as(
+        &mut self,
+        identity: &str,
+        request: v1::JoinRequest,
+        now: Now,
+        effects: &mut Effects,
+    ) -> Result<WorkerId, Error> {
         self.meta.workers += 1;
         let id = WorkerId::new(format!("w{}-{}", self.meta.workers, self.settings.identity))?;
-        let printable = |text: String| text.chars().filter(|c| !c.is_control()).take(128).collect::<String>();
         let node = printable(request.node);
         let worker = Worker {
             id: id.clone(),
             name: printable(request.name),
             node: if node.is_empty() { id.to_string() } else { node },
-            device: bounded::device(request.device.unwrap_or_default()),
+            device: bounded(request.device.unwrap_or_default()),
+            identity: identity.to_owned(),
             version: printable(request.version),
+            protocol: Version::said(&request.protocol),
             last_seen: now.monotonic,
             draining: false,
             drained: false,
@@ -87,7 +112,7 @@ impl State {
             leases: BTreeSet::new(),
         };
         effects.writes.push(Write::Meta(self.meta));
-        effects.writes.push(Write::Worker(worker.record()));
+        effects.writes.push(Write::Worker(worker.record().into()));
         let message = format!("{} joined with {}", worker.name, worker.device.name);
         self.workers.insert(id.clone(), worker);
         self.unix_ms = now.unix_ms;

@@ -72,7 +72,7 @@ impl Snapshot {
 }
 
 /// Writes everything that is durable to an object, and says how many records and bytes it has.
-async fn take(core: &Handle, journal: &Journal, objects: &Objects, key: &str) -> Result<(u64, u64), Error> {
+pub(crate) async fn take(core: &Handle, journal: &Journal, objects: &Objects, key: &str) -> Result<(u64, u64), Error> {
     let mut changes = journal.listen();
     let mut writer = Writer::new(objects, key).await?;
     let mut export = Export::default();

@@ -32,16 +32,20 @@ impl Entry {
             ("meta", Some(value)) => Write::Meta(decode(key, value)?),
             ("job", Some(value)) => Write::Job(Box::new(decode(key, value)?)),
             ("task", Some(value)) => Write::Task(Box::new(decode(key, value)?)),
-            ("worker", Some(value)) => Write::Worker(decode(key, value)?),
+            ("worker", Some(value)) => Write::Worker(Box::new(decode(key, value)?)),
             ("node", Some(value)) => Write::Node(Box::new(decode(key, value)?)),
             ("request", Some(value)) => Write::Request(decode(key, value)?),
             ("event", Some(value)) => Write::Event(Box::new(decode(key, value)?)),
+            ("invitation", Some(value)) => Write::Invitation(Box::new(decode(key, value)?)),
+            ("identity", Some(value)) => Write::Identity(Box::new(decode(key, value)?)),
             ("worker", None) => match WorkerId::new(name) {
                 Ok(id) => Write::ForgetWorker(id),
                 Err(_) => return Ok(None),
             },
             ("node", None) => Write::ForgetNode(name.to_owned()),
             ("request", None) => Write::ForgetRequest(name.to_owned()),
+            ("invitation", None) => Write::ForgetInvitation(name.to_owned()),
+            ("identity", None) => Write::ForgetIdentity(name.to_owned()),
             _ => return Ok(None),
         };
         // Its own id decides where it goes.

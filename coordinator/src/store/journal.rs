@@ -1,4 +1,4 @@
-//! What is applied to a store, told to who listens: a snapshot that is taken piece by piece ends with it.
+//! What is applied to a store, told to who listens: a snapshot or a backup that is taken piece by piece ends with it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,23 +14,22 @@ pub(crate) struct Journal(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     groups: AtomicU64,
-    listener: Mutex<Option<UnboundedSender<Vec<Write>>>>,
+    listeners: Mutex<Vec<UnboundedSender<Vec<Write>>>>,
 }
 
 impl Journal {
     /// Tells what has become durable.
     pub(super) fn record(&self, writes: &[Write]) {
         self.0.groups.fetch_add(1, Ordering::Relaxed);
-        let mut listener = self.0.listener.lock().unwrap_or_else(PoisonError::into_inner);
-        if listener.as_ref().is_some_and(|listener| listener.send(writes.to_vec()).is_err()) {
-            *listener = None;
-        }
+        let mut listeners = self.0.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        // Who went away is forgotten.
+        listeners.retain(|listener| listener.send(writes.to_vec()).is_ok());
     }
 
-    /// Every group of writes from now on. Who listened before hears nothing more.
+    /// Every group of writes from now on, for as long as the receiver is there.
     pub(crate) fn listen(&self) -> UnboundedReceiver<Vec<Write>> {
         let (sender, receiver) = mpsc::unbounded_channel();
-        *self.0.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        self.0.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
         receiver
     }
 

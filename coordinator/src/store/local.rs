@@ -8,13 +8,10 @@ use std::sync::mpsc;
 use deltaconv_proto::code::Code;
 use prost::Message;
 
+use super::format::{self, OLDEST, VERSION};
 use super::{Entry, Journal, Store, Write};
 use crate::schedule::KEPT;
 
-/// Before every value, so that a later format is told apart from a broken record.
-pub(crate) const VERSION: u8 = 4;
-/// The oldest format that is still read: every later one only adds fields.
-pub(crate) const OLDEST: u8 = 2;
 /// The database, within the folder.
 pub(crate) const DATABASE: &str = "sled";
 /// The identity, within the folder.
@@ -32,7 +29,19 @@ const READ_AHEAD: usize = 4;
 const PROBE_BYTES: usize = 64 << 10;
 
 /// There while a coordinator has the database open: whether it closed it.
-const RUNNING: &str = "RUNNING";
+pub(crate) const RUNNING: &str = "RUNNING";
+/// Held by the process that has the state.
+pub(crate) const LOCK: &str = "LOCK";
+/// What may lie in the folder before there is a state: who starts a coordinator may have put it there, or the coordinator itself.
+pub(crate) const BESIDE: [&str; 7] = [
+    LOCK,
+    "worker.token",
+    "address",
+    "webhook.sequence",
+    "workers-authority.pem",
+    "workers-authority.key",
+    format::FILE,
+];
 
 /// What can go wrong with the state folder.
 #[derive(Debug, thiserror::Error)]
@@ -53,13 +62,13 @@ pub enum Error {
         /// What was found first.
         found: String,
     },
-    /// Written by a later version.
-    #[error(
-        "the state has a record of format {found}, this version reads {OLDEST} to {VERSION}; use the version that wrote it"
-    )]
+    /// Written by a later version, or by one that is too old.
+    #[error("{}", format::unread("the state", *found, by))]
     Version {
         /// The version byte.
         found: u8,
+        /// The release that wrote it; empty where that isn't known.
+        by: String,
     },
     /// Not what was written.
     #[error("record {key:?} of the state can't be read: {source}; restore the state from a copy")]
@@ -129,6 +138,8 @@ pub struct LocalStore {
     /// Gone after it failed: sled takes nothing more then, and what it holds is found by opening it again.
     database: Option<Database>,
     journal: Journal,
+    /// The folder says which format is written.
+    is_noted: bool,
     _lock: File,
 }
 
@@ -146,9 +157,10 @@ impl LocalStore {
             let path = path.to_owned();
             move |source| Error::Io { path, source }
         };
+        format::check(folder)?;
         std::fs::create_dir_all(folder).map_err(io(folder))?;
         refuse_foreign(folder)?;
-        let lock_path = folder.join("LOCK");
+        let lock_path = folder.join(LOCK);
         let lock =
             OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).map_err(io(&lock_path))?;
         match lock.try_lock() {
@@ -161,7 +173,7 @@ impl LocalStore {
         let running = folder.join(RUNNING);
         write_durably(&running, identity.as_bytes()).map_err(io(&running))?;
         let (database, journal) = (Some(database), Journal::default());
-        Ok(Self { folder: folder.into(), keep_free, identity, database, journal, _lock: lock })
+        Ok(Self { folder: folder.into(), keep_free, identity, database, journal, is_noted: false, _lock: lock })
     }
 
     /// Names this state; differs from that of every other.
@@ -243,11 +255,12 @@ impl Database {
 /// Refuses a folder that holds what no coordinator put there.
 fn refuse_foreign(folder: &Path) -> Result<(), Error> {
     let io = |source| Error::Io { path: folder.into(), source };
-    let ours = [IDENTITY, "LOCK", RUNNING, DATABASE, "before-recovery", "worker.token", "address"];
+    let ours = [IDENTITY, RUNNING, DATABASE, "before-recovery"];
     for entry in std::fs::read_dir(folder).map_err(io)? {
         let name = entry.map_err(io)?.file_name().to_string_lossy().into_owned();
         let temporary = name.ends_with(".new");
-        if !ours.contains(&name.as_str()) && !temporary && !folder.join(IDENTITY).exists() {
+        let is_ours = ours.iter().chain(&BESIDE).any(|ours| *ours == name);
+        if !is_ours && !temporary && !folder.join(IDENTITY).exists() {
             return Err(Error::NotState { folder: folder.into(), found: name });
         }
     }
@@ -275,7 +288,7 @@ fn identity(folder: &Path, database_is_empty: bool) -> Result<String, Error> {
     Ok(identity)
 }
 
-fn write_durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub(super) fn write_durably(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let temporary = path.with_extension("new");
     let mut file = File::create(&temporary)?;
     file.write_all(bytes)?;
@@ -325,6 +338,10 @@ pub(super) fn key(write: &Write) -> String {
         Write::Request(request) => format!("request/{}", request.request_id),
         Write::Event(event) => format!("event/{:05}", event.sequence % KEPT),
         Write::ForgetRequest(id) => format!("request/{id}"),
+        Write::Invitation(invitation) => format!("invitation/{}", invitation.id),
+        Write::ForgetInvitation(id) => format!("invitation/{id}"),
+        Write::Identity(identity) => format!("identity/{}", identity.identity),
+        Write::ForgetIdentity(id) => format!("identity/{id}"),
     }
 }
 
@@ -338,7 +355,10 @@ pub(super) fn value(write: &Write) -> Option<Vec<u8>> {
         Write::Node(record) => bytes.extend(record.encode_to_vec()),
         Write::Request(record) => bytes.extend(record.encode_to_vec()),
         Write::Event(record) => bytes.extend(record.encode_to_vec()),
+        Write::Invitation(record) => bytes.extend(record.encode_to_vec()),
+        Write::Identity(record) => bytes.extend(record.encode_to_vec()),
         Write::ForgetWorker(_) | Write::ForgetNode(_) | Write::ForgetRequest(_) => return None,
+        Write::ForgetInvitation(_) | Write::ForgetIdentity(_) => return None,
     }
     Some(bytes)
 }
@@ -346,7 +366,7 @@ pub(super) fn value(write: &Write) -> Option<Vec<u8>> {
 pub(super) fn decode<T: Message + Default>(key: &str, value: &[u8]) -> Result<T, Error> {
     let (version, bytes) = value.split_first().unwrap_or((&0, &[]));
     if !(OLDEST..=VERSION).contains(version) {
-        return Err(Error::Version { found: *version });
+        return Err(Error::Version { found: *version, by: String::new() });
     }
     T::decode(bytes).map_err(|source| Error::Record { key: key.into(), source })
 }
@@ -405,6 +425,11 @@ impl Store for LocalStore {
             }
         }
         self.check_room()?;
+        if !self.is_noted {
+            // Before there is a record that an earlier release must not take for one of its own.
+            format::note(&self.folder)?;
+            self.is_noted = true;
+        }
         let folder = self.folder.clone();
         if let Err(error) = self.database()?.apply(&folder, batch) {
             self.database = None;
@@ -418,6 +443,20 @@ impl Store for LocalStore {
         }
         self.journal.record(writes);
         Ok(())
+    }
+}
+
+/// Opens again what this process had open: sled's threads let go of its file a moment after the last handle went.
+#[cfg(test)]
+pub(crate) fn until_open<T>(mut open: impl FnMut() -> Result<T, Error>) -> T {
+    let began = std::time::Instant::now();
+    loop {
+        match open() {
+            Err(Error::Database { source: sled::Error::Io(_), .. }) if began.elapsed().as_secs() < 10 => {
+                std::thread::yield_now();
+            }
+            opened => return opened.expect("opens again"),
+        }
     }
 }
 
@@ -437,19 +476,6 @@ mod tests {
 
     fn reopen_keeping(folder: &Path, keep_free: u64) -> LocalStore {
         until_open(|| LocalStore::open(folder, keep_free))
-    }
-
-    /// Opens again what this process had open: sled's threads let go of its file a moment after the last handle went.
-    fn until_open<T>(mut open: impl FnMut() -> Result<T, Error>) -> T {
-        let began = std::time::Instant::now();
-        loop {
-            match open() {
-                Err(Error::Database { source: sled::Error::Io(_), .. }) if began.elapsed().as_secs() < 10 => {
-                    std::thread::yield_now();
-                }
-                opened => return opened.expect("opens again"),
-            }
-        }
     }
 
     #[test]

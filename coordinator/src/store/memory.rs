@@ -23,7 +23,7 @@ impl Store for MemoryStore {
                 Write::Meta(meta) => self.records.meta = meta,
                 Write::Job(job) => put(&mut self.records.jobs, *job, |j| &j.job_id),
                 Write::Task(task) => put(&mut self.records.tasks, *task, |t| &t.task_id),
-                Write::Worker(worker) => put(&mut self.records.workers, worker, |w| &w.worker_id),
+                Write::Worker(worker) => put(&mut self.records.workers, *worker, |w| &w.worker_id),
                 Write::ForgetWorker(id) => self.records.workers.retain(|w| w.worker_id != id.as_str()),
                 Write::Node(node) => put(&mut self.records.nodes, *node, |n| &n.node),
                 Write::ForgetNode(name) => self.records.nodes.retain(|n| n.node != name),
@@ -34,6 +34,10 @@ impl Store for MemoryStore {
                     self.records.events.push(*event);
                 }
                 Write::ForgetRequest(id) => self.records.requests.retain(|r| r.request_id != id),
+                Write::Invitation(record) => put(&mut self.records.invitations, *record, |r| &r.id),
+                Write::ForgetInvitation(id) => self.records.invitations.retain(|r| r.id != id),
+                Write::Identity(record) => put(&mut self.records.identities, *record, |r| &r.identity),
+                Write::ForgetIdentity(id) => self.records.identities.retain(|r| r.identity != id),
             }
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! What the coordinator must not forget, behind a narrow trait.
 
 mod entry;
+pub(crate) mod format;
 mod journal;
 mod local;
 mod memory;
@@ -9,8 +10,11 @@ use deltaconv_proto::ids::WorkerId;
 use deltaconv_proto::v1;
 
 pub(crate) use entry::Entry;
+pub(crate) use format::{OLDEST, VERSION};
 pub(crate) use journal::Journal;
-pub(crate) use local::{DATABASE, IDENTITY, MAX_VALUE, OLDEST, VERSION};
+#[cfg(test)]
+pub(crate) use local::until_open;
+pub(crate) use local::{BESIDE, DATABASE, IDENTITY, LOCK, MAX_VALUE, RUNNING};
 pub use local::{Error, LocalStore};
 pub use memory::MemoryStore;
 
@@ -24,7 +28,7 @@ pub enum Write {
     /// A task, whole.
     Task(Box<v1::TaskRecord>),
     /// A worker, whole.
-    Worker(v1::WorkerRecord),
+    Worker(Box<v1::WorkerRecord>),
     /// A worker that will not come back.
     ForgetWorker(WorkerId),
     /// A machine, whole.
@@ -35,6 +39,14 @@ pub enum Write {
     Request(v1::RequestRecord),
     /// One so long ago that nobody asks again.
     ForgetRequest(String),
+    /// An invitation, whole.
+    Invitation(Box<v1::InvitationRecord>),
+    /// One that has long been over.
+    ForgetInvitation(String),
+    /// An identity, whole.
+    Identity(Box<v1::IdentityRecord>),
+    /// One whose certificate is over.
+    ForgetIdentity(String),
     /// Something that happened, in the place of what did so many events before.
     Event(Box<v1::Event>),
 }
@@ -54,6 +66,10 @@ pub struct Records {
     pub nodes: Vec<v1::NodeRecord>,
     /// By id.
     pub requests: Vec<v1::RequestRecord>,
+    /// By id.
+    pub invitations: Vec<v1::InvitationRecord>,
+    /// By identity.
+    pub identities: Vec<v1::IdentityRecord>,
     /// In no order.
     pub events: Vec<v1::Event>,
 }
@@ -65,11 +81,14 @@ impl Records {
             Write::Meta(meta) => self.meta = meta,
             Write::Job(job) => self.jobs.push(*job),
             Write::Task(task) => self.tasks.push(*task),
-            Write::Worker(worker) => self.workers.push(worker),
+            Write::Worker(worker) => self.workers.push(*worker),
             Write::Node(node) => self.nodes.push(*node),
             Write::Request(request) => self.requests.push(request),
             Write::Event(event) => self.events.push(*event),
+            Write::Invitation(invitation) => self.invitations.push(*invitation),
+            Write::Identity(identity) => self.identities.push(*identity),
             Write::ForgetWorker(_) | Write::ForgetNode(_) | Write::ForgetRequest(_) => {}
+            Write::ForgetInvitation(_) | Write::ForgetIdentity(_) => {}
         }
     }
 
@@ -77,11 +96,13 @@ impl Records {
     pub(crate) fn into_writes(self) -> impl Iterator<Item = Write> {
         let jobs = self.jobs.into_iter().map(|job| Write::Job(job.into()));
         let tasks = self.tasks.into_iter().map(|task| Write::Task(task.into()));
-        let workers = self.workers.into_iter().map(Write::Worker);
+        let workers = self.workers.into_iter().map(|worker| Write::Worker(worker.into()));
         let nodes = self.nodes.into_iter().map(|node| Write::Node(node.into()));
         let requests = self.requests.into_iter().map(Write::Request);
         let events = self.events.into_iter().map(|event| Write::Event(event.into()));
-        let others = workers.chain(nodes).chain(requests).chain(events);
+        let invitations = self.invitations.into_iter().map(|invitation| Write::Invitation(invitation.into()));
+        let identities = self.identities.into_iter().map(|identity| Write::Identity(identity.into()));
+        let others = workers.chain(nodes).chain(requests).chain(invitations).chain(identities).chain(events);
         std::iter::once(Write::Meta(self.meta)).chain(jobs).chain(tasks).chain(others)
     }
 }

@@ -44,8 +44,9 @@ codes! {
             "Look at `ulimit -u` and the container's limits, or start with fewer threads, as by `deltaconv worker \
              --threads N`.";
         0002 CoordinatorUrl: "The coordinator's URL is not one",
-            "--coordinator or DELTACONV_COORDINATOR holds something else than http://HOST:PORT. TLS is not spoken.",
-            "Write http://HOST:PORT, as `deltaconv coordinator` logs it when it starts.";
+            "--coordinator or DELTACONV_COORDINATOR holds something else than https://HOST:PORT or http://HOST:PORT.",
+            "Write https://HOST:PORT, or http://HOST:PORT of one without TLS, as `deltaconv coordinator` logs it when it \
+             starts.";
         0003 Unreachable: "No coordinator answers",
             "Nothing listens at this URL, the network does not get there, or the coordinator is just starting or \
              stopping.",
@@ -54,7 +55,7 @@ codes! {
         0004 VersionsDiffer: "Two processes do not understand each other",
             "A message or a file lacks a part that this version needs, or has one that it does not know: \
              coordinator, worker and command line are not of the same version.",
-            "Compare `deltaconv --version` on all machines, and put the same build everywhere.";
+            "Compare `deltaconv --version` on all machines, and put the same release everywhere, the coordinator's first.";
         0005 File: "A file cannot be read or written",
             "The file is not there, the user may not touch it, or the disk is full. The message ends with what the \
              system said.",
@@ -116,6 +117,11 @@ codes! {
         0021 NoTerminal: "There is no terminal to draw on",
             "The command draws on the whole terminal, and what it writes goes elsewhere.",
             "Run it in a terminal, or take `deltaconv watch JOB` or `deltaconv jobs --watch`, which write lines.";
+        0022 ProtocolsDiffer: "The versions are too far apart",
+            "A worker or a command works with a coordinator whose protocol is at most one minor version older or newer, \
+             and this one's is farther away. Nothing was done.",
+            "Install the release that the message names; docs/upgrading.md says in which order. `deltaconv workers -o \
+             wide` lists the workers' releases.";
     }
     "Job files and planning" {
         0101 JobFile: "The file is no job",
@@ -257,6 +263,10 @@ codes! {
         0316 TooManyFiles: "The teacher's folder holds more than a model",
             "Assembly copies what lies beside the denoiser, and there are far more files than models have.",
             "Put the model into a folder of its own, and name that as `teacher`.";
+        0317 OtherModel: "The folder holds something else than the shipped teacher",
+            "`deltaconv teacher` writes over nothing: a file is there that the teacher has not, or has with another \
+             content.",
+            "Name an empty or new folder with `deltaconv teacher NAME --out DIR`.";
     }
     "Data, prompts, images" {
         0401 DataMissing: "There are no data to work with",
@@ -311,11 +321,13 @@ codes! {
             "Another process uses the port, or the address is none of this machine's.",
             "Choose another --listen ADDRESS, or find with `ss -ltnp` who has the port.";
         0602 Plaintext: "The address can be reached from other machines",
-            "What is sent there is not encrypted, the workers' token neither.",
-            "Listen on 127.0.0.1, or, in a network where nobody else listens, add --allow-plaintext.";
+            "What is sent there is not encrypted, and whoever reaches it may submit and cancel jobs.",
+            "Make certificates with `deltaconv certs init --out DIR --host NAME` and start it with --certs DIR. Listen on \
+             127.0.0.1 without; or, in a network where nobody else is, add --allow-plaintext.";
         0603 StateInUse: "Another coordinator runs on this state",
             "A state folder belongs to one process at a time, and it is locked.",
-            "Stop the other one, or give this one another --state.";
+            "Stop the other one, or give this one another --state. A backup of one that runs is made by itself: leave \
+             --state out, as in `deltaconv coordinator backup --to URL`.";
         0604 StateLost: "The state's database is gone",
             "The folder is a state's, and its database is empty: starting on it would forget every job.",
             "Restore with `deltaconv coordinator restore --state NEW --snapshots URL`, or start anew with another \
@@ -324,8 +336,10 @@ codes! {
             "It holds something else, and nothing is written among that.",
             "Give --state an empty or a new folder.";
         0606 LaterVersion: "It was written by a later version",
-            "The state, a snapshot or a manifest has a format that this version does not know.",
-            "Start the version that wrote it, or a later one.";
+            "The state, a backup, a snapshot or a manifest has a format that this version does not know. Nothing was \
+             changed.",
+            "Install the version that wrote it, or a later one. To go back for good, make a new state folder with \
+             `deltaconv coordinator restore --state NEW --backup URL` from a backup that the earlier version made.";
         0607 StateRecord: "A record of the state cannot be read",
             "The database is damaged, or was changed by something else.",
             "Stop the coordinator, keep the folder, and make a new one with `deltaconv coordinator restore --state \
@@ -349,22 +363,23 @@ codes! {
             "It was asked to end while the call was on its way; nothing was changed.",
             "Call again in a moment, when it has started again.";
         0613 NothingNamed: "Nothing is named to restore from",
-            "A state is made from snapshots or from what jobs left in their outputs, and neither was given.",
-            "Add --snapshots URL, or --job URL with the output of each job.";
+            "A state is made from a backup, from snapshots, or from what jobs left in their outputs, and none was given.",
+            "Add --backup URL, --snapshots URL, or --job URL with the output of each job.";
         0614 RestoreTaken: "There is a state already",
             "A restored state goes to a folder of its own, so that nothing is written over.",
             "Give `deltaconv coordinator restore` another --state, or move that one away.";
         0615 NothingToRestore: "There is nothing to restore from",
-            "No snapshot or no manifests lie at this URL: it is another folder, none was written yet, or a job of an \
-             earlier version has none.",
-            "Check --snapshots against what the coordinator was started with, and --job against the `output` in the \
-             job file.";
+            "No backup, no snapshot or no manifests lie at this URL: it is another folder, none was written yet, or a job \
+             of an earlier version has none.",
+            "Check --backup against what `deltaconv coordinator backup` printed, --snapshots against what the coordinator \
+             was started with, and --job against the `output` in the job file.";
         0616 JobTwice: "Two outputs have a job of one name",
             "They come from two coordinators, and one state cannot hold both.",
             "Restore one of them alone, or each into a --state of its own.";
-        0617 ArchiveBroken: "A snapshot or a manifest is not as it was written",
+        0617 ArchiveBroken: "A backup, a snapshot or a manifest is not as it was written",
             "It is cut off, was altered, or is no file of deltaconv's.",
-            "Name an earlier one with `--snapshot NAME`, or leave it out and the newest that is whole is taken.";
+            "Name an earlier one with `--snapshot NAME`, or leave it out and the newest that is whole is taken. Of backups \
+             name an earlier one's own folder with `--backup URL`.";
         0618 OutputHeld: "The output belongs to another coordinator",
             "Only one coordinator writes below an output, and another has taken this one.",
             "Where that one is gone or shall stop: `deltaconv submit --take-over JOB.toml` for a new job, `deltaconv \
@@ -375,6 +390,13 @@ codes! {
         0620 TermContended: "Coordinators take an output from each other",
             "Others were faster each time: several are told to take it over.",
             "Stop all but one, and submit or retry there.";
+        0621 BackupPlace: "Nothing says where the backup goes",
+            "A backup goes to a folder or a bucket, and none was named; a coordinator without --snapshots has no place \
+             for it either.",
+            "Run `deltaconv coordinator backup --to URL`.";
+        0622 NoStateThere: "There is no state to back up",
+            "The folder has no IDENTITY, which every state has: it is another folder, or no coordinator has run on it.",
+            "Name the --state that the coordinator is started with.";
     }
     "Tasks, leases, jobs, workers" {
         0701 UnknownJob: "There is no such job or task",
@@ -391,8 +413,8 @@ codes! {
             "Wait with `deltaconv watch JOB`; `deltaconv explain JOB` says what it waits for.";
         0705 WrongToken: "The token is not the coordinator's",
             "A worker joins with the token of the coordinator, and gave none or another.",
-            "Copy the coordinator's token file (worker.token in its state) to the worker, and name it with \
-             --token-file.";
+            "Invite the worker with `deltaconv workers invite`. On the coordinator's own machine and without TLS its token \
+             file (worker.token in its state) does as well, with --token-file.";
         0706 WorkerRefused: "The coordinator sent the worker away",
             "It refused what the worker said, and would do so again.",
             "Do as its message says; most often one of the two is of another version: compare `deltaconv --version`.";
@@ -459,5 +481,62 @@ codes! {
         0905 NothingMeasured: "The evaluation has nothing to compare",
             "No sample was measured, so that a figure of the report has no value.",
             "Set `evaluation` in the job file so that there are samples and prompts, and submit the job anew.";
+    }
+    "Access and encryption" {
+        1001 Certificate: "A certificate or a key cannot be used",
+            "The file holds none in PEM, the key is not the certificate's, or the authority that signed it is not \
+             there. The message names the file.",
+            "Look at it with `deltaconv certs show FILE`, or have new ones made with `deltaconv certs init`.";
+        1002 Untrusted: "The other side of the connection is not trusted",
+            "The coordinator's certificate is of another authority, for another host, or over; or the coordinator \
+             does not accept the certificate that it was shown.",
+            "Take the credentials or the invitation of this coordinator, call it by a name that its certificate has \
+             (`deltaconv certs show coordinator.pem`), and check that both clocks are right.";
+        1003 NoCredentials: "Nobody said who is calling",
+            "The coordinator speaks TLS and wants to know who calls, and the call came without a certificate.",
+            "Name the file with your certificate and key with --credentials FILE or DELTACONV_CREDENTIALS; \
+             `deltaconv certs issue operator NAME` makes one.";
+        1004 Denied: "This identity may not do that",
+            "Viewers look, operators submit and change, workers join and compute; each is refused the rest, and so \
+             is a worker that speaks for another.",
+            "Take the credentials of somebody who may; `deltaconv certs show FILE` says whose a file is.";
+        1005 Invitation: "This is no invitation",
+            "An invitation is one line that `deltaconv workers invite` prints, and this is something else or a part \
+             of one.",
+            "Copy the whole line, or make another with `deltaconv workers invite`.";
+        1006 InvitationOver: "The invitation is not accepted any more",
+            "It was taken as often as it may be, its time is over, it was revoked, or it is another coordinator's.",
+            "Make another with `deltaconv workers invite`; `deltaconv workers invitations` says what became of this \
+             one.";
+        1007 Revoked: "This identity was revoked",
+            "An operator ended it, or a worker's ran out while the worker was away.",
+            "Invite the worker again with `deltaconv workers invite`; give a person a certificate of another name \
+             with `deltaconv certs issue`.";
+        1008 StoreNotAllowed: "The store is not among those that are allowed",
+            "A job names a teacher, data or an output outside of what this coordinator or worker was started with.",
+            "Put it where it is allowed, or allow the place with --allow-store URL and start the process anew.";
+        1009 TooMany: "Too much is asked at once",
+            "One peer has more connections, calls or requests at a time than any of them needs.",
+            "Ask less often: `deltaconv watch` and `deltaconv events --follow` say when something changes.";
+        1010 Identity: "A worker's identity cannot be kept or used",
+            "The folder for it cannot be written, or what is there is of another coordinator or damaged.",
+            "Name a folder of the worker's own with --identity DIR, or remove the file that the message names and \
+             invite the worker again.";
+    }
+    "Slurm" {
+        1101 SlurmMissing: "A command of Slurm cannot be run",
+            "sbatch, squeue, scancel, sinfo or scontrol is not on the PATH of this process: it runs on a machine that \
+             is none of the cluster's, or without the environment in which users submit jobs.",
+            "Run `deltaconv alloc slurm` on a login node, as a user who can submit jobs there, and name the folder of \
+             Slurm's commands in its PATH.";
+        1102 SlurmFailed: "A command of Slurm failed",
+            "Slurm's controller does not answer, or it refuses the job: a partition, an account, a time limit or a \
+             resource that does not exist here or is not allowed. The message has Slurm's own words.",
+            "Compare the options that `deltaconv alloc slurm` shows with --dry-run with what `sinfo` and the site's \
+             pages say; it tries again by itself, after pauses that grow.";
+        1103 SlurmRenamed: "Slurm has the jobs under another name",
+            "Jobs are found again by their name. A plugin of this site changes it, so that they could be submitted \
+             again and again; the ones that were are taken back.",
+            "Choose a name that the plugin leaves alone: `deltaconv alloc slurm` with --name.";
     }
 }

@@ -1,5 +1,6 @@
 //! Object stores by URL: what lies under one prefix.
 
+mod allowed;
 mod back_end;
 #[cfg(any(feature = "s3", feature = "gs", feature = "az"))]
 mod environment;
@@ -38,6 +39,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use url::Url;
 
+pub use allowed::Allowed;
 pub use parts::{Part, read_exact_at, read_parts};
 use traffic::Direction;
 pub use tree::PART;
@@ -112,6 +114,14 @@ pub enum Error {
         url: String,
         /// The key below it.
         key: String,
+    },
+    /// Nobody is to read or write there.
+    #[error("{url} is not among the places that are allowed: {allowed}")]
+    NotAllowed {
+        /// What was given.
+        url: String,
+        /// Those that are.
+        allowed: String,
     },
     /// A URL that carries credentials would end up in logs and state.
     #[error("{url} carries {what}; remove it")]
@@ -195,6 +205,7 @@ impl Error {
             | Self::Store { source: Said::PermissionDenied { .. } | Said::Unauthenticated { .. }, .. } => {
                 Code::AccessRefused
             }
+            Self::NotAllowed { .. } => Code::StoreNotAllowed,
             Self::NotInUrl { .. } => Code::SecretInUrl,
             Self::InvalidKey { .. } => Code::ObjectKey,
             Self::NotFound { .. } => Code::NotFound,
@@ -432,6 +443,12 @@ impl Objects {
         found.try_filter_map(|found| async { Ok(found) }).boxed()
     }
 
+    /// The names of folders right below, in no order; what lies in them is not looked at.
+    pub async fn folders(&self) -> Result<Vec<String>, Error> {
+        let listed = self.store.list_with_delimiter(Some(&self.prefix)).await.map_err(|e| self.error("", e))?;
+        Ok(listed.common_prefixes.iter().filter_map(|path| self.key(path)).collect())
+    }
+
     /// Removes objects, many at a time, and answers with the key of each that is gone. One that was not there is passed
     /// over; one that can't be removed is an error, after which the others follow.
     pub fn remove(&self, keys: Vec<String>) -> BoxStream<'static, Result<String, Error>> {
@@ -524,6 +541,8 @@ mod tests {
         assert_eq!(removed, ["a/b.bin", "d.bin"]);
         let left: Vec<(String, u64)> = objects.listing().try_collect().await.expect("listed");
         assert_eq!(left, [("a/c.bin".to_owned(), 5)]);
+        assert_eq!(objects.folders().await.expect("listed"), ["a"]);
+        assert_eq!(objects.below("none").expect("a key").folders().await.expect("listed"), Vec::<String>::new());
         let outside = objects.remove(vec!["a/c.bin".to_owned(), "../x".to_owned()]).try_next().await;
         assert!(matches!(outside, Err(Error::InvalidKey { .. })), "{outside:?}");
         assert_eq!(objects.size("a/c.bin").await.expect("still there"), 5);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use deltaconv_proto::code::Code;
 use deltaconv_proto::ids::{AttemptId, TaskId};
-use deltaconv_proto::objects::Objects;
+use deltaconv_proto::objects::{Allowed, Objects};
 use deltaconv_proto::{bounds, v1};
 use prost::Message;
 use tokio::sync::Notify;
@@ -20,6 +20,10 @@ use crate::models::Models;
 use crate::shards::Cache;
 use crate::task::{self, Context, Stop, Supervision};
 
+/// A task of a kind that isn't known is handed back after this time: given to this worker again at once, it would come and go
+/// without end.
+const UNKNOWN: Duration = Duration::from_secs(10);
+
 /// The end of an attempt waits no longer for its log.
 const STORING: Duration = Duration::from_secs(5);
 
@@ -32,13 +36,14 @@ pub(super) struct Threads {
     load: Arc<Gauge>,
     /// What people call this worker.
     worker: Arc<str>,
+    stores: Arc<Allowed>,
     /// Notified of each checkpoint.
     news: Arc<Notify>,
 }
 
 impl Threads {
-    /// Attempts of the worker of this name that share the accelerator and the cache.
-    pub(super) fn new(worker: &str, accelerator: Accelerator, cache: Cache) -> Self {
+    /// Attempts of the worker of this name that share the accelerator and the cache, of jobs that name no other stores.
+    pub(super) fn new(worker: &str, accelerator: Accelerator, cache: Cache, stores: Allowed) -> Self {
         let load = Arc::new(Gauge::of(&accelerator));
         Self {
             models: Arc::new(Models::default()),
@@ -46,6 +51,7 @@ impl Threads {
             cache,
             load,
             worker: worker.into(),
+            stores: stores.into(),
             news: Arc::default(),
         }
     }
@@ -71,6 +77,9 @@ impl Runner for Threads {
                 let run = || run(&lease, spec, checkpoint_interval, supervision.clone(), &shared, runtime);
                 // A fault in one attempt must not take the others with it.
                 let result = std::panic::catch_unwind(AssertUnwindSafe(run));
+                if matches!(result, Ok(Err(task::Error::UnknownKind))) {
+                    supervision.rest(UNKNOWN);
+                }
                 let of_device = shared.accelerator.failure().is_some();
                 ended.tell(outcome(result, supervision.stopped(), began.elapsed(), of_device));
             }
@@ -132,10 +141,12 @@ fn run(
     let _within = span.enter();
     let job = v1::JobSpec::decode(&*spec.job).map_err(|_| task::Error::Incomplete("job"))?;
     let plan = v1::JobPlan::decode(&*spec.plan).map_err(|_| task::Error::Incomplete("plan"))?;
-    let kind = spec.kind.ok_or(task::Error::Incomplete("kind"))?;
+    // Messages of later versions have kinds that this one reads as none.
+    let kind = spec.kind.ok_or(task::Error::UnknownKind)?;
     bounds::check(&job, &plan)?;
     bounds::check_task(&kind, &spec.latents)?;
     tracing::info!(epoch = lease.epoch, "attempt started");
+    shared.stores.check_job(&job)?;
     let objects = Objects::open(&job.output_url)?;
     let kept = log.clone().keep(objects.clone(), task.clone(), attempt.clone());
     let keeping = AbortOnDropHandle::new(runtime.spawn(kept));
@@ -201,6 +212,11 @@ fn outcome(
     match (result, stopped) {
         (Ok(Ok(done)), _) => Outcome::Done(v1::Done { busy_seconds: took.as_secs_f64(), ..done }),
         (Ok(Err(task::Error::Stopped(stop))), _) => of_stop(stop),
+        // It says nothing of the task, which others may know.
+        (Ok(Err(error @ task::Error::UnknownKind)), stopped) => {
+            tracing::warn!(code = %error.code(), %error, "a task is handed back; upgrade this worker");
+            of_stop(stopped.unwrap_or(Stop::Release))
+        }
         // Where a machine is taken away its network may be gone first. What was stored before is gone on from.
         (Ok(Err(error)), Some(stop)) => {
             tracing::warn!(%error, "an attempt that was told to stop did not end well");
@@ -236,6 +252,10 @@ mod tests {
         assert!(matches!(came_to(None), Outcome::Failed(_)));
         assert!(matches!(came_to(Some(Stop::Release)), Outcome::Released));
         assert!(matches!(came_to(Some(Stop::Fenced)), Outcome::Dropped));
+        // And what a later version's task is, this one does not blame it for.
+        let unknown = |stopped| outcome(Ok(Err(task::Error::UnknownKind)), stopped, Duration::from_secs(1), false);
+        assert!(matches!(unknown(None), Outcome::Released));
+        assert!(matches!(unknown(Some(Stop::Fenced)), Outcome::Dropped));
         let done = outcome(Ok(Ok(v1::Done::default())), Some(Stop::Release), Duration::from_secs(1), false);
         assert!(matches!(done, Outcome::Done(v1::Done { busy_seconds: 1.0, .. })), "{done:?}");
     }

@@ -1,7 +1,10 @@
-//! The coordinator behind a URL and a token file.
+//! The coordinator behind a URL, and what this worker shows it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
+use deltaconv_proto::protocol::{self, Caller, Handshake};
+use deltaconv_proto::tls::{self, Connector, Credentials, Invitation, SocketError};
+use deltaconv_proto::v1::enrolment_service_client::EnrolmentServiceClient;
 use deltaconv_proto::v1::worker_service_client::WorkerServiceClient;
 use deltaconv_proto::{code, v1};
 use tokio::sync::mpsc;
@@ -12,29 +15,48 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 
 use super::coordinator::{Coordinator, Unanswered};
-use super::{Error, Options, device};
+use super::identity::{Folder, Identity, Key};
+use super::{Admission, Error, Options, device};
 use crate::accelerator::Accelerator;
 
-/// Puts the token on every call.
+/// A coordinator that is there answers a connection in much less.
+const CONNECT: Duration = Duration::from_secs(5);
+/// After a renewal that failed, time to the next.
+const RENEW: Duration = Duration::from_secs(600);
+
+/// Puts a token on every call, where a connection says nothing of who calls.
 #[derive(Clone)]
-pub(crate) struct Bearer(MetadataValue<Ascii>);
+pub(crate) struct Bearer(Option<MetadataValue<Ascii>>);
 
 impl Bearer {
     /// The token as a file holds it; `None` where no header can carry it.
     pub(crate) fn new(text: &str) -> Option<Self> {
-        format!("Bearer {}", text.trim()).parse().ok().map(Self)
+        let value: MetadataValue<Ascii> = format!("Bearer {}", text.trim()).parse().ok()?;
+        Some(Self(Some(value)))
+    }
+
+    /// No token: a certificate says it.
+    fn none() -> Self {
+        Self(None)
     }
 }
 
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request.metadata_mut().insert("authorization", self.0.clone());
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
         Ok(request)
     }
 }
 
-/// Calls with a token.
-pub(crate) type Client = WorkerServiceClient<InterceptedService<Channel, Bearer>>;
+/// Calls with a token, of a coordinator that understands this worker.
+pub(crate) type Client = WorkerServiceClient<InterceptedService<Handshake<Channel>, Bearer>>;
+
+/// Calls through `channel`.
+pub(crate) fn client(channel: Channel, bearer: Bearer) -> Client {
+    WorkerServiceClient::with_interceptor(Handshake::new(channel, Caller::Worker), bearer)
+}
 
 /// Requests that wait for their way: more are of no use, since the last one says all.
 const WAITING: usize = 4;
@@ -101,45 +123,196 @@ fn may_pass(status: &Status) -> bool {
 /// What the last join gave.
 struct Session {
     calls: Calls,
-    bearer: Bearer,
+    entrance: Entrance,
+    client: Client,
     /// After the time that an answer may be kept it is waited for so long.
     patience: Duration,
+}
+
+/// Where a coordinator is and what it is shown.
+#[derive(Clone)]
+struct Entrance {
+    endpoint: Endpoint,
+    connector: Connector,
+    bearer: Bearer,
+}
+
+impl Entrance {
+    fn client(&self, channel: Channel) -> Client {
+        client(channel, self.bearer.clone())
+    }
 }
 
 /// The coordinator, by gRPC.
 pub(super) struct Grpc {
     options: Options,
     device: v1::Device,
-    endpoint: Endpoint,
+    folder: Option<Folder>,
+    identity: Option<Identity>,
+    /// Which of the coordinator's addresses is tried.
+    turn: usize,
+    renewing: Option<Instant>,
     session: Option<Session>,
 }
 
 impl Grpc {
     /// The coordinator that `options` name, which sees this worker compute on `accelerator`.
     pub(super) fn new(options: Options, accelerator: &Accelerator) -> Result<Self, Error> {
-        let address = |reason: String| Error::Address { url: options.coordinator.clone(), reason };
-        let endpoint = Endpoint::from_shared(options.coordinator.clone()).map_err(|e| address(e.to_string()))?;
-        if endpoint.uri().scheme_str() != Some("http") {
-            return Err(address("it doesn't start with http://".into()));
-        }
-        let endpoint = endpoint
-            .connect_timeout(Duration::from_secs(5))
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .keep_alive_timeout(Duration::from_secs(10));
         let device = device::describe(options.threads, accelerator);
-        Ok(Self { options, device, endpoint, session: None })
+        let folder = Folder::new(options.identity.as_deref());
+        let mut this = Self { options, device, folder, identity: None, turn: 0, renewing: None, session: None };
+        let invitation = match &this.options.admission {
+            // Its token is read whenever the worker joins: it may not be there yet.
+            Admission::TokenFile { coordinator, .. } => {
+                if endpoint(coordinator)?.uri().scheme_str() != Some("http") {
+                    let reason =
+                        "a token file is for a coordinator without TLS; one with it invites its workers".into();
+                    return Err(Error::Address { url: coordinator.clone(), reason });
+                }
+                return Ok(this);
+            }
+            Admission::Invitation(invitation) => Some(invitation),
+            Admission::Identity => None,
+        };
+        this.identity = this.folder.as_ref().map_or(Ok(None), |folder| folder.find(invitation))?;
+        let addresses = invitation.map(|invitation| &invitation.addresses);
+        let addresses = addresses.or(this.identity.as_ref().map(|identity| &identity.addresses));
+        let Some(addresses) = addresses else {
+            let folder = this.folder.as_ref().map(Folder::path).unwrap_or_default();
+            return Err(Error::Uninvited(folder));
+        };
+        for address in addresses {
+            endpoint(address)?;
+        }
+        Ok(this)
     }
 
-    async fn bearer(&self) -> Result<Bearer, Unanswered> {
-        let path = &self.options.token_file;
-        let text = match tokio::fs::read_to_string(path).await {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Err(Unanswered::Away(format!("token file {} is not there yet", path.display())));
-            }
-            Err(source) => return Err(Unanswered::Refused(Error::TokenFile { path: path.clone(), source })),
+    fn invitation(&self) -> Option<&Invitation> {
+        match &self.options.admission {
+            Admission::Invitation(invitation) => Some(invitation),
+            Admission::TokenFile { .. } | Admission::Identity => None,
+        }
+    }
+
+    /// The coordinator's URL whose turn it is.
+    fn url(&self) -> &str {
+        let addresses = match &self.options.admission {
+            Admission::TokenFile { coordinator, .. } => return coordinator,
+            Admission::Invitation(invitation) => &invitation.addresses,
+            Admission::Identity => match &self.identity {
+                Some(identity) => &identity.addresses,
+                None => return "",
+            },
         };
-        Bearer::new(&text).ok_or_else(|| Unanswered::Refused(Error::Token(path.clone())))
+        addresses.get(self.turn % addresses.len().max(1)).map_or("", String::as_str)
+    }
+
+    /// How the coordinator is called: as who this worker is, which an invitation is taken for if need be.
+    async fn entrance(&mut self) -> Result<Entrance, Unanswered> {
+        let endpoint = endpoint(self.url()).map_err(Unanswered::Refused)?;
+        let (credentials, bearer) = match &self.options.admission {
+            Admission::TokenFile { path, .. } => {
+                let text = match tokio::fs::read_to_string(path).await {
+                    Ok(text) => text,
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                        return Err(Unanswered::Away(format!("token file {} is not there yet", path.display())));
+                    }
+                    Err(source) => return Err(Unanswered::Refused(Error::TokenFile { path: path.clone(), source })),
+                };
+                let bearer = Bearer::new(&text).ok_or_else(|| Unanswered::Refused(Error::Token(path.clone())))?;
+                (Credentials::none().map_err(|error| Unanswered::Refused(error.into()))?, bearer)
+            }
+            Admission::Invitation(_) | Admission::Identity => {
+                if self.identity.is_none() {
+                    self.enrol(&endpoint).await?;
+                }
+                let path = || self.folder.as_ref().map(Folder::path).unwrap_or_default();
+                let identity = self.identity.as_ref().ok_or_else(|| Unanswered::Refused(Error::Uninvited(path())))?;
+                let credentials = identity.credentials().map_err(Unanswered::Refused)?;
+                let bearer = match identity.secret.as_str() {
+                    "" => Bearer::none(),
+                    secret => Bearer::new(secret).ok_or_else(|| Unanswered::Refused(Error::Token(path())))?,
+                };
+                (credentials, bearer)
+            }
+        };
+        Ok(Entrance { endpoint, connector: Connector::new(credentials, CONNECT), bearer })
+    }
+
+    /// Takes the invitation for an identity.
+    async fn enrol(&mut self, endpoint: &Endpoint) -> Result<(), Unanswered> {
+        let Some(invitation) = self.invitation().cloned() else { return Ok(()) };
+        let credentials = match invitation.authority {
+            Some(authority) => Credentials::pinned(authority),
+            None => Credentials::none(),
+        };
+        let credentials = credentials.map_err(|error| Unanswered::Refused(error.into()))?;
+        let channel = endpoint.connect_with_connector(Connector::new(credentials, CONNECT)).await;
+        let channel = channel.map_err(|error| self.not_connected(&error))?;
+        let key = Key::new().map_err(Unanswered::Refused)?;
+        let token = invitation.token.reveal();
+        let request = v1::EnrolRequest { token, name: self.options.name.clone(), public_key: key.public() };
+        let enrolled = EnrolmentServiceClient::new(channel).enrol(request).await;
+        let enrolled = enrolled.map_err(|status| self.unanswered(&status))?.into_inner();
+        let identity = Identity::new(&invitation, &key, enrolled);
+        tracing::info!(identity = identity.identity, coordinator = self.url(), "invitation taken");
+        self.identity = Some(identity);
+        self.keep();
+        Ok(())
+    }
+
+    /// Has the identity there after a restart.
+    fn keep(&self) {
+        let Some(identity) = &self.identity else { return };
+        let kept = self.folder.as_ref().map(|folder| folder.keep(identity));
+        let reason = match kept {
+            Some(Ok(())) => return,
+            Some(Err(error)) => error.to_string(),
+            None => "there is no folder for it".to_owned(),
+        };
+        tracing::warn!(
+            reason,
+            "the identity is not kept: after a restart this worker needs its invitation again; see --identity"
+        );
+    }
+
+    /// Has the identity last longer, if it is time.
+    async fn renew(&mut self) {
+        let Some(session) = &mut self.session else { return };
+        let Some(identity) = &mut self.identity else { return };
+        if self.renewing.is_some_and(|last| last.elapsed() < RENEW) {
+            return;
+        }
+        let Some(public_key) = identity.to_renew(SystemTime::now()) else { return };
+        self.renewing = Some(Instant::now());
+        match session.client.renew(v1::RenewRequest { public_key }).await {
+            Ok(renewed) => {
+                identity.renewed(renewed.get_ref());
+                tracing::info!(identity = identity.identity, "identity renewed");
+                // The next connection shows the new certificate.
+                if let Ok(credentials) = identity.credentials() {
+                    session.entrance.connector = Connector::new(credentials, CONNECT);
+                }
+                self.keep();
+            }
+            Err(status) => {
+                tracing::warn!(reason = status.message(), "the identity was not renewed; trying again later")
+            }
+        }
+    }
+
+    /// What there is to do where nobody was reached. The next address has its turn.
+    fn not_connected(&mut self, error: &tonic::transport::Error) -> Unanswered {
+        let url = self.url().to_owned();
+        self.turn += 1;
+        match SocketError::of(error) {
+            Some(said) if said.is_final() => {
+                let reason = said.to_string();
+                Unanswered::Refused(Error::Untrusted { url, reason })
+            }
+            Some(said) => Unanswered::Away(said.to_string()),
+            None => Unanswered::Away(root_cause(error)),
+        }
     }
 
     fn unanswered(&self, status: &Status) -> Unanswered {
@@ -148,35 +321,61 @@ impl Grpc {
             true => Unanswered::Away(reason),
             false => {
                 let code = code::Code::of_status(status).unwrap_or(code::Code::WorkerRefused);
-                Unanswered::Refused(Error::Refused { url: self.options.coordinator.clone(), reason, code })
+                Unanswered::Refused(Error::Refused { url: self.url().to_owned(), reason, code })
             }
         }
     }
-}
 
-impl Coordinator for Grpc {
-    fn address(&self) -> &str {
-        &self.options.coordinator
+    /// Whether it may help to take the invitation anew: what it became before is accepted no more.
+    fn begins_anew(&mut self, refused: &Unanswered) -> bool {
+        let is_over = match refused {
+            Unanswered::Refused(Error::Refused { code, .. }) => *code == code::Code::Revoked,
+            Unanswered::Refused(Error::Untrusted { .. }) => true,
+            _ => false,
+        };
+        is_over && self.invitation().is_some() && self.identity.take().is_some()
     }
 
-    async fn join(&mut self) -> Result<v1::JoinResponse, Unanswered> {
-        let bearer = self.bearer().await?;
-        let channel = self.endpoint.connect().await.map_err(|e| Unanswered::Away(root_cause(&e)))?;
-        let mut client = WorkerServiceClient::with_interceptor(channel, bearer.clone());
+    async fn connect(&mut self) -> Result<v1::JoinResponse, Unanswered> {
+        let entrance = self.entrance().await?;
+        let channel = entrance.endpoint.connect_with_connector(entrance.connector.clone()).await;
+        let channel = channel.map_err(|error| self.not_connected(&error))?;
+        let mut client = entrance.client(channel);
         let request = v1::JoinRequest {
             name: self.options.name.clone(),
             device: Some(self.device.clone()),
-            version: env!("CARGO_PKG_VERSION").into(),
+            version: protocol::RELEASE.into(),
             node: self.options.node.clone(),
+            protocol: protocol::OURS.to_string(),
         };
         let joined = client.join(request).await.map_err(|status| self.unanswered(&status))?.into_inner();
         // Half a lease is left for another connection then.
         let patience = Duration::from_millis(joined.lease_ttl_ms) / 2;
-        self.session = Some(Session { calls: Calls::new(client), bearer, patience });
+        self.session = Some(Session { calls: Calls::new(client.clone()), entrance, client, patience });
         Ok(joined)
+    }
+}
+
+/// The coordinator at this URL, whose absence is noticed.
+fn endpoint(url: &str) -> Result<Endpoint, Error> {
+    let endpoint = tls::endpoint(url)?;
+    Ok(endpoint.http2_keep_alive_interval(Duration::from_secs(10)).keep_alive_timeout(Duration::from_secs(10)))
+}
+
+impl Coordinator for Grpc {
+    fn address(&self) -> &str {
+        self.url()
+    }
+
+    async fn join(&mut self) -> Result<v1::JoinResponse, Unanswered> {
+        match self.connect().await {
+            Err(refused) if self.begins_anew(&refused) => self.connect().await,
+            joined => joined,
+        }
     }
 
     async fn sync(&mut self, request: v1::SyncRequest) -> Result<v1::SyncResponse, Unanswered> {
+        self.renew().await;
         let Some(session) = &mut self.session else { return Err(Unanswered::Away("not joined yet".into())) };
         let limit = Duration::from_millis(request.hold_ms) + session.patience;
         match tokio::time::timeout(limit, session.calls.sync(request)).await {
@@ -184,8 +383,10 @@ impl Coordinator for Grpc {
             Err(_) => {
                 // Where a network swallows packets nothing ends a connection, and what is sent again on an old one comes
                 // ever later: a new one is there as soon as the network is.
-                let channel = self.endpoint.connect_lazy();
-                session.calls = Calls::new(WorkerServiceClient::with_interceptor(channel, session.bearer.clone()));
+                let Entrance { endpoint, connector, .. } = &session.entrance;
+                let channel = endpoint.connect_with_connector_lazy(connector.clone());
+                session.client = session.entrance.client(channel);
+                session.calls = Calls::new(session.client.clone());
                 Err(Unanswered::Away(format!("no answer within {limit:?}")))
             }
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use deltaconv_proto::v1;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
@@ -45,9 +46,10 @@ pub(super) fn waits(jitter_seed: Option<u64>) -> impl Iterator<Item = Duration> 
     builder.build()
 }
 
-/// Joins, however long that takes. `None` when `shutdown` comes first.
+/// Joins, however long that takes, or until the given time. `None` when that or `shutdown` comes first.
 pub(super) async fn join(
     coordinator: &mut impl Coordinator,
+    until: Option<Instant>,
     shutdown: &CancellationToken,
 ) -> Result<Option<v1::JoinResponse>, Error> {
     let mut said = false;
@@ -55,6 +57,7 @@ pub(super) async fn join(
         let answer = tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
+            () = reached(until) => break,
             answer = coordinator.join() => answer,
         };
         match answer {
@@ -72,8 +75,17 @@ pub(super) async fn join(
         tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
+            () = reached(until) => break,
             () = tokio::time::sleep(wait) => {}
         }
     }
     Ok(None)
+}
+
+/// Waits for that time, if there is one.
+pub(super) async fn reached(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
 }

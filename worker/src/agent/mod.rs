@@ -7,6 +7,7 @@ pub(crate) mod connect;
 mod coordinator;
 pub(crate) mod device;
 mod http;
+mod identity;
 mod runner;
 mod sync;
 
@@ -16,6 +17,9 @@ use std::time::Duration;
 
 use deltaconv_kernels as kernels;
 use deltaconv_proto::code::Code;
+use deltaconv_proto::objects::Allowed;
+use deltaconv_proto::tls::{self, Invitation};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use coordinator::{Coordinator, Unanswered};
@@ -26,13 +30,31 @@ use crate::codes::of_kernels;
 use crate::metrics;
 use crate::shards::{Cache, cache};
 
+/// What a worker joins with.
+#[derive(Clone, Debug)]
+pub enum Admission {
+    /// A coordinator without TLS, and its token file; that is waited for if it isn't there yet.
+    TokenFile {
+        /// URL of the coordinator, `http://host:port`.
+        coordinator: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// An invitation.
+    Invitation(Invitation),
+    /// What an earlier invitation became.
+    Identity,
+}
+
 /// How a worker runs.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// URL of the coordinator, `http://host:port`.
-    pub coordinator: String,
-    /// File with the token to join with; waited for if it isn't there yet.
-    pub token_file: PathBuf,
+    /// How it joins.
+    pub admission: Admission,
+    /// Folder where the identity is kept that an invitation becomes; the user's or the system's if there is none.
+    pub identity: Option<PathBuf>,
+    /// The places that jobs may name.
+    pub stores: Allowed,
     /// What people call this worker.
     pub name: String,
     /// Its machine, by which failures are counted.
@@ -45,15 +67,28 @@ pub struct Options {
     pub cache: cache::Options,
     /// How long leaving may take.
     pub grace: Duration,
+    /// It leaves by itself once it was given nothing for so long; never if there is none.
+    pub end_when_idle: Option<Duration>,
     /// Where `/healthz` and `/metrics` are answered; nowhere if there is none.
     pub listen: Option<SocketAddr>,
+}
+
+/// When a worker leaves by itself, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Leaving {
+    /// How long it may take.
+    pub grace: Duration,
+    /// Once it was given nothing for so long, whether its coordinator answers or not; never if there is none.
+    pub when_idle: Option<Duration>,
 }
 
 /// What keeps a worker from running.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The coordinator's URL isn't one.
-    #[error("{url:?} is no coordinator's address ({reason}); write http://host:port")]
+    #[error(
+        "{url:?} is no coordinator's address ({reason}); write https://HOST:PORT, or http://HOST:PORT of one without TLS"
+    )]
     Address {
         /// What was given.
         url: String,
@@ -71,6 +106,31 @@ pub enum Error {
     /// The token file holds what no header can carry.
     #[error("token file {0} holds no token")]
     Token(PathBuf),
+    /// What an invitation became can't be used.
+    #[error("{path} {reason}; remove it and invite the worker again, or name another folder with --identity")]
+    Identity {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it, as what follows its name.
+        reason: String,
+    },
+    /// There is nothing to join with.
+    #[error("{0} holds no identity of an earlier invitation: invite this worker with `deltaconv workers invite`")]
+    Uninvited(PathBuf),
+    /// No key was made.
+    #[error("no key was made for this worker: {0}")]
+    Key(String),
+    /// A certificate can't be used.
+    #[error(transparent)]
+    Tls(tls::Error),
+    /// Somebody answers who is not the coordinator that invited, or who doesn't accept this worker.
+    #[error("the coordinator at {url} is not trusted, or doesn't trust this worker: {reason}")]
+    Untrusted {
+        /// The coordinator.
+        url: String,
+        /// Why.
+        reason: String,
+    },
     /// The coordinator refused the worker for good.
     #[error("the coordinator at {url} refused this worker: {reason}")]
     Refused {
@@ -80,6 +140,14 @@ pub enum Error {
         reason: String,
         /// What it named, or that it named nothing.
         code: Code,
+    },
+    /// The coordinator was never met, and the worker doesn't wait for ever.
+    #[error("no coordinator at {url} took this worker in within {waited:?}, after which an idle one ends")]
+    NeverMet {
+        /// Where it should be.
+        url: String,
+        /// How long it was waited for.
+        waited: Duration,
     },
     /// The device that was asked for can't be used.
     #[error(transparent)]
@@ -117,6 +185,11 @@ impl Error {
             Self::Address { .. } => Code::CoordinatorUrl,
             Self::TokenFile { .. } | Self::Token(_) => Code::TokenFile,
             Self::Refused { code, .. } => *code,
+            Self::Identity { .. } | Self::Uninvited(_) => Code::Identity,
+            Self::Key(_) => Code::NotStarted,
+            Self::Tls(error) => error.code(),
+            Self::Untrusted { .. } => Code::Untrusted,
+            Self::NeverMet { .. } => Code::Unreachable,
             Self::Device(error) => of_kernels(error),
             Self::Cache { .. } => Code::CacheFolder,
             Self::Listen { .. } => Code::Listen,
@@ -140,20 +213,27 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     if let Some(address) = options.listen {
         http::start(address, shutdown.clone()).await?;
     }
-    let grace = options.grace;
-    let name = options.name.clone();
+    let leaving = Leaving { grace: options.grace, when_idle: options.end_when_idle };
+    let (name, stores) = (options.name.clone(), options.stores.clone());
     let coordinator = connect::Grpc::new(options, &accelerator)?;
-    work(coordinator, attempt::Threads::new(&name, accelerator, cache), grace, shutdown).await
+    work(coordinator, attempt::Threads::new(&name, accelerator, cache, stores), leaving, shutdown).await
 }
 
-/// Joins `coordinator` and works until `shutdown`; then it hands back what it holds, and is gone after `grace`. An error says that the coordinator
-/// refuses this worker for good.
+/// Joins `coordinator` and works until `shutdown`, or until it is idle for too long; then it hands back what it holds, and is gone after the
+/// grace period. An error says that the coordinator refuses this worker for good, or was never met.
 pub async fn work(
     mut coordinator: impl Coordinator,
     runner: impl Runner,
-    grace: Duration,
+    leaving: Leaving,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let Some(joined) = coordinator::join(&mut coordinator, &shutdown).await? else { return Ok(()) };
-    sync::Agent::new(coordinator, runner, joined, grace).run(shutdown).await
+    let until = leaving.when_idle.map(|waited| Instant::now() + waited);
+    let joined = coordinator::join(&mut coordinator, until, &shutdown).await?;
+    match (joined, leaving.when_idle) {
+        (Some(joined), _) => sync::Agent::new(coordinator, runner, joined, leaving).run(shutdown).await,
+        (None, Some(waited)) if !shutdown.is_cancelled() => {
+            Err(Error::NeverMet { url: coordinator.address().to_owned(), waited })
+        }
+        (None, _) => Ok(()),
+    }
 }

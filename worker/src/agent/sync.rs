@@ -8,9 +8,9 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Error;
-use super::coordinator::{self, Coordinator, Unanswered};
+use super::coordinator::{self, Coordinator, Unanswered, reached};
 use super::runner::{Attempt, Ended, Outcome, Runner, Stop};
+use super::{Error, Leaving};
 
 /// How long the coordinator may hold a call of a worker that has nothing to do.
 const HOLD_IDLE: Duration = Duration::from_secs(10);
@@ -57,7 +57,9 @@ pub(super) struct Agent<C, R: Runner> {
     attempts: BTreeMap<AttemptKey, Held<R::Attempt>>,
     outcomes: mpsc::UnboundedSender<(v1::Lease, Outcome)>,
     ended: mpsc::UnboundedReceiver<(v1::Lease, Outcome)>,
-    grace: Duration,
+    leaving: Leaving,
+    /// Since when it holds nothing; none while it does.
+    idle_since: Option<Instant>,
     /// When attempts that have not stopped are left, once the worker leaves.
     leave_by: Option<Instant>,
     /// Why the coordinator takes nothing in, as it last said; empty while it does.
@@ -80,10 +82,12 @@ enum Event {
     News,
     Leave,
     TimeIsUp,
+    /// It was given nothing for so long that it leaves by itself.
+    Idle,
 }
 
 impl<C: Coordinator, R: Runner> Agent<C, R> {
-    pub(super) fn new(coordinator: C, runner: R, joined: v1::JoinResponse, grace: Duration) -> Self {
+    pub(super) fn new(coordinator: C, runner: R, joined: v1::JoinResponse, leaving: Leaving) -> Self {
         let (outcomes, ended) = mpsc::unbounded_channel();
         Self {
             coordinator,
@@ -92,7 +96,8 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
             attempts: BTreeMap::new(),
             outcomes,
             ended,
-            grace,
+            leaving,
+            idle_since: Some(Instant::now()),
             leave_by: None,
             read_only: String::new(),
             has_news: false,
@@ -103,7 +108,7 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
         }
     }
 
-    /// Works until `shutdown`, then hands back what it holds.
+    /// Works until `shutdown`, then hands back what it holds; or until it is idle for too long.
     pub(super) async fn run(mut self, shutdown: CancellationToken) -> Result<(), Error> {
         let mut waits = coordinator::waits(self.coordinator.jitter_seed());
         let mut away = false;
@@ -114,8 +119,13 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
                 Event::TimeIsUp => {}
                 Event::Leave => {
                     tracing::info!("leaving: attempts are stopped and handed back");
-                    self.leave_by = Some(Instant::now() + self.grace - self.ending());
+                    self.leave_by = Some(Instant::now() + self.leaving.grace - self.ending());
                     self.stop_all(Stop::Release);
+                }
+                Event::Idle => {
+                    if self.is_let_go(&shutdown).await? {
+                        return Ok(());
+                    }
                 }
                 Event::Answer(Ok(response)) => {
                     self.has_news = false;
@@ -140,6 +150,10 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
                     return Err(error);
                 }
             }
+            self.idle_since = match self.attempts.is_empty() {
+                true => self.idle_since.or_else(|| Some(Instant::now())),
+                false => None,
+            };
             let has_left = self.leave_by.is_some_and(|by| self.attempts.is_empty() || Instant::now() >= by);
             if has_left {
                 self.say_goodbye().await;
@@ -150,13 +164,14 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
 
     /// Whatever happens first. A call that waits is given up when there is something new to say: the next one says all.
     async fn next_event(&mut self, shutdown: &CancellationToken) -> Event {
-        let leaving = self.leave_by.is_some();
+        let (leaving, idle_until) = (self.leave_by.is_some(), self.idle_until());
         if let Some(call_after) = self.call_after.take() {
             tokio::select! {
                 biased;
                 Some((lease, outcome)) = self.ended.recv() => return Event::Ended(lease, outcome),
                 () = shutdown.cancelled(), if !leaving => return Event::Leave,
-                () = until(self.leave_by) => return Event::TimeIsUp,
+                () = reached(self.leave_by) => return Event::TimeIsUp,
+                () = reached(idle_until) => return Event::Idle,
                 () = self.runner.news() => self.has_news = true,
                 () = tokio::time::sleep_until(call_after) => {}
             }
@@ -174,7 +189,8 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
             biased;
             Some((lease, outcome)) = self.ended.recv() => Event::Ended(lease, outcome),
             () = shutdown.cancelled(), if !leaving => Event::Leave,
-            () = until(leave_by) => Event::TimeIsUp,
+            () = reached(leave_by) => Event::TimeIsUp,
+            () = reached(idle_until) => Event::Idle,
             () = self.runner.news(), if !self.has_news => Event::News,
             answer = self.coordinator.sync(request) => Event::Answer(answer),
         }
@@ -186,13 +202,20 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
         tokio::select! {
             biased;
             () = shutdown.cancelled(), if !leaving => {}
-            () = until(self.leave_by) => {}
+            () = reached(self.leave_by) => {}
+            () = reached(self.idle_until()) => {}
             () = tokio::time::sleep(pause) => {}
         }
     }
 
+    /// When it leaves by itself, if it is given nothing until then.
+    fn idle_until(&self) -> Option<Instant> {
+        let leaves_anyway = self.leave_by.is_some();
+        self.idle_since.zip(self.leaving.when_idle).filter(|_| !leaves_anyway).map(|(since, time)| since + time)
+    }
+
     fn ending(&self) -> Duration {
-        self.grace.mul_f64(ENDING).min(LONGEST_ENDING)
+        self.leaving.grace.mul_f64(ENDING).min(LONGEST_ENDING)
     }
 
     fn request(&self) -> v1::SyncRequest {
@@ -260,7 +283,11 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
             tracing::warn!("the coordinator has forgotten this worker; joining again");
             self.stop_all(Stop::Fenced);
             self.attempts.clear();
-            let Some(joined) = coordinator::join(&mut self.coordinator, shutdown).await? else { return Ok(false) };
+            self.idle_since = self.idle_since.or_else(|| Some(Instant::now()));
+            let until = self.idle_until();
+            let Some(joined) = coordinator::join(&mut self.coordinator, until, shutdown).await? else {
+                return Ok(false);
+            };
             self.joined = joined;
             return Ok(true);
         }
@@ -299,6 +326,20 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
         }
     }
 
+    /// Tells the coordinator that nothing more is wanted, if it can be reached. False where something was given in the last moment,
+    /// of which the answer tells: it is begun, and the worker stays.
+    async fn is_let_go(&mut self, shutdown: &CancellationToken) -> Result<bool, Error> {
+        tracing::info!(after = ?self.leaving.when_idle.unwrap_or_default(), "leaving: nothing was given for so long");
+        let request = v1::SyncRequest { hold_ms: 0, draining: true, ..self.request() };
+        let said = tokio::time::timeout(self.ending() / 2, self.coordinator.sync(request)).await;
+        let told = match said {
+            Ok(Ok(response)) if !response.start.is_empty() => return Ok(!self.take(response, shutdown).await?),
+            said => matches!(said, Ok(Ok(_))),
+        };
+        tracing::info!(told, "worker left");
+        Ok(true)
+    }
+
     /// Tells the coordinator that nothing is held any more, if it can be reached: an attempt that didn't stop in time ends with
     /// the process, and is gone on with from its last checkpoint.
     async fn say_goodbye(&mut self) {
@@ -316,10 +357,153 @@ impl<C: Coordinator, R: Runner> Agent<C, R> {
     }
 }
 
-/// Waits for that time, if there is one.
-async fn until(time: Option<Instant>) {
-    match time {
-        Some(time) => tokio::time::sleep_until(time).await,
-        None => std::future::pending().await,
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::super::work;
+    use super::*;
+
+    const IDLE: Duration = Duration::from_secs(60);
+
+    /// What the coordinator answers to a request at this time after the start; it is away if that is nothing.
+    type Answer = Box<dyn FnMut(&v1::SyncRequest, Duration) -> Option<v1::SyncResponse> + Send>;
+
+    struct Scripted {
+        began: Instant,
+        is_met: bool,
+        answer: Answer,
+        last: Arc<Mutex<v1::SyncRequest>>,
+    }
+
+    impl Coordinator for Scripted {
+        fn address(&self) -> &str {
+            "nowhere"
+        }
+
+        async fn join(&mut self) -> Result<v1::JoinResponse, Unanswered> {
+            match self.is_met {
+                true => Ok(v1::JoinResponse { worker_id: "w1".into(), ..v1::JoinResponse::default() }),
+                false => Err(Unanswered::Away("nobody is there".into())),
+            }
+        }
+
+        async fn sync(&mut self, request: v1::SyncRequest) -> Result<v1::SyncResponse, Unanswered> {
+            let answer = (self.answer)(&request, self.began.elapsed());
+            *self.last.lock().expect("no panic") = request.clone();
+            let answer = answer.ok_or_else(|| Unanswered::Away("nobody is there".into()))?;
+            if answer.start.is_empty() && answer.acknowledged.is_empty() {
+                tokio::time::sleep(Duration::from_millis(request.hold_ms)).await;
+            }
+            Ok(answer)
+        }
+
+        fn jitter_seed(&self) -> Option<u64> {
+            Some(1)
+        }
+    }
+
+    /// Has every attempt take so long.
+    struct Taking(Duration);
+
+    struct Unstopped;
+
+    impl Attempt for Unstopped {
+        fn stop(&self, _: Stop) {}
+
+        fn progress(&self) -> v1::Progress {
+            v1::Progress::default()
+        }
+    }
+
+    impl Runner for Taking {
+        type Attempt = Unstopped;
+
+        fn start(&self, _: &v1::Lease, _: v1::TaskSpec, _: Duration, ended: Ended) -> Unstopped {
+            let time = self.0;
+            tokio::spawn(async move {
+                tokio::time::sleep(time).await;
+                ended.tell(Outcome::Done(v1::Done::default()));
+            });
+            Unstopped
+        }
+
+        async fn cache(&self) -> v1::NodeCache {
+            v1::NodeCache::default()
+        }
+    }
+
+    fn start() -> v1::SyncResponse {
+        let lease = v1::Lease { task_id: "tiny-1/task".into(), attempt_id: "a1".into(), epoch: 1 };
+        let start = v1::Start { lease: Some(lease), task: Some(v1::TaskSpec::default()) };
+        v1::SyncResponse { start: vec![start], ..v1::SyncResponse::default() }
+    }
+
+    /// Acknowledges what is done.
+    fn taking_in(request: &v1::SyncRequest) -> v1::SyncResponse {
+        let done = request.attempts.iter().filter(|report| report.is_done());
+        let acknowledged = done.filter_map(|report| report.lease.clone()).collect();
+        v1::SyncResponse { acknowledged, ..v1::SyncResponse::default() }
+    }
+
+    /// How long a worker whose attempts take 100 s stays where it leaves after a minute in which it is given nothing, how it ended,
+    /// and what it said last.
+    async fn stays(is_met: bool, answer: Answer) -> (u64, Result<(), Error>, v1::SyncRequest) {
+        let (began, last) = (Instant::now(), Arc::new(Mutex::new(v1::SyncRequest::default())));
+        let coordinator = Scripted { began, is_met, answer, last: last.clone() };
+        let leaving = Leaving { grace: Duration::from_secs(8), when_idle: Some(IDLE) };
+        let ended = work(coordinator, Taking(Duration::from_secs(100)), leaving, CancellationToken::new()).await;
+        let last = last.lock().expect("no panic").clone();
+        (began.elapsed().as_secs(), ended, last)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_is_given_nothing_says_that_it_leaves() {
+        let (seconds, ended, last) = stays(true, Box::new(|request, _| Some(taking_in(request)))).await;
+        assert_eq!((seconds, ended.is_ok(), last.draining), (60, true, true));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_idle_since_its_last_task_was_taken_in() {
+        let mut is_given = false;
+        let (seconds, ended, _) = stays(
+            true,
+            Box::new(move |request, now| {
+                let is_time = now.as_secs() >= 50 && !is_given;
+                is_given |= is_time;
+                Some(if is_time { start() } else { taking_in(request) })
+            }),
+        )
+        .await;
+        // Given at 50 s, done 100 s later.
+        assert_eq!((seconds, ended.is_ok()), (210, true));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_given_in_the_last_moment_is_done() {
+        let (mut is_given, mut is_done) = (false, false);
+        let told = Arc::new(Mutex::new(false));
+        let tell = told.clone();
+        let (seconds, ended, last) = stays(
+            true,
+            Box::new(move |request, _| {
+                let is_first = request.draining && !is_given;
+                is_given |= is_first;
+                is_done |= request.attempts.iter().any(v1::AttemptReport::is_done);
+                *tell.lock().expect("no panic") = is_done;
+                Some(if is_first { start() } else { taking_in(request) })
+            }),
+        )
+        .await;
+        assert_eq!((seconds, ended.is_ok(), last.draining), (220, true, true));
+        assert!(*told.lock().expect("no panic"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_coordinator_that_is_away_keeps_no_idle_worker() {
+        let (seconds, ended, _) = stays(true, Box::new(|_, _| None)).await;
+        assert_eq!((seconds, ended.is_ok()), (60, true));
+        let (seconds, ended, _) = stays(false, Box::new(|_, _| None)).await;
+        assert!(seconds == 60 && matches!(ended, Err(Error::NeverMet { .. })), "{seconds} s: {ended:?}");
     }
 }

@@ -8,14 +8,13 @@ use std::time::{Duration, Instant};
 
 use deltaconv_proto::code::Code;
 use deltaconv_proto::ids::{AttemptId, TaskId};
-use deltaconv_proto::keys;
-use deltaconv_proto::v1::worker_service_client::WorkerServiceClient;
 use deltaconv_proto::v1::{self, attempt_report, done, task_spec};
+use deltaconv_proto::{keys, protocol};
 use futures::future::try_join_all;
 use tonic::Status;
 use tonic::transport::Endpoint;
 
-use crate::agent::connect::{Bearer, Calls};
+use crate::agent::connect::{self, Bearer, Calls};
 
 /// Workers that connect at the same time.
 const AT_ONCE: usize = 64;
@@ -192,7 +191,7 @@ impl Cluster {
 impl Simulated {
     async fn join(url: &str, bearer: &Bearer, number: usize) -> Result<Self, Error> {
         let channel = Endpoint::from_shared(url.to_owned())?.connect().await?;
-        let mut client = WorkerServiceClient::with_interceptor(channel, bearer.clone());
+        let mut client = connect::client(channel, bearer.clone());
         let device = v1::Device {
             kind: v1::Device::CUDA.into(),
             name: "NVIDIA H200".into(),
@@ -204,8 +203,9 @@ impl Simulated {
         let request = v1::JoinRequest {
             name: format!("load-{number}"),
             device: Some(device),
-            version: env!("CARGO_PKG_VERSION").into(),
+            version: protocol::RELEASE.into(),
             node: format!("node-{}", number / 8),
+            protocol: protocol::OURS.to_string(),
         };
         let joined = client.join(request).await.map_err(Box::new)?.into_inner();
         Ok(Self { calls: Calls::new(client), id: joined.worker_id, held: None, draining: false, calls_made: 0 })

@@ -13,11 +13,14 @@ use crate::{host, location, output, table};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// Folder of the state that is made; may hold a token for workers, and nothing else
+    /// Folder of the state that is made; may hold tokens and keys, and nothing else
     #[arg(long, value_name = "DIR")]
     state: PathBuf,
+    /// A backup, or the folder or bucket where backups lie; the newest that is whole is taken
+    #[arg(long, value_name = "URL", conflicts_with = "snapshots")]
+    backup: Option<String>,
     /// Where the lost coordinator wrote its snapshots; the newest that is whole is taken
-    #[arg(long, value_name = "URL", required_unless_present = "jobs")]
+    #[arg(long, value_name = "URL", required_unless_present_any = ["backup", "jobs"])]
     snapshots: Option<String>,
     /// Take this snapshot, by its name there
     #[arg(long, value_name = "NAME", requires = "snapshots")]
@@ -33,6 +36,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     let url = |named: &String| location::url(named, Path::new(""));
     let options = restore::Options {
         state: arguments.state.clone(),
+        backup: arguments.backup.as_ref().map(url).transpose()?,
         snapshots: arguments.snapshots.as_ref().map(url).transpose()?,
         snapshot: arguments.snapshot,
         jobs: arguments.jobs.iter().map(url).collect::<Result<_, _>>()?,
@@ -59,9 +63,12 @@ fn describe(restored: &Restored) -> String {
         listing.add_row([&job.job_id, &job.state, &committed, &from_manifests, &job.output_url]);
     }
     table::numbers(&mut listing, &[2, 3]);
-    let source = match restored.snapshot.as_str() {
-        "" => "from manifests".to_owned(),
-        key => format!("from {key}, as it was at {}", utc(restored.snapshot_unix_ms)),
+    let taken = utc(restored.snapshot_unix_ms);
+    let source = match (restored.backup.as_str(), restored.snapshot.as_str()) {
+        ("", "") => "from manifests".to_owned(),
+        ("", key) => format!("from {key}, as it was at {taken}"),
+        (url, _) if restored.files.is_empty() => format!("from {url}, as it was at {taken}"),
+        (url, _) => format!("from {url}, as it was at {taken}, with {}", restored.files.join(", ")),
     };
     format!("{source}\n\n{}", table::text(&listing))
 }

@@ -109,7 +109,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         }
     }
     if !arguments.offline {
-        for finding in coordinator(&arguments.connection.coordinator).await {
+        for finding in coordinator(&arguments.connection).await {
             add(finding);
         }
     }
@@ -137,10 +137,10 @@ fn describe(Finding { check, verdict, found, remedy, code }: &Finding) -> String
 }
 
 /// Whether a coordinator answers, and what time it has.
-async fn coordinator(url: &str) -> Vec<Finding> {
+async fn coordinator(to: &Connection) -> Vec<Finding> {
     const CHECK: &str = "coordinator";
     let asked = async {
-        let mut client = Client::connect(url).await?;
+        let mut client = Client::connect(to).await?;
         let began = std::time::Instant::now();
         let date = client.date().await?;
         Ok::<_, Error>((date, began.elapsed()))
@@ -148,7 +148,7 @@ async fn coordinator(url: &str) -> Vec<Finding> {
     match asked.await {
         Err(error) => vec![Finding::failed(CHECK, explain(&error), error.code())],
         Ok((date, took)) => {
-            let answers = Finding::ok(CHECK, format!("{url} answers within {:.1} ms", took.as_secs_f64() * 1e3));
+            let answers = Finding::ok(CHECK, format!("{to} answers within {:.1} ms", took.as_secs_f64() * 1e3));
             std::iter::once(answers).chain(date.map(|date| clock(date, SystemTime::now()))).collect()
         }
     }

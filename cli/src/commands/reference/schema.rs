@@ -29,6 +29,7 @@ pub(super) fn page() -> String {
     add("logs", of::<v1::TaskLog>(generator));
     add("explain", of::<v1::ExplainResponse>(generator));
     add("gc", of::<v1::CollectGarbageResponse>(generator));
+    add("coordinator backup", of::<v1::BackupResponse>(generator));
     add("doctor", of::<doctor::Findings>(generator));
     add("config show", of::<config::Settings>(generator));
     add("explain-error CODE", of::<explain_error::Explained>(generator));

@@ -38,18 +38,18 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         return Err(Error::NoTerminal);
     }
     let Arguments { job, every, connection } = arguments;
-    let url = connection.coordinator;
     // Whoever isn't there is said so on the terminal as it is.
-    Client::connect(&url).await?.jobs().await?;
-    let mut app = App::new(url.clone(), job, output::paints());
+    Client::connect(&connection).await?.jobs().await?;
+    let mut app = App::new(connection.coordinator.clone(), job, output::paints());
     let mut keys = keys();
     let mut terminal = ratatui::try_init().map_err(Error::file("draw on", "the terminal"))?;
-    let ended = follow(&mut app, &mut terminal, &mut keys, every).await;
+    let ended = follow(&connection, &mut app, &mut terminal, &mut keys, every).await;
     ratatui::restore();
     ended.map(|()| ExitCode::SUCCESS)
 }
 
 async fn follow(
+    to: &Connection,
     app: &mut App,
     terminal: &mut ratatui::DefaultTerminal,
     keys: &mut mpsc::UnboundedReceiver<KeyEvent>,
@@ -57,7 +57,7 @@ async fn follow(
 ) -> Result<(), Error> {
     let (sender, mut looks) = mpsc::channel(1);
     let (wishes, wanted) = tokio::sync::watch::channel(app.wish());
-    let looking = tokio::spawn(look(app.url().to_owned(), every, wanted, sender));
+    let looking = tokio::spawn(look(to.clone(), every, wanted, sender));
     let _looking = tokio_util::task::AbortOnDropHandle::new(looking);
     loop {
         terminal.draw(|frame| draw::draw(frame, app)).map_err(Error::file("draw on", "the terminal"))?;
@@ -68,7 +68,7 @@ async fn follow(
                     Action::None => {}
                     Action::Quit => return Ok(()),
                     change => {
-                        let made = make(app.url(), change).await;
+                        let made = make(to, change).await;
                         app.say(made.unwrap_or_else(|error| error.to_string()));
                     }
                 }
@@ -103,7 +103,7 @@ fn keys() -> mpsc::UnboundedReceiver<KeyEvent> {
 
 /// Looks at the coordinator again and again; one that is away is waited for, and that is told.
 async fn look(
-    url: String,
+    to: Connection,
     every: Duration,
     mut wanted: tokio::sync::watch::Receiver<Option<String>>,
     sender: mpsc::Sender<Result<Seen, Error>>,
@@ -111,7 +111,7 @@ async fn look(
     let mut events = Vec::new();
     loop {
         let job = wanted.borrow_and_update().clone();
-        if sender.send(once(&url, job, &mut events).await).await.is_err() {
+        if sender.send(once(&to, job, &mut events).await).await.is_err() {
             return;
         }
         // Who turns to another job wants to see it at once.
@@ -119,8 +119,8 @@ async fn look(
     }
 }
 
-async fn once(url: &str, job: Option<String>, events: &mut Vec<v1::Event>) -> Result<Seen, Error> {
-    let mut client = Client::connect(url).await?;
+async fn once(to: &Connection, job: Option<String>, events: &mut Vec<v1::Event>) -> Result<Seen, Error> {
+    let mut client = Client::connect(to).await?;
     let after = events.last().map_or(0, |event| event.sequence);
     let mut happened = client.events(v1::EventsRequest { after, ..v1::EventsRequest::default() }).await?;
     while let Some(event) = happened.next_or_end().await? {
@@ -139,8 +139,8 @@ async fn once(url: &str, job: Option<String>, events: &mut Vec<v1::Event>) -> Re
     })
 }
 
-async fn make(url: &str, action: Action) -> Result<String, Error> {
-    let mut client = Client::connect(url).await?;
+async fn make(to: &Connection, action: Action) -> Result<String, Error> {
+    let mut client = Client::connect(to).await?;
     Ok(match action {
         Action::None | Action::Quit => String::new(),
         Action::Pause(job) => {

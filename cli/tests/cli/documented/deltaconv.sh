@@ -39,6 +39,8 @@ end() {
 
 case "${1:-}" in
   coordinator)
+    # One that runs is backed up as it runs.
+    [ "${2:-}" != backup ] || exec "$program" "$@"
     # There is one at a time; a state is restored when the one before is gone.
     end coordinator
     if [ "${2:-}" != restore ]; then
@@ -53,6 +55,16 @@ case "${1:-}" in
     background "$name" "$@"
     until_it_says "$name" joined
     exit
+    ;;
+  alloc)
+    case " $* " in
+      *" --once "* | *" --dry-run "*) ;;
+      *)
+        background alloc "$@" --every 300ms
+        until_it_says alloc "keeping jobs queued"
+        exit
+        ;;
+    esac
     ;;
   demo)
     set -- "$@" --samples 32 --held-out-samples 8 --shard-samples 16 --steps 10 --warmup-steps 2 \

@@ -9,6 +9,7 @@ use std::process::Command;
 use crate::faults::copy;
 use crate::process::Running;
 use crate::scaled;
+use crate::slurm::Slurm;
 
 /// Ends what the page left running; what it wrote explains why the page failed.
 const PRELUDE: &str = "set -euo pipefail
@@ -72,6 +73,8 @@ fn small(file: &[&str]) -> String {
 
 /// The folder, with what lies in its bucket.
 pub(super) struct Machine {
+    // Its jobs end before their folder is gone.
+    _slurm: Slurm,
     // Removed with this.
     folder: tempfile::TempDir,
     address: String,
@@ -81,10 +84,16 @@ impl Machine {
     /// `is_demonstrated`: a demo has run there.
     pub(super) fn new(is_demonstrated: bool) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let machine = Self { folder, address: format!("127.0.0.1:{}", free_port()) };
-        for made in ["bin", "work", "notes", "home", "var/lib", "etc/deltaconv", "nvme"] {
-            fs::create_dir_all(machine.path(made)).expect("made");
+        for made in
+            ["bin", "work", "notes", "home", "var/lib", "etc/deltaconv", "nvme", "shared/bin", "shared/deltaconv"]
+        {
+            fs::create_dir_all(folder.path().join(made)).expect("made");
         }
+        // Among what ends with the page, its jobs.
+        let slurm = Slurm::in_folders(folder.path().join("bin"), folder.path().join("notes"));
+        let machine = Self { _slurm: slurm, folder, address: format!("127.0.0.1:{}", free_port()) };
+        let shared = machine.path("shared/bin/deltaconv");
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_deltaconv"), shared).expect("linked");
         let program = machine.path("bin/deltaconv");
         fs::write(&program, include_str!("deltaconv.sh")).expect("written");
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("made executable");
@@ -136,6 +145,7 @@ impl Machine {
             ("/var/lib/deltaconv", format!("{here}/var/lib/deltaconv")),
             ("/etc/deltaconv", format!("{here}/etc/deltaconv")),
             ("/nvme", format!("{here}/nvme")),
+            ("/shared", format!("{here}/shared")),
             ("s3://bucket", format!("file://{here}/bucket")),
         ] {
             commands = commands.replace(there, &here);
@@ -158,7 +168,10 @@ impl Machine {
         }
         command.env("DELTACONV_COORDINATOR", format!("http://{}", self.address));
         command.env("DOCUMENTED_PROGRAM", env!("CARGO_BIN_EXE_deltaconv"));
-        command.env("DOCUMENTED_NOTES", self.path("notes")).env("DOCUMENTED_ADDRESS", &self.address);
+        command
+            .env("DOCUMENTED_NOTES", self.path("notes"))
+            .env("FAKE_SLURM", self.path("notes"))
+            .env("DOCUMENTED_ADDRESS", &self.address);
         let mut running = Running::start(&mut command, self.folder.path(), "page");
         let ended = running.wait();
         assert!(ended.success(), "{ended}: {}\n{}", running.stdout(), running.stderr());

@@ -64,10 +64,11 @@ pub(super) fn named(prose: &str) -> Vec<String> {
 
 /// The subcommand that a line calls, and the flags that it gives it.
 pub(super) fn called(line: &str) -> (Vec<String>, BTreeSet<String>) {
-    let until = |word: &&str| !["|", ">", "&&", ";"].contains(word);
+    // What follows "--" is another program's.
+    let until = |word: &&str| !["|", ">", "&&", ";", "--"].contains(word);
     let words: Vec<&str> = line.split_whitespace().skip(1).take_while(until).collect();
     let is_name = |word: &&&str| word.chars().all(|c| c.is_ascii_lowercase() || c == '-') && !word.starts_with('-');
-    let has_more = |word: &str| ["bench", "config", "coordinator", "workers"].contains(&word);
+    let has_more = |word: &str| ["alloc", "bench", "config", "coordinator", "workers"].contains(&word);
     let depth = if words.first().is_some_and(|first| has_more(first)) { 2 } else { 1 };
     let path: Vec<String> = words.iter().take(depth).take_while(is_name).map(|word| (*word).to_owned()).collect();
     let rest = &words[path.len()..];

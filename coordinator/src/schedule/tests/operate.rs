@@ -50,6 +50,26 @@ fn a_worker_without_what_a_job_requires_is_given_another_ones_tasks() {
 }
 
 #[test]
+fn a_worker_is_given_only_what_its_version_knows() {
+    let mut c = Coordinator::new();
+    let job = c.submit();
+    // From before every kind of task.
+    let join = v1::JoinRequest { protocol: "0.0".into(), ..v1::JoinRequest::default() };
+    let old = c.run(|state, now, effects| state.join(join, now, effects)).expect("joins");
+    assert_eq!(c.sync(&old, Vec::new()).start, []);
+    let waiting = c.state.status(&job, c.now).expect("known").waiting_for;
+    assert!(waiting.contains("none of 1 workers knows all") && waiting.contains("upgrade them"), "{waiting}");
+    c.crash();
+    assert_eq!(c.sync(&old, Vec::new()).start, [], "after a restart, too");
+
+    let worker = c.join();
+    let start = c.sync(&worker, Vec::new()).start.remove(0);
+    // Where it fails, and nobody else knows it, it is tried there again.
+    c.sync(&worker, vec![report(&start.lease, Report::Failed(v1::Failure::default()))]);
+    assert_eq!(task_of(&c.sync(&worker, Vec::new()).start[0]), task_of(&start));
+}
+
+#[test]
 fn a_paused_job_is_handed_back_without_blame_and_goes_on_when_it_is_resumed() {
     let mut c = Coordinator::new();
     let (job, worker) = (c.submit(), c.join());
@@ -73,6 +93,19 @@ fn a_paused_job_is_handed_back_without_blame_and_goes_on_when_it_is_resumed() {
     assert_eq!(c.job_state(&job), &JobState::Done);
     let refused = c.run(|state, _, effects| state.pause(&job, effects));
     assert!(matches!(refused, Err(Error::Ended { .. })), "{refused:?}");
+}
+
+#[test]
+fn what_could_be_begun_now_is_counted() {
+    let mut c = Coordinator::new();
+    let (job, worker) = (c.submit_spec(v1::JobSpec { max_workers: 2, ..spec() }), c.join());
+    let ready = |c: &Coordinator| c.state.census(c.now).ready;
+    // Of three captures, as many as may be worked on; what comes after them waits for all three.
+    assert_eq!(ready(&c), 2);
+    c.sync(&worker, Vec::new());
+    assert_eq!(ready(&c), 1);
+    c.run(|state, _, effects| state.pause(&job, effects)).expect("paused");
+    assert_eq!(ready(&c), 0);
 }
 
 #[test]
@@ -171,4 +204,45 @@ fn many_workers_are_told_to_call_less_often_and_never_so_seldom_that_leases_end(
     assert_eq!(pace(&mut c), 500, "2001 workers at 2000 calls a second, each of which lasts half a second");
     c.run(|state, now, effects| (0..20_000).for_each(|_| join(state, now, effects)));
     assert_eq!(u128::from(pace(&mut c)), (TTL / 3).as_millis());
+}
+
+#[test]
+fn demand_is_what_workers_could_begin_by_what_jobs_require_of_them() {
+    let mut c = Coordinator::new();
+    // Three captures, two layers, noise and pictures.
+    let any = c.submit_spec(named("any", |_| ()));
+    let requires = Some(v1::Requirements { device: v1::Device::CUDA.into(), ..v1::Requirements::default() });
+    let of_gpus = named("of-gpus", |spec| (spec.requires, spec.max_workers) = (requires.clone(), 2));
+    c.submit_spec(of_gpus);
+    let counted = |c: &Coordinator| {
+        let demands = c.state.demand().demands.into_iter();
+        demands.map(|of| (of.requires.is_some(), of.ready, of.at_work, of.left)).collect::<Vec<_>>()
+    };
+    assert_eq!(counted(&c), [(false, 3, 0, 7), (true, 2, 0, 2)]);
+    assert_eq!(c.state.demand().demands[1].requires, requires);
+
+    // What requires nothing is any worker's, and so are its parts that come later.
+    let worker = c.join();
+    assert_eq!(task_of(&c.sync(&worker, Vec::new()).start[0]).job(), any.as_str());
+    let device = v1::Device { kind: v1::Device::CUDA.into(), ..v1::Device::default() };
+    let join = v1::JoinRequest { device: Some(device), node: "gpu".into(), ..v1::JoinRequest::default() };
+    let with_gpu = c.run(|state, now, effects| state.join(join, now, effects)).expect("joins");
+    c.sync(&with_gpu, Vec::new());
+    assert_eq!(counted(&c), [(false, 2, 1, 7), (true, 1, 1, 2)]);
+
+    c.run(|state, _, effects| state.pause(&any, effects)).expect("paused");
+    assert_eq!(counted(&c)[0], (false, 0, 1, 0));
+    c.run(|state, now, effects| state.resume(&any, now, effects)).expect("resumed");
+    c.state.turn_read_only("a full disk".into());
+    assert_eq!(counted(&c)[0], (false, 0, 1, 7));
+
+    let mut c = Coordinator::new();
+    let job = c.submit();
+    let worker = c.join_on("broken");
+    c.run(|state, now, effects| state.device_failed("broken", "fell off the bus", now, effects));
+    assert_eq!(c.state.demand().machines_out, ["broken"]);
+    c.run(|state, now, effects| state.give_again(worker.as_str(), now, effects)).expect("returned");
+    assert!(c.state.demand().machines_out.is_empty());
+    c.run(|state, now, effects| state.cancel(&job, now, effects)).expect("cancelled");
+    assert_eq!(c.state.demand(), v1::DemandResponse::default());
 }

@@ -1,4 +1,4 @@
-//! The shipped teachers, carried in the executable so that the demo works from anywhere.
+//! The shipped teachers, carried in the executable so that a first conversion needs nothing else.
 
 use std::fs;
 use std::io::Write;
@@ -11,7 +11,7 @@ use crate::error::Error;
 
 /// A teacher that ships with the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Teacher {
+pub(crate) enum Teacher {
     /// A UNet as Stable Diffusion's
     TinyUnet,
     /// A transformer as PixArt's
@@ -19,11 +19,11 @@ pub(super) enum Teacher {
 }
 
 /// Paths in a folder with contents.
-type Files = &'static [(&'static str, &'static [u8])];
+pub(crate) type Files = &'static [(&'static str, &'static [u8])];
 
 macro_rules! shipped {
     ($teacher:literal: $($path:literal),* $(,)?) => {
-        &[$(($path, include_bytes!(concat!("../../teachers/", $teacher, "/", $path)))),*]
+        &[$(($path, include_bytes!(concat!("../teachers/", $teacher, "/", $path)))),*]
     };
 }
 
@@ -49,14 +49,15 @@ const TINY_PIXART: Files = shipped![
 
 impl Teacher {
     /// Its name and that of its folder.
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::TinyUnet => "tiny-unet",
             Self::TinyPixart => "tiny-pixart",
         }
     }
 
-    fn files(self) -> Files {
+    /// Model, latents and prompts: all that a job needs.
+    pub(crate) fn files(self) -> Files {
         match self {
             Self::TinyUnet => TINY_UNET,
             Self::TinyPixart => TINY_PIXART,
@@ -64,7 +65,7 @@ impl Teacher {
     }
 
     /// Makes `folder` hold the teacher and nothing else. One that is whole stays as it is; one that isn't is replaced.
-    pub(super) fn extract(self, folder: &Path) -> Result<(), Error> {
+    pub(crate) fn extract(self, folder: &Path) -> Result<(), Error> {
         if self.is_whole(folder) {
             return Ok(());
         }

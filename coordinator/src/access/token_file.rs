@@ -1,12 +1,11 @@
-//! The token that workers join with.
+//! The token that workers of a coordinator without TLS may join with: what its file holds.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use deltaconv_proto::code::Code;
-use tonic::service::Interceptor;
-use tonic::{Request, Status};
+use deltaconv_proto::tls::write_secret;
 
 /// Why there is no token to check against.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +37,7 @@ impl TokenError {
 }
 
 /// A digest of the token; the token itself is not kept.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Token(blake3::Hash);
 
 impl Token {
@@ -54,7 +53,8 @@ impl Token {
                 let mut random = [0; 32];
                 getrandom::fill(&mut random).map_err(|e| TokenError::Random(e.to_string()))?;
                 text = blake3::hash(&random).to_hex().to_string();
-                make(path, &text).map_err(io)?;
+                // There whole or not at all: a worker may be waiting for the file.
+                write_secret(path, &text).map_err(io)?;
             }
             Err(error) => return Err(io(error)),
         }
@@ -66,35 +66,9 @@ impl Token {
     }
 }
 
-/// Writes the token so that it is there whole or not at all: a worker may be waiting for the file.
-fn make(path: &Path, text: &str) -> std::io::Result<()> {
-    let temporary = path.with_extension("new");
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(&temporary)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)
-}
-
-impl Interceptor for Token {
-    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
-        let header = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
-        let Some(token) = header.and_then(|value| value.strip_prefix("Bearer ")) else {
-            return Err(unauthenticated("no token: a worker joins with --token-file"));
-        };
-        // Digests compare in constant time.
-        if blake3::hash(token.as_bytes()) != self.0 {
-            return Err(unauthenticated(
-                "this token is not the coordinator's: give the worker the token file that the coordinator uses",
-            ));
-        }
-        Ok(request)
+impl Token {
+    /// Whether this is the token. Digests compare in constant time.
+    pub(crate) fn is(&self, text: &str) -> bool {
+        blake3::hash(text.as_bytes()) == self.0
     }
-}
-
-fn unauthenticated(message: &str) -> Status {
-    Code::WrongToken.status(tonic::Code::Unauthenticated, message)
 }
