@@ -6,6 +6,7 @@
 
 mod access;
 mod blame;
+mod bounded;
 mod budget;
 mod demand;
 mod event;
@@ -221,7 +222,7 @@ impl State {
     }
 
     fn write_job(&self, id: &JobId, effects: &mut Effects) {
-        effects.writes.push(Write::Job(Box::new(self.jobs[id].record())));
+        effects.writes.push(Write::Job(Box::new(bounded::fitting(self.jobs[id].record()))));
     }
 
     fn tasks_of<'a>(&'a self, job: &'a Job) -> impl Iterator<Item = &'a Task> {
