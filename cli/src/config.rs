@@ -11,11 +11,14 @@ use serde::Serialize;
 use toml::{Table, Value};
 
 use crate::error::Error;
+use crate::said::{self, said};
 
 /// Names the file.
 pub(crate) const VARIABLE: &str = "DELTACONV_CONFIG";
 /// Settings for every command that has them.
 const DEFAULTS: &str = "defaults";
+/// No setting's is as long; to compare takes time with each letter.
+const LONGEST_NAME: usize = 64;
 /// A name is suggested that is so like the one that was written.
 const LIKENESS: f64 = 0.75;
 
@@ -37,9 +40,15 @@ impl Config {
             None => usual().into_iter().find(|path| path.is_file()),
         };
         let Some(path) = path else { return Ok(Self::default()) };
-        let text = std::fs::read_to_string(&path).map_err(Error::file("read", &path))?;
-        let tables = read(&text, command).map_err(|reason| Error::Config { path: path.clone(), reason })?;
-        Ok(Self { path: Some(path), tables })
+        let text = said::read(&path).map_err(Error::file("read", &path))?;
+        let read = Self::of(&text, command).map_err(|reason| Error::Config { path: path.clone(), reason })?;
+        Ok(Self { path: Some(path), ..read })
+    }
+
+    /// What the text of a file says; otherwise why it is none.
+    pub(crate) fn of(text: &str, command: &Command) -> Result<Self, String> {
+        let tables = read(text, command).map_err(|reason| said(&reason))?;
+        Ok(Self { path: None, tables })
     }
 
     /// The command, where what the file says takes the place of what the commands' settings are by default.
@@ -301,6 +310,9 @@ fn apply(command: Command, table: &Table, defaults: &Table) -> Command {
 
 /// The name that was probably meant, as the end of a sentence.
 fn suggestion<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> String {
+    if name.len() > LONGEST_NAME {
+        return String::new();
+    }
     let likeness = |other: &&str| strsim::jaro_winkler(name, other);
     let nearest = names.max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
     match nearest.filter(|nearest| likeness(nearest) >= LIKENESS) {

@@ -63,6 +63,10 @@ pub(crate) enum Error {
     ))]
     Plaintext { address: std::net::SocketAddr },
 
+    #[error("--listen {address} can be reached from other machines, and a worker's figures are not encrypted")]
+    #[diagnostic(help("listen on 127.0.0.1, or, where that is no harm, allow it with --allow-plaintext"))]
+    PlainFigures { address: std::net::SocketAddr },
+
     #[error("--listen can be reached from other machines, and nothing says which places jobs may read and write")]
     #[diagnostic(help(
         "name them with --allow-store URL, once for each, such as s3://bucket/folder; `any` allows every place"
@@ -215,7 +219,7 @@ impl Error {
             Self::Invitation { .. } => Code::Invitation,
             Self::NoStores => Code::StoreNotAllowed,
             Self::Incomplete { .. } | Self::Report { .. } => Code::VersionsDiffer,
-            Self::Plaintext { .. } => Code::Plaintext,
+            Self::Plaintext { .. } | Self::PlainFigures { .. } => Code::Plaintext,
             Self::NotRemoved { .. } => Code::NotRemoved,
             Self::Refused { code, .. }
             | Self::Credentials { code, .. }

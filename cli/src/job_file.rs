@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use crate::error::Error;
 use crate::preset::{FINETUNE, Preset};
+use crate::said::{self, said};
 use crate::{byte_size, location};
 
 /// A job as an operator writes it.
@@ -370,11 +371,23 @@ impl Default for EvaluationTable {
 
 /// Reads a job and resolves its paths.
 pub(crate) fn read(path: &Path) -> Result<v1::JobSpec, Error> {
-    let text = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
+    let text = said::read(path).map_err(Error::file("read", path))?;
+    parse(&text, path)
+}
+
+/// The job that the text of this file says.
+pub(crate) fn parse(text: &str, path: &Path) -> Result<v1::JobSpec, Error> {
+    job(text, path).map_err(|error| match error {
+        Error::JobFile { path, reason } => Error::JobFile { path, reason: said(&reason) },
+        other => other,
+    })
+}
+
+fn job(text: &str, path: &Path) -> Result<v1::JobSpec, Error> {
     let absolute = std::path::absolute(path).map_err(Error::file("find", path))?;
     let folder = absolute.parent().unwrap_or(Path::new("/"));
-    let not_a_job = |reason: String| Error::JobFile { path: path.into(), reason: reason.trim_end().into() };
-    let file: JobFile = toml::from_str(&text).map_err(|e| not_a_job(e.to_string()))?;
+    let not_a_job = |reason| Error::JobFile { path: path.into(), reason };
+    let file: JobFile = toml::from_str(text).map_err(|e| not_a_job(e.to_string()))?;
 
     let named_by_file = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
     let name = file.name.or(named_by_file).unwrap_or_default();

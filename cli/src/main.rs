@@ -14,6 +14,8 @@ mod demo;
 mod duration;
 mod ending;
 mod error;
+#[cfg(test)]
+mod fuzzing;
 mod host;
 mod job_file;
 mod location;
@@ -22,6 +24,7 @@ mod output;
 mod preset;
 mod progress;
 mod refresh;
+mod said;
 mod shipped;
 mod stage;
 mod table;

@@ -11,6 +11,8 @@ pub mod backup;
 pub mod bench;
 mod carry_out;
 mod core;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod manifest;
 pub mod notify;
 pub mod observe;

@@ -33,7 +33,7 @@ pub fn tensors(layer: &LayerPlan) -> Vec<(String, Vec<usize>)> {
         tensors.push((format!("gates.{scale}.conv_spatial.weight"), vec![kernel, kernel, inner]));
     }
     tensors.extend([
-        ("conv_out.weight".to_owned(), vec![channels, layer.scales.len() * inner / 2]),
+        ("conv_out.weight".to_owned(), vec![channels, layer.scales.len().saturating_mul(inner) / 2]),
         ("conv_out.bias".to_owned(), vec![channels]),
         ("conv_pool.weight".to_owned(), vec![channels, channels]),
         ("conv_pool.bias".to_owned(), vec![channels]),
@@ -41,7 +41,8 @@ pub fn tensors(layer: &LayerPlan) -> Vec<(String, Vec<usize>)> {
     tensors
 }
 
-/// The number of a block's parameters.
+/// The number of a block's parameters; what can't be counted stays at the largest number.
 pub fn parameters(layer: &LayerPlan) -> u64 {
-    tensors(layer).iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
+    let numbers = |shape: &[usize]| shape.iter().fold(1, |all: u64, n| all.saturating_mul(*n as u64));
+    tensors(layer).iter().map(|(_, shape)| numbers(shape)).fold(0, u64::saturating_add)
 }

@@ -10,6 +10,8 @@ use tonic::metadata::MetadataValue;
 
 pub use table::Code;
 
+use crate::brief::Brief;
+
 /// Where a gRPC status carries the code.
 pub const METADATA: &str = "deltaconv-code";
 
@@ -32,7 +34,7 @@ pub struct Entry {
 
 /// Text that is no code.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not the code of an error")]
+#[error("{:?} is not the code of an error", Brief(.0).to_string())]
 pub struct Unknown(pub String);
 
 impl Code {

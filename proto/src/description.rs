@@ -1,5 +1,6 @@
 //! `deltaconv.json`: what a converted model is, for whoever loads it.
 
+use crate::brief::Brief;
 use crate::code::Code;
 use crate::v1::{JobPlan, LayerPlan};
 use serde::{Deserialize, Serialize};
@@ -51,7 +52,7 @@ pub struct Layer {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No JSON, or another object.
-    #[error(transparent)]
+    #[error("{}", Brief(.0))]
     Json(#[from] serde_json::Error),
     /// Of another version.
     #[error("format_version is {found}, this version reads {FORMAT_VERSION}")]

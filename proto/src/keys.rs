@@ -37,6 +37,11 @@ const START: &str = "-start";
 /// What follows the attempt in the key of its log.
 const LOG: &str = ".jsonl";
 
+/// Whether a part of a key has nothing in it that ids don't have.
+fn is_plain(part: &str) -> bool {
+    part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+}
+
 /// A range of samples as it stands in keys and task ids: fixed width, so that keys sort by sample.
 pub fn range(range: &SampleRange) -> String {
     format!("{:08}-{:08}", range.start, range.end)

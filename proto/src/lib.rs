@@ -1,6 +1,8 @@
 //! What deltaconv's processes agree on: messages, ids, object keys, and the formats of shards, teachers and blocks.
 
 pub mod block;
+pub mod bounds;
+mod brief;
 pub mod buckets;
 pub mod code;
 mod codec;
@@ -8,6 +10,8 @@ pub mod description;
 mod device;
 pub mod digest;
 pub mod draw;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod header;
 pub mod ids;
 pub mod images;
@@ -26,6 +30,7 @@ pub mod tls;
 mod utc;
 pub mod weights;
 
+pub use brief::Brief;
 pub use utc::utc;
 
 /// The messages of package `deltaconv.v1`, generated from `proto/deltaconv/v1/*.proto`, where they are documented.

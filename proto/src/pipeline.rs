@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use crate::brief::Brief;
 use crate::code::Code;
 use crate::objects::{self, Objects};
 use crate::safetensors::TensorInfo;
@@ -105,7 +106,7 @@ pub enum Text {
 
 /// What of `model_index.json` changes the numbers.
 #[derive(Deserialize)]
-struct Index {
+pub(crate) struct Index {
     #[serde(rename = "_class_name", default)]
     class: String,
     #[serde(default = "yes")]
@@ -195,7 +196,7 @@ pub fn has_old_names<'a>(find: impl Fn(&str) -> Option<&'a TensorInfo>) -> bool 
 }
 
 /// None where there is no file.
-async fn read_index(folder: &Objects) -> Result<Option<Index>, Error> {
+pub(crate) async fn read_index(folder: &Objects) -> Result<Option<Index>, Error> {
     let json = match folder.get(INDEX, MAX_CONFIG_BYTES).await {
         Ok(json) => json,
         Err(objects::Error::NotFound { .. }) => return Ok(None),
@@ -204,7 +205,7 @@ async fn read_index(folder: &Objects) -> Result<Option<Index>, Error> {
     serde_json::from_slice(&json).map(Some).map_err(|error| Error::Unfit {
         url: folder.url().to_owned(),
         key: INDEX.to_owned(),
-        reason: format!("it is not what diffusers writes ({error})"),
+        reason: format!("it is not what diffusers writes ({})", Brief(&error)),
     })
 }
 

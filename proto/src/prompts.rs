@@ -8,6 +8,8 @@ use crate::objects::{self, Objects, folder_of};
 const MAX_BYTES: u64 = 64 << 20;
 /// Prompts that are read.
 const MAX_PROMPTS: usize = 1 << 20;
+/// Of one: no encoder takes a tenth of it.
+const MAX_PROMPT_BYTES: usize = 64 << 10;
 
 /// Why prompts can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -51,14 +53,39 @@ impl Prompts {
     /// A file that is not there or holds no prompts.
     pub async fn read(url: &str) -> Result<Self, Error> {
         let (folder, key) = folder_of(url)?;
-        let bytes = Objects::open(folder)?.get(key, MAX_BYTES).await?;
+        Self::parse(url, &Objects::open(folder)?.get(key, MAX_BYTES).await?)
+    }
+
+    /// What is in the file at `url`.
+    pub(crate) fn parse(url: &str, bytes: &[u8]) -> Result<Self, Error> {
         let wrong = |reason: String| Error::NoPrompts { url: url.to_owned(), reason };
-        let text = std::str::from_utf8(&bytes).map_err(|e| wrong(format!("it is no text ({e})")))?;
+        let text = std::str::from_utf8(bytes).map_err(|e| wrong(format!("it is no text ({e})")))?;
         let lines = text.trim_start_matches('\u{feff}').lines().map(str::trim).filter(|line| !line.is_empty());
-        let texts: Vec<String> = lines.map(str::to_owned).collect();
-        if !(1..=MAX_PROMPTS).contains(&texts.len()) {
-            return Err(wrong(format!("it holds {} prompts, and 1 to {MAX_PROMPTS} are possible", texts.len())));
+        // Counted first: a file of short lines would take many times its size in memory.
+        let count = lines.clone().count();
+        if !(1..=MAX_PROMPTS).contains(&count) {
+            return Err(wrong(format!("it holds {count} prompts, and 1 to {MAX_PROMPTS} are possible")));
         }
-        Ok(Self { texts, digest: digest::of(&bytes) })
+        if let Some((number, prompt)) = lines.clone().enumerate().find(|(_, prompt)| prompt.len() > MAX_PROMPT_BYTES) {
+            let (number, found) = (number + 1, prompt.len());
+            return Err(wrong(format!("prompt {number} has {found} bytes, and {MAX_PROMPT_BYTES} are the most")));
+        }
+        Ok(Self { texts: lines.map(str::to_owned).collect(), digest: digest::of(bytes) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_prompts_and_more_or_longer_ones_than_anybody_has_are_refused() {
+        let parse = |text: &str| Prompts::parse("file:///p.txt", text.as_bytes());
+        assert_eq!(parse("\u{feff}a dog\r\n\n  a cat \n").expect("two").texts, ["a dog", "a cat"]);
+        let refused = |text: &str| parse(text).expect_err("refused").to_string();
+        assert!(refused("\n \n").contains("0 prompts"));
+        assert!(refused(&"a\n".repeat(MAX_PROMPTS + 1)).contains("1048577 prompts"));
+        assert!(refused(&format!("a dog\n{}", "a".repeat(MAX_PROMPT_BYTES + 1))).contains("prompt 2 has 65537 bytes"));
+        assert!(Prompts::parse("file:///p.txt", &[0xff]).is_err());
     }
 }

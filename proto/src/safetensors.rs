@@ -12,6 +12,7 @@ pub use dtype::Dtype;
 pub use header::{Header, TensorInfo, parse, parse_header, parse_length};
 pub use writer::serialize_header;
 
+use crate::brief::Brief;
 use crate::code::Code;
 
 /// Bytes before the JSON: its length.
@@ -19,6 +20,12 @@ pub const LENGTH_BYTES: u64 = 8;
 
 /// The longest JSON header that is read, in bytes; the reference implementation's own limit.
 pub const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// The longest name of a tensor that is read, in bytes; diffusers' have some hundred.
+pub const MAX_NAME_BYTES: usize = 1024;
+
+/// The most dimensions of a tensor that is read: PyTorch has no more.
+pub const MAX_DIMENSIONS: usize = 64;
 
 /// Why bytes are not a safetensors header, or a header cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -44,10 +51,10 @@ pub enum Error {
         file_len: u64,
     },
     /// The header is no JSON of the expected form.
-    #[error("the header is not valid: {0}")]
+    #[error("the header is not valid: {}", Brief(.0))]
     Json(#[from] serde_json::Error),
     /// The shape's element count times the dtype's size is no u64.
-    #[error("tensor `{name}`: shape {shape:?} of {dtype} has more bytes than can be counted")]
+    #[error("tensor `{}`: shape {shape:?} of {dtype} has more bytes than can be counted", Brief(.name))]
     Overflow {
         /// The tensor.
         name: String,
@@ -58,7 +65,8 @@ pub enum Error {
     },
     /// The offsets do not span the bytes that the shape needs.
     #[error(
-        "tensor `{name}`: data_offsets {start}..{end} do not hold shape {shape:?} of {dtype}, which is {bytes} bytes"
+        "tensor `{}`: data_offsets {start}..{end} do not hold shape {shape:?} of {dtype}, which is {bytes} bytes",
+        Brief(.name)
     )]
     WrongSize {
         /// The tensor.
@@ -75,7 +83,10 @@ pub enum Error {
         end: u64,
     },
     /// Tensors overlap, or leave a hole.
-    #[error("tensor `{name}` starts at byte {start} of the data section, but the tensors before it end at {expected}")]
+    #[error(
+        "tensor `{}` starts at byte {start} of the data section, but the tensors before it end at {expected}",
+        Brief(.name)
+    )]
     NotContiguous {
         /// The tensor.
         name: String,
@@ -95,7 +106,7 @@ pub enum Error {
         data_len: u64,
     },
     /// A header to be written names one tensor twice.
-    #[error("tensor `{name}` is named twice: every tensor of a file needs a name of its own")]
+    #[error("tensor `{}` is named twice: every tensor of a file needs a name of its own", Brief(.name))]
     DuplicateName {
         /// The name.
         name: String,

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
+use crate::brief::Brief;
 use crate::code::Code;
 use crate::digest;
 use crate::header::{self, FileHeader};
@@ -145,8 +146,8 @@ impl Files {
 
     async fn of_index(folder: &Objects, component: &str, key: String, json: &[u8]) -> Result<Self, Error> {
         let wrong = |reason: String| Error::Index { url: folder.url().to_owned(), key: key.clone(), reason };
-        let Index { weight_map } =
-            serde_json::from_slice(json).map_err(|e| wrong(format!("it is no index of safetensors files ({e})")))?;
+        let Index { weight_map } = serde_json::from_slice(json)
+            .map_err(|e| wrong(format!("it is no index of safetensors files ({})", Brief(&e))))?;
         let names: BTreeSet<&str> = weight_map.values().map(String::as_str).collect();
         if names.is_empty() || names.len() > MAX_FILES {
             return Err(wrong(format!("it names {} files, and 1 to {MAX_FILES} are expected", names.len())));
@@ -154,12 +155,13 @@ impl Files {
         let mut files = Vec::with_capacity(names.len());
         for name in names {
             if !name.ends_with(".safetensors") || name.contains(['/', '\\']) {
-                return Err(wrong(format!("it names the file {name:.200?}, which is no safetensors file beside it")));
+                let name = Brief(name);
+                return Err(wrong(format!("it names the file `{name}`, which is no safetensors file beside it")));
             }
             let found = header::read(folder, &format!("{component}/{name}"), MAX_HEADER_BYTES).await;
             files.push(found.map_err(|error| match error {
                 header::Error::Objects(objects::Error::NotFound { .. }) => {
-                    wrong(format!("it names the file {name:.200?}, which is not there"))
+                    wrong(format!("it names the file `{}`, which is not there", Brief(name)))
                 }
                 other => other.into(),
             })?);
@@ -168,7 +170,8 @@ impl Files {
         for file in &files {
             for tensor in file.header.tensors.keys() {
                 if let Some(other) = holders.insert(tensor.as_str(), file.key.as_str()) {
-                    return Err(wrong(format!("both {other} and {} hold the tensor `{tensor:.200}`", file.key)));
+                    let tensor = Brief(tensor.as_str());
+                    return Err(wrong(format!("both {other} and {} hold the tensor `{tensor}`", file.key)));
                 }
             }
         }
@@ -176,7 +179,8 @@ impl Files {
         let misplaced =
             weight_map.iter().find(|(tensor, file)| holders.get(tensor.as_str()) != Some(&at(file).as_str()));
         if let Some((tensor, file)) = misplaced {
-            return Err(wrong(format!("{file} has no tensor `{tensor:.200}`, which the index says it has")));
+            let tensor = Brief(tensor.as_str());
+            return Err(wrong(format!("{file} has no tensor `{tensor}`, which the index says it has")));
         }
         let digest = digest::of(files.iter().map(|file| file.digest.as_str()).collect::<String>().as_bytes());
         Ok(Self { key, files, digest })

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use deltaconv_proto::code::Code;
 use deltaconv_proto::ids::{AttemptId, InvalidId, TaskId};
 use deltaconv_proto::objects::{self, Objects};
-use deltaconv_proto::{images, pipeline, prompts, safetensors, shard, v1, weights};
+use deltaconv_proto::{bounds, images, pipeline, prompts, safetensors, shard, v1, weights};
 use tokio::sync::Notify;
 
 use crate::accelerator::Accelerator;
@@ -17,6 +17,8 @@ use crate::models::Models;
 use crate::shards::Cache;
 use crate::{data, teacher};
 
+/// Bytes of a failure's message, whatever a file had in it.
+const LONGEST: usize = 4000;
 /// How often an attempt that rests looks whether it has to end.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -38,6 +40,9 @@ pub(crate) enum Error {
     /// The coordinator's message lacks a part.
     #[error("the task came without its {0}; coordinator and worker may be of different versions")]
     Incomplete(&'static str),
+    /// Numbers that no job has.
+    #[error(transparent)]
+    Bounds(#[from] bounds::Error),
     /// A kind of task that a later version brought.
     #[error(
         "this worker does not know the kind of task that it was given: it is of an earlier version than the coordinator"
@@ -150,6 +155,7 @@ impl Error {
         match self {
             Self::Stopped(_) => Code::Interrupted,
             Self::Incomplete(_) | Self::UnknownKind => Code::VersionsDiffer,
+            Self::Bounds(error) => error.code(),
             Self::Id(error) => error.code(),
             Self::Objects(error) => error.code(),
             Self::Shard { .. } => Code::ShardUnusable,
@@ -175,8 +181,10 @@ impl Error {
             Self::Shard { key, digest, source } => Some((key, digest, source.to_string())),
             _ => None,
         };
+        let mut message = self.code().before(self);
+        message.truncate(message.floor_char_boundary(LONGEST));
         v1::Failure {
-            message: self.code().before(self),
+            message,
             of_device: false,
             broken_shard: broken_shard.map(|(key, expected, found)| v1::BrokenShard {
                 key: key.clone(),

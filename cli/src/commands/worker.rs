@@ -61,6 +61,9 @@ pub(crate) struct Arguments {
     /// Address where /healthz and /metrics are answered [default: none]
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<SocketAddr>,
+    /// Answer there where other machines can connect, without encryption: figures alone, and nothing can be changed
+    #[arg(long)]
+    allow_plaintext: bool,
     #[command(flatten)]
     cache: Cache,
     #[command(flatten)]
@@ -108,18 +111,19 @@ impl Cache {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     let logging = arguments.logging.start()?;
-    let admission = match (arguments.invitation, arguments.invitation_file, arguments.token_file) {
-        (Some(text), ..) => Admission::Invitation(invitation(&text)?),
-        (None, Some(path), _) => {
-            let text = std::fs::read_to_string(&path).map_err(Error::file("read", &path))?;
-            // A unit of systemd has an empty line there when the file is gone, which the worker's certificate doesn't need any more.
-            match text.trim() {
-                "" => Admission::Identity,
-                text => Admission::Invitation(invitation(text)?),
-            }
-        }
-        (None, None, Some(path)) => Admission::TokenFile { coordinator: arguments.coordinator, path },
-        (None, None, None) => Admission::Identity,
+    if let Some(address) = arguments.listen.filter(|address| !address.ip().is_loopback() && !arguments.allow_plaintext)
+    {
+        return Err(Error::PlainFigures { address });
+    }
+    let text = match &arguments.invitation_file {
+        Some(path) => Some(std::fs::read_to_string(path).map_err(Error::file("read", path))?),
+        None => arguments.invitation,
+    };
+    let admission = match (text.filter(|text| !text.trim().is_empty()), arguments.token_file) {
+        (Some(text), _) => Admission::Invitation(invitation(&text)?),
+        (None, Some(path)) => Admission::TokenFile { coordinator: arguments.coordinator, path },
+        // Also where a file for it is there and empty: an earlier one was taken.
+        (None, None) => Admission::Identity,
     };
     let stores = match &arguments.allow_stores[..] {
         [] => Allowed::any(),

@@ -122,7 +122,8 @@ impl<'a> Cluster<'a> {
         let faults = Faults::none();
         let store = S3Server::on(network.near(), &faults);
         let disk = if is_isolated { Disk::mount(&service::state(folder)) } else { Disk::of_machine(folder) };
-        let options = ["--allow-plaintext".to_owned(), "--keep-free".to_owned(), disk.keep_free().to_string()];
+        let options = ["--allow-plaintext", "--allow-store", "any", "--keep-free"].map(str::to_owned);
+        let options = [&options[..], &[disk.keep_free().to_string()]].concat();
         let address = format!("{}:0", network.near());
         let coordinator = Coordinator::listen(folder, &address, &store.environment(), &options);
         let job = scaled::job_file_of(folder, &scaled::teacher(), Path::new("s3://bucket/out"), steps);

@@ -1,5 +1,6 @@
 //! The executable as people run it: real processes, on jobs that are small but go all the way.
 
+mod access;
 mod analyze;
 mod bad_input;
 mod bad_teachers;

@@ -15,8 +15,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(30);
 /// The executable under test, away from the settings of who runs the tests.
 pub(crate) fn deltaconv() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_deltaconv"));
-    for setting in ["DELTACONV_COORDINATOR", "DELTACONV_CONFIG", "DELTACONV_OUTPUT", "DELTACONV_LOG_FORMAT", "NO_COLOR"]
-    {
+    let coordinator =
+        ["DELTACONV_COORDINATOR", "DELTACONV_CREDENTIALS", "DELTACONV_INVITATION", "DELTACONV_INVITATION_FILE"];
+    let others = ["DELTACONV_CONFIG", "DELTACONV_OUTPUT", "DELTACONV_LOG_FORMAT", "NO_COLOR"];
+    for setting in coordinator.into_iter().chain(others) {
         command.env_remove(setting);
     }
     // Nobody's own settings.

@@ -214,15 +214,10 @@ fn the_doctor_says_what_is_well_and_what_to_do_about_the_rest() {
 fn a_worker_is_invited_and_says_how_it_does() {
     let folder = tempfile::tempdir().expect("a folder");
     let coordinator = Coordinator::start(folder.path());
-    let token = coordinator.token_file();
-    let token = token.to_str().expect("UTF-8");
-    let invited =
-        coordinator.json(&["workers", "invite", "--token-file", token, "--reached-at", "http://10.0.0.5:7433"]);
-    assert_eq!(invited["coordinator"], "http://10.0.0.5:7433");
-    let written = std::fs::read_to_string(coordinator.token_file()).expect("a token");
-    assert_eq!(invited["token"], written.trim());
-    let here = coordinator.run(&["workers", "invite", "--token-file", token]);
-    assert!(said(&here).contains("--reached-at"), "{}", said(&here));
+    let invited = coordinator.json(&["workers", "invite", "--address", "http://10.0.0.5:7433"]);
+    assert_eq!(invited["addresses"][0], "http://10.0.0.5:7433");
+    let here = coordinator.run(&["workers", "invite"]);
+    assert!(said(&here).contains("--address"), "{}", said(&here));
 
     let worker = coordinator.worker_with("one", &["--listen", "127.0.0.1:0", "--log-format", "json"]);
     let address = until("the worker to serve metrics", || {

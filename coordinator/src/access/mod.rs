@@ -7,6 +7,8 @@ mod guard;
 mod listen;
 mod rates;
 mod register;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod token_file;
 mod who;

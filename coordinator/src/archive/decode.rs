@@ -7,7 +7,7 @@ use crate::store::{self, Entry, Write, format};
 
 /// What has come so far.
 #[derive(Default)]
-pub(super) struct Decoder {
+pub(crate) struct Decoder {
     /// Bytes that are not a whole record yet.
     pending: Vec<u8>,
     /// Bytes before those.
@@ -34,7 +34,7 @@ enum Found {
 
 impl Decoder {
     /// Takes the next bytes, and gives the records that are whole now.
-    pub(super) fn push(&mut self, bytes: &[u8]) -> Result<Vec<Write>, Error> {
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<Vec<Write>, Error> {
         self.pending.extend_from_slice(bytes);
         if self.stage == Stage::Header && !self.header()? {
             return Ok(Vec::new());
@@ -87,7 +87,7 @@ impl Decoder {
     }
 
     /// That nothing is missing, and that it is what was written.
-    pub(super) fn finish(self) -> Result<(), Error> {
+    pub(crate) fn finish(self) -> Result<(), Error> {
         let length = self.taken + self.pending.len() as u64;
         match self.stage {
             Stage::Digest if self.pending.len() > DIGEST => {
@@ -129,7 +129,13 @@ fn length(bytes: &[u8], at: &mut usize) -> Result<Option<usize>, &'static str> {
     if !rest.iter().take(5).any(|byte| byte & 0x80 == 0) {
         return if rest.len() < 5 { Ok(None) } else { Err("a length that is none") };
     }
-    let value = decode_varint(&mut &rest[..]).map_err(|_| "a length that is none")?;
-    *at += encoded_len_varint(value);
+    let mut behind = rest;
+    let value = decode_varint(&mut behind).map_err(|_| "a length that is none")?;
+    let taken = rest.len() - behind.len();
+    // Nobody writes zeros in front, and who left them out would read on at another byte.
+    if taken != encoded_len_varint(value) {
+        return Err("a length that is none");
+    }
+    *at += taken;
     usize::try_from(value).map(Some).map_err(|_| "a length that is none")
 }

@@ -23,10 +23,14 @@ use deltaconv_proto::code::Code;
 
 use crate::store;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use decode::Decoder;
 pub(crate) use read::{ReadError, read};
 pub(crate) use write::Writer;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use write::encode;
 
-const MAGIC: &[u8] = b"deltaconv records\n";
+pub(crate) const MAGIC: &[u8] = b"deltaconv records\n";
 const DIGEST: usize = blake3::OUT_LEN;
 /// Keys are tables and ids.
 const LONGEST_KEY: usize = 1024;

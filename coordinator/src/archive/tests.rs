@@ -3,8 +3,6 @@
 use deltaconv_proto::ids::WorkerId;
 use deltaconv_proto::v1;
 
-use super::decode::Decoder;
-use super::write::encode;
 use super::*;
 use crate::store::{Entry, Write};
 
@@ -71,6 +69,8 @@ fn what_is_cut_short_or_goes_on_is_refused() {
     }
     assert!(matches!(decode(&[&bytes[..], b"x"].concat(), 64), Err(Error::Broken { .. })));
     assert!(matches!(decode(b"PK\x03\x04", 64), Err(Error::Foreign(_))));
+    // A length in more bytes than it takes.
+    assert!(matches!(decode(&[MAGIC, &[store::VERSION, 0x81, 0]].concat(), 64), Err(Error::Broken { .. })));
 }
 
 #[test]

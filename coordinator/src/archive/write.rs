@@ -50,7 +50,7 @@ impl Writer {
 }
 
 /// Appends a record.
-pub(super) fn encode(entry: &Entry, bytes: &mut Vec<u8>) {
+pub(crate) fn encode(entry: &Entry, bytes: &mut Vec<u8>) {
     encode_varint(entry.key.len() as u64, bytes);
     bytes.extend_from_slice(entry.key.as_bytes());
     encode_varint(entry.value.as_ref().map_or(0, |value| 1 + value.len() as u64), bytes);

@@ -28,6 +28,9 @@ pub(crate) struct Metrics {
 /// Labels of one name.
 type Labels = Vec<(&'static str, &'static str)>;
 
+/// What calls are denied for.
+const DENIED: [&str; 3] = ["unauthenticated", "rate", "forbidden"];
+
 impl Metrics {
     /// Nothing yet.
     pub(crate) fn new() -> Self {
@@ -41,6 +44,9 @@ impl Metrics {
         registry.register_with_unit("deltaconv_commit_duration", help, Unit::Seconds, commit.clone());
         registry.register("deltaconv_state_writes", "Records that were made durable", writes.clone());
         let (denied, certificates) = (Family::<Labels, Counter>::default(), Family::<Labels, Gauge>::default());
+        for reason in DENIED {
+            denied.get_or_create(&vec![("reason", reason)]);
+        }
         registry.register("deltaconv_denied_requests", "Calls that were denied, by what is said of it", denied.clone());
         let help = "When each of the coordinator's certificates ends, in seconds since 1970";
         registry.register("deltaconv_certificate_expiry_timestamp_seconds", help, certificates.clone());
@@ -49,10 +55,11 @@ impl Metrics {
 
     /// A call was denied.
     pub(crate) fn denied(&self, why: &Status) {
+        let [unauthenticated, rate, forbidden] = DENIED;
         let reason = match why.code() {
-            tonic::Code::Unauthenticated => "unauthenticated",
-            tonic::Code::ResourceExhausted => "rate",
-            _ => "forbidden",
+            tonic::Code::Unauthenticated => unauthenticated,
+            tonic::Code::ResourceExhausted => rate,
+            _ => forbidden,
         };
         self.denied.get_or_create(&vec![("reason", reason)]).inc();
     }
@@ -152,6 +159,7 @@ mod tests {
         let metrics = Metrics::new();
         metrics.answered(Duration::from_millis(3));
         metrics.committed(7, Duration::from_millis(2));
+        metrics.certificates(&[("coordinator", 1_800_000_000)]);
         let mut totals = Totals { leases: 5, lost: 2, ..Totals::default() };
         totals.committed[1] = 4;
         let settings = Settings::new("test", Duration::from_secs(10));

@@ -1,5 +1,6 @@
 //! The data, from the headers of its files; of the tensors only the prompt ids are read.
 
+use deltaconv_proto::Brief;
 use deltaconv_proto::buckets::Size;
 use deltaconv_proto::header;
 use deltaconv_proto::objects::Objects;
@@ -35,7 +36,7 @@ const REMEDY: &str = "data.url is the folder of latents.safetensors, prompt_embe
 
 /// What the headers say.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Known {
+pub(crate) struct Known {
     pub(super) latents: usize,
     pub(super) channels: usize,
     /// Heights and widths of the latents: one, or one for each bucket.
@@ -58,7 +59,7 @@ pub(crate) struct Prompts {
 }
 
 /// Reads the data's headers, prompts and prompt ids, and checks that they are what the teacher takes.
-pub(super) async fn read(folder: &Objects, teacher: &Teacher) -> Result<Known, Error> {
+pub(crate) async fn read(folder: &Objects, teacher: &Teacher) -> Result<Known, Error> {
     let (channels, context) = (teacher.latent_channels(), teacher.text_channels());
     let latents = file(folder, LATENTS).await?;
     let embeddings = file(folder, EMBEDDINGS).await?;
@@ -155,7 +156,7 @@ async fn check_texts(folder: &Objects, embeddings: usize) -> Result<(), Error> {
     let wrong = |reason: String| Error::Prompts { url: folder.url().to_owned(), key: PROMPTS, reason };
     let bytes = folder.get(PROMPTS, MAX_PROMPTS_BYTES).await.map_err(|e| Error::missing(e, PROMPTS, REMEDY))?;
     let Prompts { prompts } = serde_json::from_slice(&bytes)
-        .map_err(|e| wrong(format!("{e}; expected {{\"prompts\": [\"…\", …, \"\"]}}")))?;
+        .map_err(|e| wrong(format!("{}; expected {{\"prompts\": [\"…\", …, \"\"]}}", Brief(&e))))?;
     if prompts.len() != embeddings {
         let found = prompts.len();
         return Err(wrong(format!("{found} prompts, but {EMBEDDINGS} has {embeddings} rows: each row needs its text")));

@@ -32,6 +32,9 @@ pub use output::{check_output, claim_output};
 pub use tasks::{capture_ranges, earlier_students, evaluation_parts, is_mixed_in, synthesis_ranges};
 
 pub(crate) use spec::RESULTS;
+pub(crate) use tasks::count_tasks;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use {data::read as read_data, output::check_prefix, spec::check as check_spec};
 
 use spec::{Source, at_most, invalid};
 

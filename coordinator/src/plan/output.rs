@@ -1,8 +1,8 @@
 //! A job's prefix: that it is free, or this job's own.
 
-use deltaconv_proto::keys;
-use deltaconv_proto::objects;
+use deltaconv_proto::objects::{self, Objects};
 use deltaconv_proto::v1::JobSpec;
+use deltaconv_proto::{Brief, keys};
 
 use super::{Error, spec};
 
@@ -18,7 +18,10 @@ const LISTED: usize = 100_000;
 /// # Errors
 /// [`Error::OutputTaken`], naming what was found first.
 pub async fn check_output(spec: &JobSpec) -> Result<(), Error> {
-    let objects = spec::open("output_url", &spec.output_url)?;
+    check_prefix(&spec::open("output_url", &spec.output_url)?, spec).await
+}
+
+pub(crate) async fn check_prefix(objects: &Objects, spec: &JobSpec) -> Result<(), Error> {
     let taken = |found: &str, what: &str| Error::OutputTaken {
         url: objects.url().to_owned(),
         found: found.to_owned(),
@@ -31,7 +34,7 @@ pub async fn check_output(spec: &JobSpec) -> Result<(), Error> {
                 let difference = difference(&found, spec);
                 Err(taken(keys::SPEC, &format!("of a job that differs from this one ({difference})")))
             }
-            Err(error) => Err(taken(keys::SPEC, &format!("which is no job's ({error})"))),
+            Err(error) => Err(taken(keys::SPEC, &format!("which is no job's ({})", Brief(&error)))),
         },
         Err(objects::Error::NotFound { .. }) => {
             let mut keys = objects.list(LISTED).await?;
@@ -84,6 +87,6 @@ fn first_difference(path: &str, there: &serde_json::Value, here: &serde_json::Va
             })
             .next();
     }
-    let shown = |value: &serde_json::Value| value.to_string().chars().take(120).collect::<String>();
+    let shown = |value: &serde_json::Value| Brief(value).to_string();
     Some(format!("{path} is {} there, {} here", shown(there), shown(here)))
 }

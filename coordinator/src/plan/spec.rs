@@ -5,6 +5,7 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
+use deltaconv_proto::Brief;
 use deltaconv_proto::ids::JobId;
 use deltaconv_proto::objects::{self, Objects};
 use deltaconv_proto::shard::Contents;
@@ -35,7 +36,7 @@ const MAX_ROUNDS: u32 = 8;
 const MAX_SCALES: usize = 4;
 
 /// A spec whose parts are there and whose values are sane, with its folders opened.
-pub(super) struct Checked<'a> {
+pub(crate) struct Checked<'a> {
     pub(super) data: &'a Data,
     pub(super) recipe: &'a Recipe,
     pub(super) evaluation: &'a Evaluation,
@@ -44,7 +45,7 @@ pub(super) struct Checked<'a> {
 }
 
 /// Where the latents come from.
-pub(super) enum Source<'a> {
+pub(crate) enum Source<'a> {
     /// A folder of them.
     Ready(Objects),
     /// The teacher samples them.
@@ -54,13 +55,13 @@ pub(super) enum Source<'a> {
 }
 
 pub(super) fn invalid(field: impl Into<String>, value: impl Display, expected: impl Into<String>) -> Error {
-    // The value may come from anyone; the message quotes no more than is needed to recognise it.
-    let value = value.to_string().chars().take(200).collect();
+    // The value may come from anyone.
+    let value = Brief(&value).to_string();
     Error::Spec { field: field.into(), value, expected: expected.into() }
 }
 
 /// Checks everything that needs nothing but the spec.
-pub(super) fn check(spec: &JobSpec) -> Result<Checked<'_>, Error> {
+pub(crate) fn check(spec: &JobSpec) -> Result<Checked<'_>, Error> {
     let absent = |field: &str| invalid(field, "absent", "the job file needs this section");
     let data = spec.data.as_ref().ok_or_else(|| absent("data"))?;
     let recipe = spec.recipe.as_ref().ok_or_else(|| absent("recipe"))?;

@@ -44,6 +44,17 @@ pub fn evaluation_parts(spec: &JobSpec) -> Vec<Part> {
     noise.chain(pictures).collect()
 }
 
+/// How many tasks a job has, without making them.
+pub(crate) fn count_tasks(spec: &JobSpec, plan: &JobPlan) -> u64 {
+    let pieces = |samples: u32, most: u32| u64::from(samples.div_ceil(most.max(1)));
+    let recipe = spec.recipe.clone().unwrap_or_default();
+    let captures = pieces(recipe.samples, recipe.shard_samples) + pieces(recipe.held_out_samples, recipe.shard_samples);
+    let of_rounds = (1 + u64::from(recipe.rounds)) * (captures + plan.layers.len() as u64);
+    let evaluation = spec.evaluation.unwrap_or_default();
+    let parts = pieces(evaluation.samples, NOISE_SAMPLES) + pieces(evaluation.prompts, PICTURE_PROMPTS);
+    pieces(plan.latents, SAMPLED) + of_rounds + parts + 1
+}
+
 /// How many students come before the job's last one and are compared beside it: that of each earlier round, and of the last one
 /// where its blocks are trained further together; and in front the one that the first round started from, where regressions
 /// gave that.

@@ -102,7 +102,7 @@ pub async fn restore(options: Options) -> Result<Restored, Error> {
 
     let mut records = store.load()?;
     let taken = jobs::from_manifests(&mut records, &options.jobs, &mut restored).await?;
-    records.meta.epoch += EPOCHS;
+    records.meta.epoch = records.meta.epoch.saturating_add(EPOCHS);
     records.meta.jobs = records.jobs.iter().map(|job| job.sequence).max().unwrap_or(0).max(records.meta.jobs);
     store.apply(&[taken, vec![Write::Meta(records.meta)]].concat())?;
     check(records, &restored.identity)?;

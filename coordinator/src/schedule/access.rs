@@ -13,6 +13,8 @@ use super::events::{About, Severity};
 use super::{Effects, Error, Now, State};
 use crate::store::Write;
 
+/// What a worker is called that had the token file, or an operator of a coordinator without TLS.
+pub(crate) const LOCAL: &str = "local";
 /// The longest that an invitation can be taken.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 /// After its end an invitation is listed for so long.
@@ -250,10 +252,12 @@ impl State {
         self.access.identities.values()
     }
 
-    /// Whether the worker joined with this identity. One that isn't known is nobody's.
+    /// Whether the worker joined with this identity. One that isn't known is nobody's; one of which nothing was written down, since
+    /// it joined an earlier release, had the token file.
     pub fn is_of(&self, worker: &str, identity: &str) -> bool {
         let known = WorkerId::new(worker).ok().and_then(|id| self.workers.get(&id));
-        known.is_none_or(|worker| worker.identity == identity)
+        let had_token = |worker: &super::Worker| worker.identity.is_empty() && identity == LOCAL;
+        known.is_none_or(|worker| worker.identity == identity || had_token(worker))
     }
 
     /// Forgets what has long been over. Whoever is revoked stays so for as long as a certificate could last.
@@ -294,5 +298,131 @@ fn invitation(record: &v1::InvitationRecord) -> v1::InvitationStatus {
         used: record.used,
         revoked: record.revoked,
         by: record.by.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedule::Settings;
+    use crate::store::Records;
+
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    fn at(days: u64) -> Now {
+        let passed = DAY * u32::try_from(days).expect("small");
+        Now { monotonic: passed, unix_ms: passed.as_millis() as u64 }
+    }
+
+    fn state() -> State {
+        let settings = Settings::new("test", Duration::from_secs(10));
+        State::restore(settings, Records::default(), at(0)).expect("an empty one").0
+    }
+
+    fn enrolment(id: &str, key: &[u8]) -> Enrolment {
+        Enrolment {
+            id: id.into(),
+            digest: blake3::hash(b"secret"),
+            public_key: blake3::hash(key),
+            name: "gpu-7\n".into(),
+            secret: None,
+            valid: 30 * DAY,
+        }
+    }
+
+    fn invite(state: &mut State, uses: u32, now: Now) -> String {
+        let invited = state.invite(blake3::hash(b"secret"), (uses, DAY), "alice", now, &mut Effects::default());
+        invited.expect("invited").id
+    }
+
+    #[test]
+    fn an_invitation_ends_and_is_forgotten_later() {
+        let mut state = state();
+        let mut effects = Effects::default();
+        let id = invite(&mut state, 0, at(1));
+        assert!(state.enrol(enrolment(&id, b"one"), at(1), &mut effects).is_ok());
+        let over = state.enrol(enrolment(&id, b"two"), at(2), &mut effects).expect_err("a day is over");
+        assert!(over.to_string().contains("is over"), "{over}");
+        let none = state.enrol(enrolment("inv9-test", b"two"), at(1), &mut effects).expect_err("there is none");
+        let wrong = Enrolment { digest: blake3::hash(b"guessed"), ..enrolment(&id, b"two") };
+        let wrong = state.enrol(wrong, at(1), &mut effects).expect_err("a wrong secret");
+        assert_eq!(none.to_string(), wrong.to_string(), "who guesses isn't told which part is wrong");
+
+        state.forget_access(at(20), &mut effects);
+        assert_eq!((state.invitations().len(), state.identities().len()), (1, 1));
+        effects.writes.clear();
+        state.forget_access(at(33), &mut effects);
+        assert_eq!((state.invitations().len(), state.identities().len()), (0, 0));
+        let forgotten = [Write::ForgetInvitation(id), Write::ForgetIdentity("worker:1-test".into())];
+        assert_eq!(effects.writes, forgotten);
+        for (uses, valid) in [(1, Duration::ZERO), (1, 400 * DAY)] {
+            let made = state.invite(blake3::hash(b"secret"), (uses, valid), "alice", at(1), &mut effects);
+            assert!(matches!(made, Err(Error::Invitation(_))));
+        }
+    }
+
+    #[test]
+    fn an_identity_is_renewed_by_who_has_its_key_until_it_is_revoked() {
+        let mut state = state();
+        let mut effects = Effects::default();
+        let id = invite(&mut state, 1, at(1));
+        let identity = state.enrol(enrolment(&id, b"one"), at(1), &mut effects).expect("enrolled");
+        assert_eq!((identity.name.as_str(), identity.expires_unix_ms), ("gpu-7", at(31).unix_ms));
+        let (key, other) = (blake3::hash(b"one"), blake3::hash(b"other"));
+        let mut renew =
+            |state: &mut State, key| state.renew_identity(&identity.identity, key, 30 * DAY, at(20), &mut effects);
+        assert!(matches!(renew(&mut state, &other), Err(Error::Revoked(_))));
+        assert_eq!(renew(&mut state, &key).expect("renewed").expires_unix_ms, at(50).unix_ms);
+        state.revoke(&identity.identity, "alice", at(21), &mut Effects::default()).expect("revoked");
+        assert!(matches!(renew(&mut state, &key), Err(Error::Revoked(_))));
+        let again = state.enrol(enrolment(&id, b"one"), at(1), &mut Effects::default());
+        assert!(matches!(again, Err(Error::InvitationOver(_))), "its key brings it back no more");
+    }
+
+    #[test]
+    fn who_is_revoked_stays_so_through_a_restart() {
+        let mut state = state();
+        let mut effects = Effects::default();
+        let id = invite(&mut state, 1, at(1));
+        let identity = state.enrol(enrolment(&id, b"one"), at(1), &mut effects).expect("enrolled").identity;
+        for id in [identity.as_str(), "operator:mallory", id.as_str()] {
+            state.revoke(id, "alice", at(2), &mut effects).expect("revoked");
+        }
+        assert!(matches!(state.revoke("worker:7-test", "alice", at(2), &mut effects), Err(Error::UnknownIdentity(_))));
+        assert!(matches!(state.revoke("mallory", "alice", at(2), &mut effects), Err(Error::UnknownIdentity(_))));
+        let mut records = Records::default();
+        let mut export = crate::schedule::Export::default();
+        while let Some(writes) = state.export(&mut export) {
+            for write in writes {
+                match write {
+                    Write::Invitation(record) => records.invitations.push(*record),
+                    Write::Identity(record) => records.identities.push(*record),
+                    Write::Meta(meta) => records.meta = meta,
+                    _ => {}
+                }
+            }
+        }
+        let settings = Settings::new("test", Duration::from_secs(10));
+        let (mut again, _) = State::restore(settings, records, at(3)).expect("restored");
+        assert_eq!((again.invitations(), again.identities()), (state.invitations(), state.identities()));
+        assert!(again.identities().iter().all(|identity| identity.revoked) && again.identities().len() == 2);
+        assert_ne!(invite(&mut again, 1, at(3)), id, "numbers go on");
+    }
+
+    #[test]
+    fn a_worker_of_an_earlier_release_is_whose_token_it_had() {
+        let mut state = state();
+        let mut effects = Effects::default();
+        let mut join = |identity| {
+            state.join_as(identity, v1::JoinRequest::default(), at(1), &mut effects).expect("joins").to_string()
+        };
+        let [before, local, worker] = ["", LOCAL, "worker:1-test"].map(&mut join);
+        assert!(state.is_of(&before, LOCAL) && !state.is_of(&before, "worker:1-test"));
+        assert!(state.is_of(&local, LOCAL) && !state.is_of(&local, "worker:1-test"));
+        assert!(
+            state.is_of(&worker, "worker:1-test")
+                && !state.is_of(&worker, LOCAL)
+                && !state.is_of(&worker, "worker:2-test")
+        );
     }
 }

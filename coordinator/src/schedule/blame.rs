@@ -5,15 +5,14 @@ use std::collections::BTreeSet;
 use deltaconv_proto::ids::{JobId, TaskId, WorkerId};
 use deltaconv_proto::v1;
 
+use super::bounded::{MESSAGE, STORY, bounded, keep_last};
 use super::events::{About, Severity};
 use super::task::Failed;
 use super::tasks::Slot;
 use super::{Effects, Now, Phase, State, Step, Task, Worker};
 use crate::store::Write;
 
-/// Characters of a message that are kept.
-const MESSAGE: usize = 2000;
-/// Of failures that are told together, so much of each.
+/// Of failures that are told together, so many bytes of each.
 const TOLD: usize = 600;
 
 /// A machine on which something went wrong.
@@ -37,7 +36,7 @@ impl Node {
     }
 
     pub(super) fn write(&self, name: &str) -> Write {
-        if self.failures.is_empty() && self.out().is_none() {
+        if !self.says_something() {
             return Write::ForgetNode(name.to_owned());
         }
         let failure = |(task, message): &(TaskId, String)| v1::NodeFailure {
@@ -50,6 +49,11 @@ impl Node {
             device: self.device.clone().unwrap_or_default(),
             faulty: self.faulty.clone().unwrap_or_default(),
         }))
+    }
+
+    /// Whether there is anything to remember of it.
+    pub(super) fn says_something(&self) -> bool {
+        !self.failures.is_empty() || self.out().is_some()
     }
 
     /// Why nothing is given to it, where that is so.
@@ -69,7 +73,7 @@ impl State {
         effects: &mut Effects,
     ) {
         let node = self.workers.get(worker).map(|worker| worker.node.clone()).unwrap_or_default();
-        let message: String = failure.message.chars().take(MESSAGE).collect();
+        let message = bounded(&failure.message, MESSAGE);
         if failure.of_device {
             self.totals.device_failed += 1;
             self.device_failed(&node, &message, now, effects);
@@ -81,10 +85,12 @@ impl State {
         let task = &mut self.tasks[slot];
         task.last_failure.clone_from(&message);
         task.failures.push(Failed { node: node.clone(), message: message.clone() });
+        keep_last(&mut task.failures);
         let id = task.id.clone();
         let failed = self.nodes.entry(node.clone()).or_default();
         failed.failures.retain(|(task, _)| *task != id);
         failed.failures.push((id, message));
+        keep_last(&mut failed.failures);
         self.take_out_if_faulty(&node, now, effects);
         self.settle_node(&node, effects);
         if self.is_hopeless(slot, now) {
@@ -138,7 +144,7 @@ impl State {
         if self.nodes.get(node).is_some_and(|node| node.device.is_some()) {
             return;
         }
-        let message: String = message.chars().take(MESSAGE).collect();
+        let message = bounded(message, MESSAGE);
         tracing::warn!(node, reason = message, "the machine's device failed; it is given nothing more");
         let reason = format!("its device failed: {message}");
         self.note(
@@ -185,6 +191,7 @@ impl State {
             let told: Vec<String> = node.failures.iter().map(|(task, message)| told(task.as_str(), message)).collect();
             tracing::warn!(node = name, "different tasks failed on the machine; it is given nothing more");
             let reason = format!("{} tasks failed on it one after the other: {}", told.len(), told.join("; "));
+            let reason = bounded(&reason, STORY);
             node.faulty = Some(reason.clone());
             self.note(
                 (Severity::Error, "machine-out"),
@@ -307,5 +314,5 @@ impl State {
 }
 
 fn told(who: &str, message: &str) -> String {
-    format!("{who}: {}", message.chars().take(TOLD).collect::<String>())
+    format!("{who}: {}", bounded(message, TOLD))
 }

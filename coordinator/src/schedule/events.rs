@@ -62,7 +62,7 @@ impl Events {
 
     /// Puts records in order that came in none, and forgets those that were kept too long.
     pub(super) fn arrange(&mut self, last: u64) {
-        self.0.retain(|event| event.sequence <= last && event.sequence + KEPT > last);
+        self.0.retain(|event| event.sequence <= last && last - event.sequence < KEPT);
         self.0.make_contiguous().sort_by_key(|event| event.sequence);
     }
 

@@ -1,11 +1,13 @@
 //! Jobs: how they come, go from stage to stage, and end.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::sync::{Arc, OnceLock};
 
 use deltaconv_proto::ids::{JobId, TaskId};
-use deltaconv_proto::{keys, v1};
+use deltaconv_proto::{bounds, keys, v1};
 
+use super::bounded::{STORY, bounded, fits};
 use super::events::{About, Severity};
 use super::history::History;
 use super::queue::Place;
@@ -15,6 +17,9 @@ use super::tasks::{Slot, Slots};
 use super::work::Work;
 use super::{Command, Effects, Error, Kind, Now, Phase, Stage, State, Step, Task, Turn};
 use crate::plan;
+
+/// What is planned has a tenth of it; each takes half a kilobyte.
+const MAX_TASKS: u64 = 1 << 21;
 
 /// Where a job stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -131,6 +136,12 @@ impl Job {
         sequence: u64,
         created_unix_ms: u64,
     ) -> Result<(Self, Vec<Task>), Error> {
+        let insane = |what: &dyn Display| Error::Record(format!("job {id}: {what}"));
+        bounds::check(&spec, &plan).map_err(|error| insane(&error))?;
+        let count = plan::count_tasks(&spec, &plan);
+        if count > MAX_TASKS {
+            return Err(insane(&format_args!("it has {count} tasks, and {MAX_TASKS} are the most")));
+        }
         let names = plan.layers.iter().map(|layer| layer.name.as_str().into()).collect();
         let mut job = Self {
             names,
@@ -356,7 +367,7 @@ impl State {
     }
 
     pub(super) fn fail(&mut self, id: &JobId, reason: String, now: Now, effects: &mut Effects) {
-        self.end(id, JobState::Failed(reason), now, effects);
+        self.end(id, JobState::Failed(bounded(&reason, STORY)), now, effects);
     }
 
     fn end(&mut self, id: &JobId, state: JobState, now: Now, effects: &mut Effects) {
@@ -482,6 +493,11 @@ impl State {
                 let Some(job) = self.jobs.get_mut(id).filter(waits) else { return };
                 job.teacher_digest = teacher_digest;
                 job.output = output;
+                if !fits(&job.record()) {
+                    let reason = format!("the output's {} files are too many for the state to list", job.output.len());
+                    job.output.clear();
+                    return self.fail(id, reason, now, effects);
+                }
                 self.queue(id);
                 self.write_job(id, effects);
                 self.advance(id, now, effects);

@@ -7,6 +7,7 @@ use deltaconv_proto::ids::{TaskId, WorkerId};
 use deltaconv_proto::keys::{self, Written};
 use deltaconv_proto::v1::{self, Device, attempt_report};
 
+use super::bounded::{MESSAGE, bounded};
 use super::events::{About, Severity};
 use super::tasks::Slot;
 use super::{Command, Effects, Kind, Now, Phase, State, Task};
@@ -246,7 +247,7 @@ impl State {
             if has_gpu {
                 task.gpu_seconds += busy_seconds;
             }
-            task.samples += done.samples;
+            task.samples = task.samples.saturating_add(done.samples);
             match done.output {
                 Some(v1::done::Output::Synthesise(output)) => task.synthesised = Some(Box::new(output)),
                 Some(v1::done::Output::Capture(output)) => {
@@ -254,11 +255,11 @@ impl State {
                     debug_assert!(taken.is_ok(), "verification refuses keys of other attempts: {taken:?}");
                 }
                 Some(v1::done::Output::Distill(mut output)) => {
-                    output.unlearned = output.unlearned.chars().take(2000).collect();
+                    output.unlearned = bounded(&output.unlearned, MESSAGE);
                     task.distilled = Some(Box::new(output));
                 }
                 Some(v1::done::Output::Finetune(mut output)) => {
-                    output.story = output.story.chars().take(2000).collect();
+                    output.story = bounded(&output.story, MESSAGE);
                     task.finetuned = Some(Box::new(output));
                 }
                 Some(v1::done::Output::Evaluate(output)) => task.evaluated = Some(Box::new(output)),
@@ -326,6 +327,7 @@ impl State {
         self.displace(slot);
         let story =
             format!("{} was broken: expected digest {}, found {}", broken.key, broken.expected_digest, broken.found);
+        let story = bounded(&story, MESSAGE);
         let recaptures = self.change(slot, |task| {
             match &layer {
                 Some((layer, _)) => task.shards.remove(*layer),

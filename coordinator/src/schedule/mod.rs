@@ -6,6 +6,7 @@
 
 mod access;
 mod blame;
+mod bounded;
 mod budget;
 mod demand;
 mod event;
@@ -48,6 +49,7 @@ use deltaconv_proto::ids::{JobId, TaskId, WorkerId};
 use deltaconv_proto::v1;
 
 pub use access::Enrolment;
+pub(crate) use access::LOCAL;
 pub use event::{Command, Effects, Now, Turn};
 pub(crate) use events::KEPT;
 pub use explain::Explanation;
@@ -220,7 +222,7 @@ impl State {
     }
 
     fn write_job(&self, id: &JobId, effects: &mut Effects) {
-        effects.writes.push(Write::Job(Box::new(self.jobs[id].record())));
+        effects.writes.push(Write::Job(Box::new(bounded::fitting(self.jobs[id].record()))));
     }
 
     fn tasks_of<'a>(&'a self, job: &'a Job) -> impl Iterator<Item = &'a Task> {

@@ -8,6 +8,7 @@ use deltaconv_proto::ids::{AttemptId, JobId, WorkerId};
 use deltaconv_proto::protocol::Version;
 use deltaconv_proto::v1;
 
+use super::bounded::{FAILURES, keep_last};
 use super::task::Failed;
 use super::{Error, Job, JobState, Leased, Now, Phase, Task, Worker};
 
@@ -76,8 +77,9 @@ impl Task {
         self.attempts = record.attempts;
         // Format 2 had their count alone, and what the last one said.
         let counted = Failed { node: String::new(), message: record.last_failure.clone() };
-        self.failures = vec![counted; record.failures as usize];
+        self.failures = vec![counted; (record.failures as usize).min(FAILURES)];
         self.failures.extend(record.failed.into_iter().map(Failed::from_record));
+        keep_last(&mut self.failures);
         self.lost = record.lost;
         self.last_failure = record.last_failure;
         self.recaptures = record.recaptures;

@@ -15,6 +15,9 @@ use super::tasks::Tasks;
 use super::{Command, Effects, Error, Job, Now, Settings, State, Totals, Worker};
 use crate::store::{Records, Store, Write};
 
+/// No counter gets there: from here on one more might be none.
+const UNCOUNTABLE: u64 = 1 << 60;
+
 /// A state whose records come one after the other.
 pub struct Restoring {
     state: State,
@@ -60,7 +63,7 @@ impl Restoring {
     fn add(&mut self, record: Write) -> Result<(), Error> {
         let (state, now) = (&mut self.state, self.now);
         match record {
-            Write::Meta(meta) => state.meta = meta,
+            Write::Meta(meta) => state.meta = countable(meta)?,
             Write::Job(record) => {
                 let (job, tasks) = Job::from_record(*record)?;
                 state.add_job(job, tasks);
@@ -78,7 +81,9 @@ impl Restoring {
             }
             Write::Node(record) => {
                 let (name, node) = Node::from_record(*record)?;
-                state.nodes.insert(name, node);
+                if node.says_something() {
+                    state.nodes.insert(name, node);
+                }
             }
             Write::Request(request) => state.requests.add(request),
             Write::Event(event) => state.events.add(*event),
@@ -116,6 +121,14 @@ impl Restoring {
             state.reclaim(job, &mut effects);
         }
         Ok((state, effects))
+    }
+}
+
+fn countable(meta: v1::MetaRecord) -> Result<v1::MetaRecord, Error> {
+    let v1::MetaRecord { epoch, jobs, workers, requests, events } = meta;
+    match [epoch, jobs, workers, requests, events].into_iter().find(|count| *count >= UNCOUNTABLE) {
+        Some(count) => Err(Error::Record(format!("a counter at {count}"))),
+        None => Ok(meta),
     }
 }
 

@@ -162,7 +162,7 @@ impl State {
             status.gpu_seconds += task.gpu_seconds;
             status.written_bytes =
                 status.written_bytes.saturating_add(sum_sizes(task.outputs())).saturating_add(task.shards.bytes());
-            status.samples += task.samples;
+            status.samples = status.samples.saturating_add(task.samples);
             if !task.is_committed() {
                 samples_in_work += fraction(task) * samples(job, task, &steps) as f64;
             }

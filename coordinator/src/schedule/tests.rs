@@ -477,14 +477,15 @@ fn a_restart_keeps_leases_and_checkpoints() {
     c.submit();
     let worker = c.join();
     let start = c.sync(&worker, Vec::new()).start.remove(0);
-    let checkpoint = v1::Checkpoint { object: Some(object("checkpoints/x")), step: 5 };
+    let lease = start.lease.clone().expect("a lease");
+    let (id, attempt) = (TaskId::new(lease.task_id).expect("an id"), AttemptId::new(lease.attempt_id).expect("an id"));
+    let checkpoint = v1::Checkpoint { object: Some(object(&keys::checkpoint(&id, &attempt, 5))), step: 5 };
     let progress = v1::Progress { checkpoint: Some(checkpoint.clone()), ..v1::Progress::default() };
     c.sync(&worker, vec![report(&start.lease, Report::Running(progress.clone()))]);
     c.crash();
     let answer = c.sync(&worker, vec![report(&start.lease, Report::Running(progress))]);
     assert!(answer.cancel.is_empty() && answer.start.is_empty(), "the worker goes on: {answer:?}");
-    let task = TaskId::new(start.lease.expect("a lease").task_id).expect("an id");
-    assert_eq!(c.state.tasks[&task].checkpoint.as_deref(), Some(&checkpoint));
+    assert_eq!(c.state.tasks[&id].checkpoint.as_deref(), Some(&checkpoint));
 }
 
 /// An attempt that can't read the checkpoint that it was given stores lower ones.

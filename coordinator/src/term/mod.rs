@@ -16,7 +16,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use deltaconv_proto::code::Code;
 use deltaconv_proto::objects::{self, Objects};
-use deltaconv_proto::{keys, utc};
+use deltaconv_proto::{Brief, keys, utc};
 use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -35,7 +35,7 @@ pub enum Error {
     #[error(
         "{url} belongs to coordinator {} on {} since {} (term {}); where that one is gone or shall stop, take it over: \
          `deltaconv submit --take-over` for a new job, `deltaconv retry --take-over` for one that ended so",
-        .by.identity, .by.host, utc(.by.since_unix_ms), .by.term
+        Brief(&.by.identity), Brief(&.by.host), utc(.by.since_unix_ms), .by.term
     )]
     Held {
         /// The prefix.
@@ -247,7 +247,7 @@ async fn numbers(objects: &Objects) -> Result<Vec<u32>, objects::Error> {
 }
 
 /// The highest term, if the prefix has any.
-async fn newest(objects: &Objects) -> Result<Option<Term>, Error> {
+pub(crate) async fn newest(objects: &Objects) -> Result<Option<Term>, Error> {
     for _ in 0..TRIES {
         let listed = numbers(objects).await?.into_iter().max();
         let mut number = listed.unwrap_or(0);
@@ -276,7 +276,7 @@ async fn read(objects: &Objects, number: u32) -> Result<Option<Term>, Error> {
         Err(error) if error.is_missing() => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let term: Term = serde_json::from_slice(&bytes).map_err(|error| foreign(error.to_string()))?;
+    let term: Term = serde_json::from_slice(&bytes).map_err(|error| foreign(Brief(&error).to_string()))?;
     match term.term == number {
         true => Ok(Some(term)),
         false => Err(foreign(format!("it says that it is term {}", term.term))),

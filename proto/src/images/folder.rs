@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{Error, Image, MAX_CAPTION_BYTES, MAX_SAMPLES, caption, is_image, wrong_file};
+use super::{Error, Image, MAX_CAPTION_BYTES, MAX_CAPTIONS_BYTES, MAX_SAMPLES, caption, count, is_image, wrong_file};
 use crate::objects::{self, Objects};
 
 const METADATA: &str = "metadata.jsonl";
-const MAX_METADATA_BYTES: u64 = 1 << 30;
 
 /// A line of [`METADATA`].
 #[derive(Deserialize)]
@@ -17,17 +16,18 @@ struct Line {
     text: String,
 }
 
-pub(super) async fn read(objects: &Objects, keys: Vec<String>, most: usize) -> Result<Vec<Image>, Error> {
+pub(crate) async fn read(objects: &Objects, keys: Vec<String>, most: usize) -> Result<Vec<Image>, Error> {
     let captions = read_metadata(objects).await?;
     let mut names: Vec<String> = keys.into_iter().filter(|key| is_image(key)).collect();
     names.sort();
     names.truncate(most.min(MAX_SAMPLES));
-    let mut images = Vec::with_capacity(names.len());
+    let (mut images, mut captions_bytes) = (Vec::with_capacity(names.len()), 0);
     for key in names {
         let caption = match captions.get(&key) {
             Some(caption) => caption.clone(),
             None => read_caption(objects, &key).await?,
         };
+        count(&mut captions_bytes, &caption, objects)?;
         let end = objects.size(&key).await?;
         images.push(Image { key, start: 0, end, caption });
     }
@@ -36,7 +36,7 @@ pub(super) async fn read(objects: &Objects, keys: Vec<String>, most: usize) -> R
 
 /// Captions by name of the image; none where there is no such file.
 async fn read_metadata(objects: &Objects) -> Result<BTreeMap<String, String>, Error> {
-    let bytes = match objects.get(METADATA, MAX_METADATA_BYTES).await {
+    let bytes = match objects.get(METADATA, MAX_CAPTIONS_BYTES).await {
         Ok(bytes) => bytes,
         Err(objects::Error::NotFound { .. }) => return Ok(BTreeMap::new()),
         Err(error) => return Err(error.into()),
@@ -48,7 +48,8 @@ async fn read_metadata(objects: &Objects) -> Result<BTreeMap<String, String>, Er
             let reason = format!("line {}: {e}; expected {{\"file_name\": \"…\", \"text\": \"…\"}}", number + 1);
             wrong_file(objects, METADATA, reason)
         })?;
-        Ok((file_name, text.trim().to_owned()))
+        let text = caption(objects, METADATA, text.as_bytes())?;
+        Ok((file_name, text))
     };
     lines.map(read).collect()
 }

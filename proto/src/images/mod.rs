@@ -7,13 +7,19 @@
 mod folder;
 mod shards;
 
+use crate::brief::Brief;
 use crate::code::Code;
 use crate::objects::{self, Objects};
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::{folder::read as read_folder, shards::read as read_shards};
 
 /// Images that are looked at.
 const MAX_SAMPLES: usize = 1 << 20;
 /// A caption has some hundred bytes.
 const MAX_CAPTION_BYTES: u64 = 64 << 10;
+/// Of all captions of a data set together: a coordinator holds them, which has little memory.
+const MAX_CAPTIONS_BYTES: u64 = 256 << 20;
 /// Bytes of one image.
 pub const MAX_IMAGE_BYTES: u64 = 256 << 20;
 const IMAGES: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
@@ -125,14 +131,27 @@ fn wrong(objects: &Objects, reason: &str) -> Error {
 }
 
 fn wrong_file(objects: &Objects, key: &str, reason: impl Into<String>) -> Error {
-    let key = key.chars().take(200).collect();
-    Error::File { url: objects.url().to_owned(), key, reason: reason.into() }
+    let (key, reason) = (Brief(key).to_string(), Brief(reason.into().as_str()).to_string());
+    Error::File { url: objects.url().to_owned(), key, reason }
+}
+
+/// Counts a caption among those of a data set.
+fn count(total: &mut u64, caption: &str, objects: &Objects) -> Result<(), Error> {
+    *total += caption.len() as u64;
+    match *total > MAX_CAPTIONS_BYTES {
+        true => Err(wrong(objects, &format!("its captions have more than {MAX_CAPTIONS_BYTES} bytes"))),
+        false => Ok(()),
+    }
 }
 
 /// A caption from a file: UTF-8, without space around it.
 fn caption(objects: &Objects, key: &str, bytes: &[u8]) -> Result<String, Error> {
     let text = std::str::from_utf8(bytes).map_err(|e| wrong_file(objects, key, format!("it is no text ({e})")))?;
-    Ok(text.trim().to_owned())
+    let text = text.trim();
+    match text.len() as u64 > MAX_CAPTION_BYTES {
+        true => Err(wrong_file(objects, key, format!("a caption has {} bytes", text.len()))),
+        false => Ok(text.to_owned()),
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use tar::{EntryType, Header, PaxExtensions};
 
-use super::{Error, Image, MAX_CAPTION_BYTES, MAX_IMAGE_BYTES, caption, ending, is_image, wrong_file};
+use super::{Error, Image, MAX_CAPTION_BYTES, MAX_IMAGE_BYTES, caption, count, ending, is_image, wrong_file};
 use crate::objects::Objects;
 
 const BLOCK: u64 = 512;
@@ -13,16 +13,18 @@ const WINDOW: u64 = 1 << 20;
 /// Names that don't fit a header, and what else stands in an extended one.
 const MAX_EXTENSION_BYTES: u64 = 1 << 20;
 
-pub(super) async fn read(objects: &Objects, mut keys: Vec<String>, most: usize) -> Result<Vec<Image>, Error> {
+pub(crate) async fn read(objects: &Objects, mut keys: Vec<String>, most: usize) -> Result<Vec<Image>, Error> {
     keys.retain(|key| ending(key).as_deref() == Some("tar"));
     keys.sort();
-    let mut images = Vec::new();
+    let (mut images, mut captions_bytes) = (Vec::new(), 0);
     for key in keys {
         if images.len() >= most {
             break;
         }
-        let mut shard = Shard { objects, size: objects.size(&key).await?, key, position: 0, window: (0, Bytes::new()) };
+        let (size, window) = (objects.size(&key).await?, (0, Bytes::new()));
+        let mut shard = Shard { objects, size, key, position: 0, window, captions_bytes };
         shard.read(most, &mut images).await?;
+        captions_bytes = shard.captions_bytes;
     }
     images.truncate(most);
     Ok(images)
@@ -46,6 +48,8 @@ struct Shard<'a> {
     position: u64,
     /// What was read last, and from where on.
     window: (u64, Bytes),
+    /// Of all images so far, those of other shards too.
+    captions_bytes: u64,
 }
 
 struct Member {
@@ -90,12 +94,13 @@ impl Shard<'_> {
         self.finish(pending, images)
     }
 
-    fn finish(&self, pending: Pending, images: &mut Vec<Image>) -> Result<(), Error> {
+    fn finish(&mut self, pending: Pending, images: &mut Vec<Image>) -> Result<(), Error> {
         let Some((start, end)) = pending.image else { return Ok(()) };
         let Some(caption) = pending.text else {
             let reason = format!("{} has no caption: a .txt, or a .json with a `caption`, of its name", pending.member);
             return Err(self.wrong(reason));
         };
+        count(&mut self.captions_bytes, &caption, self.objects)?;
         images.push(Image { key: self.key.clone(), start, end, caption });
         Ok(())
     }
@@ -170,7 +175,7 @@ impl Shard<'_> {
     }
 
     fn wrong(&self, reason: String) -> Error {
-        wrong_file(self.objects, &self.key, reason.chars().take(500).collect::<String>())
+        wrong_file(self.objects, &self.key, reason)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{MANIFESTS, TERMS};
+use super::{MANIFESTS, TERMS, is_plain};
 use crate::ids::JobId;
 
 /// The key of a term: whose is the highest may write under the prefix.
@@ -43,6 +43,9 @@ impl Manifest {
         let (position, rest) = name.strip_suffix(".records")?.split_once('-')?;
         let (rest, identity) = rest.rsplit_once('-')?;
         let (step, term) = rest.rsplit_once('-')?;
+        if !is_plain(step) || !is_plain(identity) {
+            return None;
+        }
         let parsed = Self {
             job: JobId::new(job).ok()?,
             position: position.parse().ok()?,
@@ -85,6 +88,8 @@ mod tests {
         assert_eq!(Manifest::parse(&key), Some(manifest));
         for key in
             ["manifests/a/3-x-00000001-i.records", "manifests/0003-x-00000001-i.records", "manifests/a/notes.txt"]
+                .into_iter()
+                .chain(["manifests/a/0003-x/../../y-00000001-i.records", "manifests/a/0003-x-00000001-i/j.records"])
         {
             assert_eq!(Manifest::parse(key), None, "{key}");
         }

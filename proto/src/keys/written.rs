@@ -1,6 +1,6 @@
 //! Keys read backwards: what an attempt wrote, and which attempt it was.
 
-use super::{FINETUNE, LOG, LOGS, START, range};
+use super::{FINETUNE, LOG, LOGS, START, is_plain, range};
 use crate::ids::AttemptId;
 use crate::v1::SampleRange;
 
@@ -50,20 +50,20 @@ impl Written {
                 let (range, attempt) = split_range(name)?;
                 (Kind::Latents, format!("synthesise/{range}"), attempt)
             }
-            ["rounds", round, "activations", layer] if is_round(round) && !layer.is_empty() => {
+            ["rounds", round, "activations", layer] if is_round(round) && is_name(layer) => {
                 let (range, attempt) = split_range(name)?;
                 (Kind::Activations, format!("r{round}/capture/{range}"), attempt)
             }
-            ["rounds", round, "blocks", layer] if is_round(round) && !layer.is_empty() => {
+            ["rounds", round, "blocks", layer] if is_round(round) && is_name(layer) => {
                 let of_start = name.strip_suffix(START).filter(|name| round == "0" && attempt_id(name).is_some());
                 let (kind, attempt) = of_start.map_or((Kind::Block, name), |attempt| (Kind::Start, attempt));
                 (kind, format!("r{round}/distill/{layer}"), attempt)
             }
-            ["checkpoints", round, "distill", layer] if !layer.is_empty() => {
+            ["checkpoints", round, "distill", layer] if is_name(layer) => {
                 round.strip_prefix('r').filter(|round| is_round(round))?;
                 (Kind::Checkpoint, format!("{round}/distill/{layer}"), split_step(name)?)
             }
-            [FINETUNE, "blocks", layer] if !layer.is_empty() => (Kind::Block, FINETUNE.to_owned(), name),
+            [FINETUNE, "blocks", layer] if is_name(layer) => (Kind::Block, FINETUNE.to_owned(), name),
             ["checkpoints", FINETUNE] => (Kind::Checkpoint, FINETUNE.to_owned(), split_step(name)?),
             ["evaluate", "noise" | "pictures", range] if is_range(range) => (Kind::Evaluation, folder.to_owned(), name),
             _ => return None,
@@ -79,10 +79,15 @@ fn is_task(local: &str) -> bool {
     match parts[..] {
         ["synthesise", range] | ["evaluate", "noise" | "pictures", range] => is_range(range),
         [round, "capture", range] => is_of_round(round) && is_range(range),
-        [round, "distill", layer] => is_of_round(round) && !layer.is_empty(),
+        [round, "distill", layer] => is_of_round(round) && is_name(layer),
         [name] => name == FINETUNE,
         _ => false,
     }
+}
+
+/// Whether a layer can be called so: its name is a part of keys and of ids.
+fn is_name(layer: &str) -> bool {
+    !matches!(layer, "" | "." | "..") && is_plain(layer)
 }
 
 /// A range and what follows it.
@@ -171,6 +176,9 @@ mod tests {
             "rounds/00/blocks/mid/a1-2-x.safetensors",
             "rounds/0/blocks/mid/a1-2-.safetensors",
             "rounds/0/blocks//a1-2-x.safetensors",
+            "rounds/0/blocks/../a1-2-x.safetensors",
+            "logs/r0/distill/../a1-2-x.jsonl",
+            "rounds/0/blocks/m\0d/a1-2-x.safetensors",
             "rounds/1/latents/00000000-00000064-a1-2-x.safetensors",
             "a/rounds/0/blocks/mid/a1-2-x.safetensors",
             "output/rounds/0/blocks/mid/a1-2-x.safetensors",

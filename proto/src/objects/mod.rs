@@ -45,6 +45,7 @@ use traffic::Direction;
 pub use tree::PART;
 pub use upload::{Outgoing, Upload};
 
+use crate::brief::Brief;
 use crate::code::Code;
 use crate::v1::ObjectRef;
 
@@ -52,12 +53,20 @@ use crate::v1::ObjectRef;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The URL is not one.
-    #[error("{url:?} is not a URL ({source}); write file:///folder")]
+    #[error("{:?} is not a URL ({source}); write file:///folder", Brief(.url))]
     InvalidUrl {
         /// What was given.
         url: String,
         /// What the parser said.
         source: url::ParseError,
+    },
+    /// A URL whose text doesn't say where it leads.
+    #[error("{:?} can't be used: {reason}; write the URL of the folder that is meant", Brief(.url))]
+    UnclearUrl {
+        /// What was given.
+        url: String,
+        /// What is unclear.
+        reason: &'static str,
     },
     /// No back end serves this scheme.
     #[error(
@@ -188,7 +197,7 @@ impl Error {
     pub fn code(&self) -> Code {
         use object_store::Error as Said;
         match self {
-            Self::InvalidUrl { .. } | Self::Unsupported { .. } => Code::StoreUrl,
+            Self::InvalidUrl { .. } | Self::UnclearUrl { .. } | Self::Unsupported { .. } => Code::StoreUrl,
             Self::NotBuilt { .. } => Code::NotBuilt,
             Self::Configuration { .. } => Code::StoreSettings,
             Self::Repository { .. } => Code::HubRepository,
@@ -234,8 +243,15 @@ pub struct OpenUpload {
     id: String,
 }
 
-/// Refuses a URL that no store of this build serves, or that carries what must not be kept.
+/// The longest URL that is read.
+const MAX_URL_BYTES: usize = 2048;
+
+/// Refuses a URL that carries what must not be kept, and one that could lead elsewhere than it seems to: what begins with the
+/// text of another URL and a slash lies below that one.
 pub fn parse_url(url: &str) -> Result<Url, Error> {
+    if let Some(reason) = unclear(url) {
+        return Err(Error::UnclearUrl { url: url.into(), reason });
+    }
     let parsed = Url::parse(url).map_err(|source| Error::InvalidUrl { url: url.into(), source })?;
     let carried = match &parsed {
         u if !u.username().is_empty() || u.password().is_some() => Some("credentials"),
@@ -253,6 +269,23 @@ pub fn parse_url(url: &str) -> Result<Url, Error> {
         return Err(Error::NotInUrl { url: clean.into(), what });
     }
     Ok(parsed)
+}
+
+/// What of a URL parsers read otherwise than it looks: they leave control characters out, go up at `..`, and decode.
+fn unclear(url: &str) -> Option<&'static str> {
+    let path = url.split_once("://").map_or(url, |(_, path)| path).to_ascii_lowercase();
+    let is_dots = |part: &str| matches!(part.replace("%2e", ".").as_str(), "." | "..");
+    match () {
+        () if url.len() > MAX_URL_BYTES => Some("it is longer than 2048 bytes"),
+        () if url.contains(|c: char| c.is_control()) || url.trim() != url => {
+            Some("it has control characters, or spaces around it")
+        }
+        () if path.contains("%2f") || path.contains('\\') || path.contains("%5c") => {
+            Some("it has a backslash or an encoded slash")
+        }
+        () if path.split('/').any(is_dots) => Some("a part of its path is '.' or '..'"),
+        () => None,
+    }
 }
 
 /// Splits the URL of an object into that of its folder and its key there.
@@ -301,7 +334,7 @@ impl Objects {
         if key.split('/').any(|part| matches!(part, "" | "." | "..")) {
             return Err(invalid("it has an empty part, or one that is '.' or '..'".into()));
         }
-        let below = Path::parse(key).map_err(|e| invalid(e.to_string()))?;
+        let below = Path::parse(key).map_err(|e| invalid(Brief(&e).to_string()))?;
         Ok(Path::from_iter(self.prefix.parts().chain(below.parts())))
     }
 
@@ -543,6 +576,19 @@ mod tests {
         assert!(!error.contains("secret"), "{error}");
         assert!(matches!(Objects::open("ftp://host/x"), Err(Error::Unsupported { .. })));
         assert!(matches!(Objects::open("no url"), Err(Error::InvalidUrl { .. })));
+        for url in [
+            "file:///a/../b",
+            "file:///a/%2E%2e/b",
+            "file:///a/.\t./b",
+            "s3://bucket/a%2F..%2Fb",
+            "https://host/a\\..\\b",
+            " file:///a",
+            &format!("file:///{}", "a/".repeat(2048)),
+        ] {
+            let refused = Objects::open(url);
+            assert!(matches!(refused, Err(Error::UnclearUrl { .. })), "{url}: {refused:?}");
+        }
+        assert!(Objects::open("file:///a/..b/c.%20/.d").is_ok());
         #[cfg(not(feature = "hub"))]
         assert!(matches!(Objects::open("hf://owner/name@main"), Err(Error::NotBuilt { .. })));
     }

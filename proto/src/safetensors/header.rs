@@ -2,9 +2,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
-use super::{Dtype, Error, LENGTH_BYTES, MAX_HEADER_BYTES};
+use super::{Dtype, Error, LENGTH_BYTES, MAX_DIMENSIONS, MAX_HEADER_BYTES, MAX_NAME_BYTES};
+use crate::brief::Brief;
 
 /// Where one tensor lies and what it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,8 +107,33 @@ pub fn parse_header(json: &[u8], file_len: u64) -> Result<Header, Error> {
 #[serde(deny_unknown_fields)]
 struct RawTensor {
     dtype: Dtype,
+    #[serde(deserialize_with = "dimensions")]
     shape: Vec<usize>,
     data_offsets: (u64, u64),
+}
+
+/// A shape, read no farther than any tensor has dimensions: two bytes of text would take eight of memory.
+fn dimensions<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<usize>, D::Error> {
+    struct Dimensions;
+    impl<'de> Visitor<'de> for Dimensions {
+        type Value = Vec<usize>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a shape of at most {MAX_DIMENSIONS} dimensions")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<usize>, A::Error> {
+            let mut shape = Vec::new();
+            while let Some(dimension) = seq.next_element()? {
+                if shape.len() == MAX_DIMENSIONS {
+                    return Err(A::Error::invalid_length(MAX_DIMENSIONS + 1, &self));
+                }
+                shape.push(dimension);
+            }
+            Ok(shape)
+        }
+    }
+    deserializer.deserialize_seq(Dimensions)
 }
 
 /// The JSON object, with names refused that come twice: a reader that keeps the first and one that keeps the last
@@ -132,16 +158,20 @@ impl<'de> Deserialize<'de> for RawHeader {
                 let mut header = RawHeader::default();
                 let mut has_metadata = false;
                 while let Some(name) = map.next_key::<String>()? {
+                    if name.len() > MAX_NAME_BYTES {
+                        let bytes = name.len();
+                        return Err(A::Error::custom(format_args!("a tensor's name has {bytes} bytes")));
+                    }
                     let is_metadata = name == "__metadata__";
                     if header.tensors.contains_key(&name) || (is_metadata && has_metadata) {
-                        return Err(A::Error::custom(format_args!("`{name}` is named twice")));
+                        return Err(A::Error::custom(format_args!("`{}` is named twice", Brief(&name))));
                     }
                     if is_metadata {
                         header.metadata = map.next_value::<Metadata>()?.0;
                         has_metadata = true;
                     } else {
-                        let tensor =
-                            map.next_value().map_err(|e| A::Error::custom(format_args!("tensor `{name}`: {e}")))?;
+                        let wrong = |e| A::Error::custom(format_args!("tensor `{}`: {e}", Brief(&name)));
+                        let tensor = map.next_value().map_err(wrong)?;
                         header.tensors.insert(name, tensor);
                     }
                 }
@@ -195,6 +225,17 @@ mod tests {
         let unknown = r#"{"a":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}}"#;
         assert!(parse(unknown, 1).unwrap_err().to_string().contains("tensor `a`"));
         assert!(parse("[]", 0).is_err());
+    }
+
+    #[test]
+    fn what_no_tensor_has_is_refused_before_it_takes_memory_and_in_few_words() {
+        let deep = format!(r#"{{"a":{{"dtype":"U8","shape":[{}1],"data_offsets":[0,1]}}}}"#, "1,".repeat(64));
+        let long = format!(r#"{{"{}":{{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}}}"#, "a".repeat(1025));
+        let kind = format!(r#"{{"a":{{"dtype":"{}","shape":[1],"data_offsets":[0,1]}}}}"#, "U8".repeat(1 << 20));
+        for (json, said) in [(&deep, "64 dimensions"), (&long, "1025 bytes"), (&kind, "unknown variant")] {
+            let error = parse(json, 1).unwrap_err().to_string();
+            assert!(error.contains(said) && error.len() < 1000, "{error}");
+        }
     }
 
     proptest! {

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
+use crate::brief::Brief;
 use crate::buckets;
 use crate::code::Code;
 use crate::safetensors::{self, Dtype, Header, LENGTH_BYTES, serialize_header};
@@ -125,7 +126,10 @@ impl Contents {
     fn dims(self, shape: &Shape) -> Vec<usize> {
         let Shape { samples, height, width, channels, weighted } = *shape;
         match self {
-            _ if weighted => vec![samples, self.maps() * height * width + 1, channels],
+            _ if weighted => {
+                let map = height.saturating_mul(width);
+                vec![samples, self.maps().saturating_mul(map).saturating_add(1), channels]
+            }
             Self::Activations => vec![samples, 2, height, width, channels],
             Self::Inputs => vec![samples, height, width, channels],
         }
@@ -133,11 +137,12 @@ impl Contents {
 
     /// Numbers that there are of one sample.
     fn numbers(self, shape: &Shape) -> usize {
-        self.maps() * shape.sample_len() + shape.weight_len()
+        self.maps().saturating_mul(shape.sample_len()).saturating_add(shape.weight_len())
     }
 }
 
-/// What the activations of a shard's samples of one bucket are.
+/// What the activations of a shard's samples of one bucket are. A peer may say that maps have more numbers than can be counted:
+/// no object is as large, so that counts stay at the largest number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Samples n; 0 for a bucket that does not occur.
@@ -160,12 +165,12 @@ impl Shape {
 
     /// Numbers in one sample's input, or output.
     pub fn sample_len(&self) -> usize {
-        self.height * self.width * self.channels
+        self.height.saturating_mul(self.width).saturating_mul(self.channels)
     }
 
     /// Numbers in all its inputs, or outputs.
     pub fn len(&self) -> usize {
-        self.samples * self.sample_len()
+        self.samples.saturating_mul(self.sample_len())
     }
 
     /// Whether the bucket does not occur.
@@ -230,8 +235,9 @@ pub fn head(shapes: &[Shape], contents: Contents, timesteps: &[i64]) -> Result<V
 /// # Errors
 /// Shapes that no object can have.
 pub fn object_len(shapes: &[Shape], contents: Contents) -> Result<u64, Error> {
-    let bytes = |shape: &Shape| (8 + 2 * contents.numbers(shape) as u64) * shape.samples as u64;
-    Ok(header(shapes, contents)?.len() as u64 + shapes.iter().map(bytes).sum::<u64>())
+    let of_sample = |shape: &Shape| (contents.numbers(shape) as u64).saturating_mul(2).saturating_add(8);
+    let bytes = |shape: &Shape| of_sample(shape).saturating_mul(shape.samples as u64);
+    Ok(shapes.iter().map(bytes).fold(header(shapes, contents)?.len() as u64, u64::saturating_add))
 }
 
 /// Recorded activations of one layer: bucket by bucket, and in each in sample order.
@@ -331,9 +337,9 @@ pub fn check_header(
     let in_buckets = if buckets > 1 { format!(" in {buckets} buckets") } else { String::new() };
     let expected = expected.iter().take(MOST_NAMED).map(described).collect::<Vec<_>>().join(", ");
     let found = header.tensors.iter().take(MOST_NAMED);
-    let found = found.map(|(name, info)| format!("{name} {} {:?}", info.dtype, info.shape)).collect::<Vec<_>>();
+    let found = found.map(|(name, info)| format!("{} {} {:?}", Brief(name), info.dtype, info.shape));
     let expected = format!("{samples} samples{in_buckets}: {expected}");
-    Err(Error::Tensors { expected, found: found.join(", ") })
+    Err(Error::Tensors { expected, found: found.collect::<Vec<_>>().join(", ") })
 }
 
 /// Tensors that an error names.

@@ -1,5 +1,6 @@
 use super::Error;
 use super::fields::Fields;
+use crate::brief::Brief;
 
 const MAX_CHANNELS: usize = 1 << 16;
 
@@ -58,7 +59,7 @@ impl ClipConfig {
             Some("CLIPTextModel") => false,
             Some("CLIPTextModelWithProjection") => true,
             other => {
-                let value = other.unwrap_or("absent").chars().take(80).collect();
+                let value = Brief(other.unwrap_or("absent")).to_string();
                 let supported = "CLIPTextModel, CLIPTextModelWithProjection";
                 return Err(Error::Unsupported { field: "architectures", value, supported });
             }
@@ -67,7 +68,7 @@ impl ClipConfig {
             Some("quick_gelu") => ClipActivation::QuickGelu,
             Some("gelu") => ClipActivation::Gelu,
             other => {
-                let value = other.unwrap_or("null").chars().take(80).collect();
+                let value = Brief(other.unwrap_or("null")).to_string();
                 return Err(Error::Unsupported { field: "hidden_act", value, supported: "quick_gelu, gelu" });
             }
         };

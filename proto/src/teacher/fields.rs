@@ -3,9 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::Error;
-
-/// Characters of a value that an error message repeats; a hostile file may hold megabytes.
-const SHOWN: usize = 80;
+use crate::brief::Brief;
 
 /// The fields of one diffusers configuration that have not been read yet.
 pub(super) struct Fields(Map<String, Value>);
@@ -21,7 +19,7 @@ impl Fields {
     /// `_class_name`, which stays unread.
     pub(super) fn class(&self) -> Result<String, Error> {
         match self.0.get("_class_name") {
-            Some(Value::String(name)) => Ok(name.chars().take(SHOWN).collect()),
+            Some(Value::String(name)) => Ok(Brief(name.as_str()).to_string()),
             Some(other) => Err(invalid("_class_name", other, "a string")),
             None => Err(Error::Invalid {
                 field: "_class_name",
@@ -110,7 +108,7 @@ impl Fields {
     pub(super) fn finish(self) -> Result<(), Error> {
         match self.0.into_iter().next() {
             Some((field, value)) => {
-                Err(Error::UnknownField { field: field.chars().take(SHOWN).collect(), value: shown(&value) })
+                Err(Error::UnknownField { field: Brief(field.as_str()).to_string(), value: shown(&value) })
             }
             None => Ok(()),
         }
@@ -130,11 +128,7 @@ pub(super) fn invalid(field: &'static str, value: &Value, expected: &str) -> Err
 }
 
 pub(super) fn shown(value: &Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().nth(SHOWN) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
-    }
+    Brief(value).to_string()
 }
 
 /// Python writes `Infinity`, `-Infinity` and `NaN`, which JSON does not have (DPMSolver's `lambda_min_clipped` is one):

@@ -23,6 +23,7 @@ pub use unet::{
 };
 pub use vae::{VaeConfig, attention_names};
 
+use crate::brief::Brief;
 use crate::code::Code;
 use crate::safetensors::{Dtype, TensorInfo};
 
@@ -30,7 +31,7 @@ use crate::safetensors::{Dtype, TensorInfo};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file is no JSON.
-    #[error("the configuration is not JSON: {0}")]
+    #[error("the configuration is not JSON: {}", Brief(.0))]
     Json(#[from] serde_json::Error),
     /// The file is JSON, but no object.
     #[error("the configuration is {found}, not a JSON object")]

@@ -1,5 +1,6 @@
 use super::Error;
 use super::fields::Fields;
+use crate::brief::Brief;
 
 const MAX_CHANNELS: usize = 1 << 16;
 
@@ -34,7 +35,7 @@ impl T5Config {
     pub fn parse(json: &[u8]) -> Result<Self, Error> {
         let mut fields = Fields::parse(json)?;
         let unsupported = |field, value: Option<&str>, supported| {
-            let value = value.unwrap_or("absent").chars().take(80).collect();
+            let value = Brief(value.unwrap_or("absent")).to_string();
             Err(Error::Unsupported { field, value, supported })
         };
         let model = fields.string("model_type", None)?;

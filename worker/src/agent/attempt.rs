@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use deltaconv_proto::code::Code;
 use deltaconv_proto::ids::{AttemptId, TaskId};
 use deltaconv_proto::objects::{Allowed, Objects};
-use deltaconv_proto::v1;
+use deltaconv_proto::{bounds, v1};
 use prost::Message;
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
@@ -143,6 +143,8 @@ fn run(
     let plan = v1::JobPlan::decode(&*spec.plan).map_err(|_| task::Error::Incomplete("plan"))?;
     // Messages of later versions have kinds that this one reads as none.
     let kind = spec.kind.ok_or(task::Error::UnknownKind)?;
+    bounds::check(&job, &plan)?;
+    bounds::check_task(&kind, &spec.latents)?;
     tracing::info!(epoch = lease.epoch, "attempt started");
     shared.stores.check_job(&job)?;
     let objects = Objects::open(&job.output_url)?;

@@ -7,6 +7,7 @@
 
 mod from_images;
 mod from_prompts;
+mod image_file;
 mod picture;
 
 use std::collections::BTreeMap;

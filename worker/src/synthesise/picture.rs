@@ -1,15 +1,11 @@
 //! An image as the VAE takes it.
 
-use std::io::Cursor;
-
 use candle_core::{Device, Tensor};
-use deltaconv_proto::buckets::{Size, nearest};
-use image::imageops::FilterType;
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+use deltaconv_proto::buckets::Size;
 
-/// Longest side of an image that is decoded.
-const MAX_SIDE: u32 = 32_768;
-/// Bytes that decoding may take.
+use super::image_file;
+
+/// Bytes that an image may have once it is decoded.
 const MAX_BYTES: u64 = 2 << 30;
 
 /// Which of `sizes` (height and width) is nearest to the image in aspect ratio, and the image at that size: [1, 3, height,
@@ -18,22 +14,9 @@ const MAX_BYTES: u64 = 2 << 30;
 /// # Errors
 /// Bytes that are no image, or one that is too large.
 pub(super) fn read(bytes: &[u8], sizes: &[Size]) -> Result<(usize, Tensor), String> {
-    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
-    let mut limits = Limits::default();
-    (limits.max_image_width, limits.max_image_height) = (Some(MAX_SIDE), Some(MAX_SIDE));
-    limits.max_alloc = Some(MAX_BYTES);
-    reader.limits(limits);
-    let mut decoder = reader.into_decoder().map_err(|e| e.to_string())?;
-    let orientation = decoder.orientation().map_err(|e| e.to_string())?;
-    let mut image = DynamicImage::from_decoder(decoder).map_err(|e| e.to_string())?;
-    image.apply_orientation(orientation);
-    let bucket = nearest(sizes, (image.height() as usize, image.width() as usize));
-    let (height, width) = *sizes.get(bucket).ok_or("the job has no size")?;
-    let image = match (image.height() as usize, image.width() as usize) == (height, width) {
-        true => image,
-        false => image.resize_to_fill(width as u32, height as u32, FilterType::Lanczos3),
-    };
-    let pixels = image.into_rgb8().into_raw().into_iter().map(|byte| f32::from(byte) / 127.5 - 1.0);
+    let (bucket, image) = image_file::decode(bytes, sizes, MAX_BYTES)?;
+    let (height, width) = (image.height() as usize, image.width() as usize);
+    let pixels = image.into_raw().into_iter().map(|byte| f32::from(byte) / 127.5 - 1.0);
     let tensor = Tensor::from_iter(pixels, &Device::Cpu)
         .and_then(|pixels| pixels.reshape((1, height, width, 3))?.permute((0, 3, 1, 2))?.contiguous());
     Ok((bucket, tensor.map_err(|e| e.to_string())?))
@@ -41,6 +24,8 @@ pub(super) fn read(bytes: &[u8], sizes: &[Size]) -> Result<(usize, Tensor), Stri
 
 #[cfg(test)]
 mod tests {
+    use std::io::Cursor;
+
     use image::{ImageFormat, Rgb, RgbImage};
 
     use super::*;

@@ -85,7 +85,7 @@ pub(in crate::assemble) fn max_bytes(layer: &LayerPlan) -> u64 {
 }
 
 /// Checks a whole block, and returns its header.
-pub(in crate::assemble) fn check(bytes: &[u8], layer: &LayerPlan) -> Result<Header, tensors::Error> {
+pub(crate) fn check(bytes: &[u8], layer: &LayerPlan) -> Result<Header, tensors::Error> {
     let expected = expected(layer);
     let tensors = Tensors::parse(bytes)?;
     tensors::exactly(&tensors.header, &expected)?;

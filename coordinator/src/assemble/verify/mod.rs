@@ -3,7 +3,7 @@
 //! The worker is not trusted: sizes are checked against what the shapes imply before anything is read, and every message
 //! says what was expected and what was found.
 
-pub(super) mod block;
+pub(crate) mod block;
 mod evaluation;
 mod finetuned;
 mod latents;

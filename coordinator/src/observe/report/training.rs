@@ -99,7 +99,7 @@ impl Training {
     }
 
     /// With at most so many points: of each group the mean loss, and the newest held-out error.
-    pub(super) fn thinned(mut self, most: usize) -> Self {
+    pub(crate) fn thinned(mut self, most: usize) -> Self {
         let group = self.curve.len().div_ceil(most).max(1);
         let merge = |points: &[Point]| {
             let loss = points.iter().map(|point| point.loss).sum::<f64>() / points.len() as f64;

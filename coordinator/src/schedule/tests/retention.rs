@@ -119,15 +119,15 @@ fn a_checkpoint_goes_when_another_takes_its_place_and_no_other_tasks() {
     let key = |checkpoint: &v1::Checkpoint| checkpoint.object.clone().expect("an object").key;
     assert_eq!(discarded(&fifth), []);
     assert_eq!(discarded(&fifth), [], "it is told again and again");
-    assert_eq!(discarded(&sixth), [Command::Discard { job, key: key(&fifth) }]);
+    assert_eq!(discarded(&sixth), [Command::Discard { job: job.clone(), key: key(&fifth) }]);
     assert_eq!(discarded(&fifth), [], "a late word of an earlier one");
 
     let others =
         v1::Checkpoint { object: Some(object("checkpoints/r0/distill/other/a1-1-test-00000007.safetensors")), step: 7 };
-    assert_eq!(discarded(&others).len(), 1);
-    assert_eq!(discarded(&eighth), [], "a worker can't have another task's removed");
-    let same = v1::Checkpoint { step: 9, ..eighth };
-    assert_eq!(discarded(&same), [], "nor what is the newest");
+    assert_eq!(discarded(&others), [], "a worker can't have another task's take the place of its own");
+    let earlier = v1::Checkpoint { step: 9, ..sixth.clone() };
+    assert_eq!(discarded(&earlier), [], "nor one under another step's name");
+    assert_eq!(discarded(&eighth), [Command::Discard { job, key: key(&sixth) }], "nor have another task's removed");
 }
 
 #[test]

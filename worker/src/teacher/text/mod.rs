@@ -1,28 +1,36 @@
 //! A pipeline's text encoders with their tokenizers: prompts in, what the denoiser is conditioned on out.
 
 mod clip;
-mod clip_tokenizer;
 mod t5;
-mod t5_tokenizer;
 #[cfg(test)]
 mod tests;
-mod tokenizer_files;
+mod tokenizer;
 
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
+use deltaconv_proto::code::Code;
 use deltaconv_proto::objects::Objects;
 use deltaconv_proto::pipeline::{Part, Text};
 use deltaconv_proto::teacher::ClipConfig;
 
 use self::clip::Clip;
-use self::clip_tokenizer::ClipTokenizer;
 use self::t5::T5;
-use self::t5_tokenizer::T5Tokenizer;
-use self::tokenizer_files::Files;
+use self::tokenizer::{ClipTokenizer, Files, T5Tokenizer};
 use super::{Conditions, Error};
 use crate::models::open_weights;
 use crate::task;
+
+impl From<tokenizer::Error> for task::Error {
+    fn from(error: tokenizer::Error) -> Self {
+        match error {
+            tokenizer::Error::Objects(error) => Self::Objects(error),
+            tokenizer::Error::Unexpected { what, reason } => {
+                Self::Unexpected { what, reason, code: Code::UnexpectedFile }
+            }
+        }
+    }
+}
 
 /// Texts that go through an encoder at a time.
 const BATCH: usize = 16;

@@ -3,15 +3,17 @@
 
 use std::collections::BTreeMap;
 
-use deltaconv_proto::code::Code;
+use deltaconv_proto::Brief;
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
-use super::tokenizer_files::{Files, named_token, object, wrong};
-use crate::task;
+use super::Error;
+use super::files::{Files, named_token, object, wrong};
 
 /// Merges that the tokenizer reads, however many the file has: 49152 − 256 − 2.
 const MAX_MERGES: usize = 48894;
+/// The begin, the end, and a token between them.
+const LEAST: usize = 3;
 /// Letters and digits one by one, what is between them, and English contractions. The long s is what Python takes for an
 /// s where case is ignored.
 const PIECES: &str = r"'[sſ]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
@@ -20,7 +22,7 @@ const FINAL_SIGMA: &str = r"(?<=[\p{Ll}\p{Lu}\p{Lt}])Σ(?![\p{Ll}\p{Lu}\p{Lt}])"
 
 /// Text → ids.
 #[derive(Debug)]
-pub(super) struct ClipTokenizer {
+pub(crate) struct ClipTokenizer {
     tokenizer: Tokenizer,
     begin: u32,
     end: u32,
@@ -31,7 +33,7 @@ pub(super) struct ClipTokenizer {
 
 impl ClipTokenizer {
     /// Reads the tokenizer's folder; texts get at most `positions` tokens.
-    pub(super) async fn load(files: &Files<'_>, positions: usize) -> Result<Self, task::Error> {
+    pub(crate) async fn load(files: &Files<'_>, positions: usize) -> Result<Self, Error> {
         let vocabulary: BTreeMap<String, u32> = files.json("vocab.json").await?;
         let merges = files.text("merges.txt").await?;
         // The first line says the version.
@@ -42,7 +44,7 @@ impl ClipTokenizer {
         // Where the configuration lists the added tokens, transformers believes it, and else the other file.
         let (first, second) =
             if config.contains_key("added_tokens_decoder") { (&config, &map) } else { (&map, &config) };
-        let special = |role: &str, default: &str| -> Result<(String, u32), task::Error> {
+        let special = |role: &str, default: &str| -> Result<(String, u32), Error> {
             let name =
                 named_token(first, role).or_else(|| named_token(second, role)).unwrap_or_else(|| default.to_owned());
             let id = vocabulary.get(&name).copied();
@@ -52,6 +54,12 @@ impl ClipTokenizer {
         let (begin, end) = (special("bos_token", "<|startoftext|>")?, special("eos_token", "<|endoftext|>")?);
         let pad = special("pad_token", &end.0)?;
         let longest = config.get("model_max_length").and_then(Value::as_u64).unwrap_or(u64::MAX);
+
+        let length = positions.min(usize::try_from(longest).unwrap_or(usize::MAX));
+        if length < LEAST {
+            let reason = format!("its model_max_length is {longest}, and {LEAST} are the least");
+            return Err(wrong(files, "tokenizer_config.json", reason));
+        }
 
         let added = |(content, id): &(String, u32), normalized: bool| {
             json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
@@ -80,16 +88,14 @@ impl ClipTokenizer {
         });
         let tokenizer = Tokenizer::from_bytes(tokenizer.to_string())
             .map_err(|e| wrong(files, "vocab.json", format!("with merges.txt it makes no tokenizer ({e})")))?;
-        let length = positions.min(usize::try_from(longest).unwrap_or(usize::MAX));
         Ok(Self { tokenizer, begin: begin.1, end: end.1, pad: pad.1, length })
     }
 
     /// The ids of a text, cut or padded to the encoder's length.
-    pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>, task::Error> {
-        let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| task::Error::Unexpected {
-            what: format!("the prompt {:.80?}", text),
-            reason: format!("it can't be split into tokens ({e})"),
-            code: Code::UnexpectedFile,
+    pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
+        let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| Error::Unexpected {
+            what: format!("the prompt {}", Brief(text)),
+            reason: format!("it can't be split into tokens ({})", Brief(&e)),
         })?;
         let inner = encoding.get_ids().iter().copied().take(self.length - 2);
         let mut ids: Vec<u32> = std::iter::once(self.begin).chain(inner).chain([self.end]).collect();

@@ -2,13 +2,13 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use deltaconv_proto::code::Code;
+use deltaconv_proto::Brief;
 use prost::Message;
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
-use super::tokenizer_files::{Files, object, wrong};
-use crate::task;
+use super::files::{Files, object, wrong};
+use super::{Error, charsmap};
 
 const MODEL: &str = "spiece.model";
 const END: &str = "</s>";
@@ -50,7 +50,7 @@ struct Normalizer {
 
 /// Text → ids.
 #[derive(Debug)]
-pub(super) struct T5Tokenizer {
+pub(crate) struct T5Tokenizer {
     tokenizer: Tokenizer,
     end: u32,
     /// Most ids of a text, the end included.
@@ -59,7 +59,7 @@ pub(super) struct T5Tokenizer {
 
 impl T5Tokenizer {
     /// Reads the tokenizer's folder; texts get at most `length` tokens.
-    pub(super) async fn load(files: &Files<'_>, length: usize) -> Result<Self, task::Error> {
+    pub(crate) async fn load(files: &Files<'_>, length: usize) -> Result<Self, Error> {
         let bytes = files.bytes(MODEL).await?;
         let model = SentencePiece::decode(bytes)
             .map_err(|e| wrong(files, MODEL, format!("it is no SentencePiece model ({e})")))?;
@@ -90,6 +90,8 @@ impl T5Tokenizer {
         ];
         let charsmap = model.normalizer.unwrap_or_default().precompiled_charsmap;
         if !charsmap.is_empty() {
+            charsmap::check(&charsmap)
+                .map_err(|reason| wrong(files, MODEL, format!("its table of characters is broken: {reason}")))?;
             normalizers.insert(0, json!({"type": "Precompiled", "precompiled_charsmap": STANDARD.encode(charsmap)}));
         }
         let prepend = if legacy { "always" } else { "first" };
@@ -107,11 +109,10 @@ impl T5Tokenizer {
     }
 
     /// The ids of a text, its end included and without padding.
-    pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>, task::Error> {
-        let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| task::Error::Unexpected {
-            what: format!("the prompt {:.80?}", text),
-            reason: format!("it can't be split into tokens ({e})"),
-            code: Code::UnexpectedFile,
+    pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
+        let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| Error::Unexpected {
+            what: format!("the prompt {}", Brief(text)),
+            reason: format!("it can't be split into tokens ({})", Brief(&e)),
         })?;
         let mut ids = encoding.get_ids().to_vec();
         // A text that says its end gets no second one.
