@@ -22,21 +22,25 @@ use crate::{block, buckets, code, digest, images, keys, log, pipeline, weights};
 /// Bytes that an error's text may have: it travels in a header of at most 16 KiB, where each byte may become three.
 pub const LONGEST_ERROR: usize = 4096;
 
+/// Panics where what must hold of some bytes doesn't.
+pub type Target = fn(&[u8]);
+
 /// The parsers of this crate, by the names of their corpora.
-pub const TARGETS: [(&str, fn(&[u8])); 6] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("safetensors", of_safetensors),
     ("config", of_config),
     ("shard", of_shard),
     ("prompts", of_prompts),
     ("dataset", of_dataset),
     ("names", of_names),
+    ("access", of_access),
 ];
 
 /// Calls each function with every file of its corpus.
 ///
 /// # Panics
 /// Where one does, and where a corpus is not there.
-pub fn replay(targets: &[(&str, fn(&[u8]))]) {
+pub fn replay(targets: &[(&str, Target)]) {
     let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/fuzz");
     for (name, target) in targets {
         let mut files = 0;
@@ -46,7 +50,10 @@ pub fn replay(targets: &[(&str, fn(&[u8]))]) {
                 let path = entry.expect("an entry").path();
                 let bytes = std::fs::read(&path).expect("reads");
                 // Shown where it fails.
-                println!("{}", path.display());
+                #[allow(clippy::print_stdout, reason = "what was looked at explains why a test failed")]
+                {
+                    println!("{}", path.display());
+                }
                 target(&bytes);
                 files += 1;
             }
@@ -329,6 +336,41 @@ fn of_url(text: &str) {
     for (above, path_above) in shorter.filter_map(path_of) {
         let is_of_it = above.scheme() == url.scheme() && above.authority() == url.authority();
         assert!(is_of_it && path.prefix_matches(&path_above), "{text:?} lies elsewhere than {above}");
+    }
+}
+
+/// What strangers show and operators name: invitations, tokens, identities, certificates and files of them.
+fn of_access(bytes: &[u8]) {
+    use crate::tls::{Bundle, Certificate, Fingerprint, Identity, Invitation, Token};
+    match Certificate::parse(bytes) {
+        Ok(certificate) => {
+            assert_eq!(certificate.fingerprint, Fingerprint::of(bytes));
+            if let Some(identity) = certificate.identity {
+                assert_eq!(identity.to_string().parse(), Ok(identity));
+            }
+        }
+        Err(reason) => check_error(&reason),
+    }
+    match Bundle::parse(bytes) {
+        Ok(bundle) => assert!(!bundle.certificates.is_empty()),
+        Err(reason) => check_error(&reason),
+    }
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    match text.parse::<Invitation>() {
+        Ok(invitation) => {
+            let again: Invitation = invitation.reveal().parse().expect("as it is given");
+            assert_eq!((&again.addresses, again.authority), (&invitation.addresses, invitation.authority));
+            assert!(!invitation.to_string().contains(&invitation.token.secret.reveal()));
+        }
+        Err(error) => check_error(&error),
+    }
+    match text.parse::<Token>() {
+        Ok(token) => assert_eq!(token.reveal().parse::<Token>().expect("as it is given").id, token.id),
+        Err(error) => check_error(&error),
+    }
+    match text.parse::<Identity>() {
+        Ok(identity) => assert_eq!(identity.to_string(), text),
+        Err(error) => check_error(&error),
     }
 }
 
