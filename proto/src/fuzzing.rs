@@ -16,6 +16,7 @@ use crate::prompts::Prompts;
 use crate::safetensors::{self, Dtype, Header, parse_header, serialize_header};
 use crate::shard::{self, Contents, Layout};
 use crate::teacher::{ClipConfig, Scheduler, T5Config, Teacher, VaeConfig};
+use crate::tls::{self, Bundle, Certificate, Fingerprint, Identity, Invitation, Token};
 use crate::v1::{LayerPlan, Map};
 use crate::{block, buckets, code, digest, images, keys, log, pipeline, weights};
 
@@ -23,13 +24,14 @@ use crate::{block, buckets, code, digest, images, keys, log, pipeline, weights};
 pub const LONGEST_ERROR: usize = 4096;
 
 /// The parsers of this crate, by the names of their corpora.
-pub const TARGETS: [(&str, fn(&[u8])); 6] = [
+pub const TARGETS: [(&str, fn(&[u8])); 7] = [
     ("safetensors", of_safetensors),
     ("config", of_config),
     ("shard", of_shard),
     ("prompts", of_prompts),
     ("dataset", of_dataset),
     ("names", of_names),
+    ("identity", of_identity),
 ];
 
 /// Calls each function with every file of its corpus.
@@ -320,6 +322,10 @@ fn of_names(bytes: &[u8]) {
 fn of_url(text: &str) {
     let path_of = |url: &str| {
         let url = ok(objects::parse_url(url))?;
+        // Folders have no host: none of these is opened.
+        if url.scheme() == "file" && url.host_str().is_some_and(|host| !host.is_empty()) {
+            return None;
+        }
         object_store::path::Path::from_url_path(url.path()).ok().map(|path| (url, path))
     };
     let Some((url, path)) = path_of(text) else { return };
@@ -329,6 +335,39 @@ fn of_url(text: &str) {
     for (above, path_above) in shorter.filter_map(path_of) {
         let is_of_it = above.scheme() == url.scheme() && above.authority() == url.authority();
         assert!(is_of_it && path.prefix_matches(&path_above), "{text:?} lies elsewhere than {above}");
+    }
+}
+
+/// What says who somebody is: an invitation, as it is and with the digest that belongs to it; a token, a name, a fingerprint; a
+/// certificate in DER, and files of them in PEM.
+fn of_identity(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    for text in [text.as_ref(), &Invitation::sealed(bytes)] {
+        if let Some(invitation) = ok(text.parse::<Invitation>()) {
+            check_error(&invitation);
+            let again: Invitation = invitation.reveal().parse().expect("what is given is taken");
+            assert_eq!(again.reveal(), invitation.reveal());
+            for url in &invitation.addresses {
+                ok(tls::endpoint(url));
+            }
+        }
+    }
+    if let Some(token) = ok(text.parse::<Token>()) {
+        assert_eq!(token.reveal().parse::<Token>().map(|again| again.reveal()), Ok(token.reveal()));
+    }
+    if let Some(identity) = ok(text.parse::<Identity>()) {
+        assert_eq!(identity.to_string(), text);
+    }
+    ok(text.parse::<Fingerprint>());
+    if let Some(certificate) = ok(Certificate::parse(bytes)) {
+        check_error(&certificate.subject);
+        certificate.hosts.iter().for_each(check_error);
+        assert!(tls::public_key(bytes).is_some());
+    }
+    if let Some(bundle) = ok(Bundle::parse(bytes)) {
+        for der in &bundle.certificates {
+            ok(Certificate::parse(der));
+        }
     }
 }
 

@@ -22,6 +22,7 @@ mod image_file;
 #[allow(dead_code)]
 mod job_file;
 #[path = "../../src/location.rs"]
+#[allow(dead_code)]
 mod location;
 #[path = "../../src/preset.rs"]
 #[allow(dead_code)]

@@ -125,8 +125,9 @@ impl Restoring {
 }
 
 fn countable(meta: v1::MetaRecord) -> Result<v1::MetaRecord, Error> {
-    let v1::MetaRecord { epoch, jobs, workers, requests, events } = meta;
-    match [epoch, jobs, workers, requests, events].into_iter().find(|count| *count >= UNCOUNTABLE) {
+    let v1::MetaRecord { epoch, jobs, workers, requests, events, invitations, identities } = meta;
+    let all = [epoch, jobs, workers, requests, events, invitations, identities];
+    match all.into_iter().find(|count| *count >= UNCOUNTABLE) {
         Some(count) => Err(Error::Record(format!("a counter at {count}"))),
         None => Ok(meta),
     }
