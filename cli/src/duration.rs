@@ -55,7 +55,20 @@ mod tests {
         assert_eq!(parse("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(parse("10s"), Ok(Duration::from_secs(10)));
         assert_eq!(parse("2m"), Ok(Duration::from_secs(120)));
-        for bad in ["", "10", "s", "0s", "-1s", "1.5s", "1h", "99999999999999999999s", "18446744073709551615m"] {
+        assert_eq!(parse("1h"), Ok(Duration::from_secs(3600)));
+        assert_eq!(parse("30d"), Ok(Duration::from_secs(30 * 86_400)));
+        for bad in [
+            "",
+            "10",
+            "s",
+            "0s",
+            "-1s",
+            "1.5s",
+            "1w",
+            "99999999999999999999s",
+            "18446744073709551615m",
+            "999999999999d",
+        ] {
             assert!(parse(bad).is_err(), "{bad:?} was accepted");
         }
     }

@@ -9,7 +9,8 @@ use prost::Message;
 use crate::{byte_size, config, duration, job_file};
 
 /// The parsers here, by the names of their corpora.
-pub(crate) const TARGETS: [(&str, fn(&[u8])); 2] = [("job_file", of_job_file), ("settings", of_settings)];
+pub(crate) const TARGETS: [(&str, deltaconv_proto::fuzzing::Target); 2] =
+    [("job_file", of_job_file), ("settings", of_settings)];
 
 /// A job, and amounts as people write them.
 fn of_job_file(bytes: &[u8]) {

@@ -212,6 +212,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> Result<(), Er
     // A state that can't be written yet serves nevertheless.
     let _ = started.await;
     tracing::info!(%address, tls = options.tls.is_some(), state = %options.state.display(), "coordinator listens");
+    crate::notify::ready();
 
     let stop_serving = shutdown.child_token();
     let logs = LogDesk::default();

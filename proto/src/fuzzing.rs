@@ -23,22 +23,25 @@ use crate::{block, buckets, code, digest, images, keys, log, pipeline, weights};
 /// Bytes that an error's text may have: it travels in a header of at most 16 KiB, where each byte may become three.
 pub const LONGEST_ERROR: usize = 4096;
 
+/// Panics where what must hold of some bytes doesn't.
+pub type Target = fn(&[u8]);
+
 /// The parsers of this crate, by the names of their corpora.
-pub const TARGETS: [(&str, fn(&[u8])); 7] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("safetensors", of_safetensors),
     ("config", of_config),
     ("shard", of_shard),
     ("prompts", of_prompts),
     ("dataset", of_dataset),
     ("names", of_names),
-    ("identity", of_identity),
+    ("access", of_access),
 ];
 
 /// Calls each function with every file of its corpus.
 ///
 /// # Panics
 /// Where one does, and where a corpus is not there.
-pub fn replay(targets: &[(&str, fn(&[u8]))]) {
+pub fn replay(targets: &[(&str, Target)]) {
     let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/fuzz");
     for (name, target) in targets {
         let mut files = 0;
@@ -48,7 +51,10 @@ pub fn replay(targets: &[(&str, fn(&[u8]))]) {
                 let path = entry.expect("an entry").path();
                 let bytes = std::fs::read(&path).expect("reads");
                 // Shown where it fails.
-                println!("{}", path.display());
+                #[allow(clippy::print_stdout, reason = "what was looked at explains why a test failed")]
+                {
+                    println!("{}", path.display());
+                }
                 target(&bytes);
                 files += 1;
             }
@@ -338,13 +344,14 @@ fn of_url(text: &str) {
     }
 }
 
-/// What says who somebody is: an invitation, as it is and with the digest that belongs to it; a token, a name, a fingerprint; a
-/// certificate in DER, and files of them in PEM.
-fn of_identity(bytes: &[u8]) {
+/// What strangers show and operators name: an invitation, as it is and with the digest that belongs to it; a token, a name, a
+/// fingerprint; a certificate in DER, and files of them in PEM.
+fn of_access(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     for text in [text.as_ref(), &Invitation::sealed(bytes)] {
         if let Some(invitation) = ok(text.parse::<Invitation>()) {
             check_error(&invitation);
+            assert!(!invitation.to_string().contains(&invitation.token.secret.reveal()));
             let again: Invitation = invitation.reveal().parse().expect("what is given is taken");
             assert_eq!(again.reveal(), invitation.reveal());
             for url in &invitation.addresses {
@@ -360,11 +367,16 @@ fn of_identity(bytes: &[u8]) {
     }
     ok(text.parse::<Fingerprint>());
     if let Some(certificate) = ok(Certificate::parse(bytes)) {
+        assert_eq!(certificate.fingerprint, Fingerprint::of(bytes));
         check_error(&certificate.subject);
         certificate.hosts.iter().for_each(check_error);
+        if let Some(identity) = certificate.identity {
+            assert_eq!(identity.to_string().parse(), Ok(identity));
+        }
         assert!(tls::public_key(bytes).is_some());
     }
     if let Some(bundle) = ok(Bundle::parse(bytes)) {
+        assert!(!bundle.certificates.is_empty());
         for der in &bundle.certificates {
             ok(Certificate::parse(der));
         }

@@ -62,6 +62,9 @@ struct Init {
     /// How long they last; the authority lasts ten years
     #[arg(long, value_name = "TIME", default_value = "365d", value_parser = duration::parse)]
     valid: Duration,
+    /// Change nothing where there are some already, for what calls this at each start
+    #[arg(long)]
+    once: bool,
 }
 
 #[derive(Debug, Args)]
@@ -150,16 +153,23 @@ fn of_files(error: &deltaconv_proto::tls::Error) -> Error {
 }
 
 fn init(arguments: &Init) -> Result<(), Error> {
-    let Init { out, hosts, valid } = arguments;
+    let Init { out, hosts, valid, once } = arguments;
     let certificate = out.join(AUTHORITY);
     if certificate.exists() {
+        if *once {
+            output::say(&format!("{} is there already, and stays", certificate.display()));
+            return Ok(());
+        }
         let reason = "is there already: whoever trusts it would trust nothing of another; name another folder with --out, or \
                       make single certificates with `deltaconv certs issue` and `deltaconv certs renew`";
         return Err(of_files(&deltaconv_proto::tls::Error::Contents { path: certificate, reason: reason.into() }));
     }
     std::fs::create_dir_all(out).map_err(Error::file("make", out))?;
     let first = hosts.first().map_or("", String::as_str);
-    let (authority, key) = Authority::make(&format!("deltaconv authority of {first}")).map_err(|e| failed(&e))?;
+    // Two for the same host are two, also to who reads their names.
+    let number = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+    let (authority, key) =
+        Authority::make(&format!("deltaconv authority of {first}, {number}")).map_err(|e| failed(&e))?;
     // Hosts that are none are refused before anything lies there.
     let server = authority.server(hosts, *valid).map_err(|error| failed(&error))?;
     let of = |role: Role| bundle(&authority, role, role.name(), *valid);

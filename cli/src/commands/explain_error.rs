@@ -75,7 +75,7 @@ mod tests {
     #[test]
     fn an_unknown_code_is_an_error_that_names_the_nearest() {
         assert_eq!(read("dc0012").expect("a code"), Code::OtherDemo);
-        let error = read("DC0999").expect_err("no code");
+        let error = read("DC0940").expect_err("no code");
         assert!(matches!(&error, Error::UnknownCode { near: Some(Code::NothingMeasured), .. }), "{error:?}");
         let help = miette::Diagnostic::help(&error).map(|help| help.to_string()).unwrap_or_default();
         assert!(help.contains("DC0905") && help.contains("`deltaconv explain-error`"), "{help}");

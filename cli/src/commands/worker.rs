@@ -24,7 +24,7 @@ pub(crate) struct Arguments {
     /// What `deltaconv workers invite` printed: where the coordinator is, how it is known, and the token to join with
     #[arg(long, value_name = "TEXT", env = "DELTACONV_INVITATION", hide_env_values = true)]
     invitation: Option<String>,
-    /// File with the invitation
+    /// File with the invitation; an empty one is none
     #[arg(long, value_name = "FILE", env = "DELTACONV_INVITATION_FILE", conflicts_with = "invitation")]
     invitation_file: Option<PathBuf>,
     /// Folder for what the invitation becomes, so that a restart needs no other [default: deltaconv/identity in the user's data
@@ -115,14 +115,15 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     {
         return Err(Error::PlainFigures { address });
     }
-    let admission = match (arguments.invitation, arguments.invitation_file, arguments.token_file) {
-        (Some(text), ..) => Admission::Invitation(invitation(&text)?),
-        (None, Some(path), _) => {
-            let text = std::fs::read_to_string(&path).map_err(Error::file("read", &path))?;
-            Admission::Invitation(invitation(&text)?)
-        }
-        (None, None, Some(path)) => Admission::TokenFile { coordinator: arguments.coordinator, path },
-        (None, None, None) => Admission::Identity,
+    let text = match &arguments.invitation_file {
+        Some(path) => Some(std::fs::read_to_string(path).map_err(Error::file("read", path))?),
+        None => arguments.invitation,
+    };
+    let admission = match (text.filter(|text| !text.trim().is_empty()), arguments.token_file) {
+        (Some(text), _) => Admission::Invitation(invitation(&text)?),
+        (None, Some(path)) => Admission::TokenFile { coordinator: arguments.coordinator, path },
+        // Also where a file for it is there and empty: an earlier one was taken.
+        (None, None) => Admission::Identity,
     };
     let stores = match &arguments.allow_stores[..] {
         [] => Allowed::any(),

@@ -1,10 +1,11 @@
 //! `deltaconv workers`.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
-use deltaconv_proto::tls::{Fingerprint, Invitation};
+use deltaconv_proto::tls::{Fingerprint, Invitation, write_secret};
 use deltaconv_proto::{utc, v1};
 use serde::Serialize;
 
@@ -73,6 +74,9 @@ struct Invite {
     /// The coordinator's URL as the other machine reaches it; once for each, tried in their order [default: as this one does]
     #[arg(long = "address", value_name = "URL")]
     addresses: Vec<String>,
+    /// Write it to this file, which its owner alone can read, in place of the terminal
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
     #[command(flatten)]
     connection: Connection,
     #[command(flatten)]
@@ -112,7 +116,7 @@ fn uses(text: &str) -> Result<u32, String> {
 /// What another machine needs to join.
 #[derive(Serialize, schemars::JsonSchema)]
 pub(crate) struct Invited {
-    /// The one line. Whoever has it can join.
+    /// The one line. Whoever has it can join. Empty where a file has it.
     invitation: String,
     id: String,
     addresses: Vec<String>,
@@ -158,7 +162,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
 }
 
 async fn invite(arguments: Invite) -> Result<ExitCode, Error> {
-    let Invite { expires, uses, mut addresses, connection, output } = arguments;
+    let Invite { expires, uses, mut addresses, out, connection, output } = arguments;
     if addresses.is_empty() {
         addresses.push(connection.coordinator.clone());
     }
@@ -177,6 +181,13 @@ async fn invite(arguments: Invite) -> Result<ExitCode, Error> {
         let message = format!("{error}: with TLS, every --address begins with https://, and without with http://");
         return Err(Error::Invitation { message });
     }
+    let invitation = match &out {
+        Some(path) => {
+            write_secret(path, &format!("{invitation}\n")).map_err(Error::file("write", path))?;
+            String::new()
+        }
+        None => invitation,
+    };
     let is_here = |address: &String| url::Url::parse(address).is_ok_and(|url| is_loopback(&url));
     match output.data() {
         Some(data) => data.print(&Invited {
@@ -187,7 +198,9 @@ async fn invite(arguments: Invite) -> Result<ExitCode, Error> {
             uses: status.uses,
         }),
         None => {
-            output::print(&invitation);
+            if out.is_none() {
+                output::print(&invitation);
+            }
             let times = match status.uses {
                 0 => "any number of workers".to_owned(),
                 1 => "one worker".to_owned(),

@@ -210,3 +210,32 @@ fn an_invitation_is_a_whole_line_or_nothing() {
     let uninvited = command.arg("worker").arg("--identity").arg(folder.path()).output().expect("runs");
     assert_refused(&uninvited, &["error[DC1010]", "workers invite"]);
 }
+
+/// As what starts with a machine does it, with nobody to look at what is printed.
+#[test]
+fn certificates_are_made_once_and_an_invitation_lies_in_a_file_of_its_owner() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let exposed = Exposed::start();
+    let authority = std::fs::read(exposed.certs("authority.pem")).expect("read");
+    let init = |more: &[&str]| {
+        let mut command = deltaconv();
+        command.args(["certs", "init", "--host", "127.0.0.1", "--out"]).arg(exposed.certs("")).args(more);
+        command.output().expect("runs")
+    };
+    assert_refused(&init(&[]), &["authority.pem", "is there already"]);
+    let again = init(&["--once"]);
+    assert!(again.status.success() && again.stdout.is_empty(), "{}", said(&again));
+    assert_eq!(std::fs::read(exposed.certs("authority.pem")).expect("read"), authority);
+
+    let file = exposed.folder.path().join("invitation");
+    let arguments = ["workers", "invite", "--out", file.to_str().expect("UTF-8")];
+    let invited = exposed.run_as(&exposed.certs("operator.pem"), &arguments);
+    let invitation = std::fs::read_to_string(&file).expect("read");
+    assert!(invited.status.success() && !said(&invited).contains(invitation.trim()), "{}", said(&invited));
+    assert_eq!(exposed.json(&arguments)["invitation"], "");
+    assert_eq!(std::fs::metadata(&file).expect("there").permissions().mode() & 0o777, 0o600);
+    let invitation = std::fs::read_to_string(&file).expect("read");
+    let _worker = exposed.worker("one", Some(invitation.trim()));
+    until("the worker to join", || exposed.has_joined("one"));
+}

@@ -47,10 +47,15 @@ const PAGES: [(&str, Before); 11] = [
 /// The page that has commands on what a demo leaves.
 const OF_A_DEMO: (&str, Before) = ("docs/use.md", Before::Demo);
 /// Pages whose commands want another machine than this test can be, and the script of CI that runs them there.
-const ELSEWHERE: [(&str, &str); 2] = [("docs/monitoring.md", ".ci/monitoring"), ("docs/systemd.md", ".ci/systemd")];
+const ELSEWHERE: [(&str, &str); 3] = [
+    ("docs/kubernetes.md", ".ci/kubernetes"),
+    ("docs/monitoring.md", ".ci/monitoring"),
+    ("docs/systemd.md", ".ci/systemd"),
+];
 
-/// What blocks of `bash` may call: it takes a build, the network, or an engine for containers.
-const NOT_RUN: [&str; 3] = ["cargo", "docker", "openssl"];
+/// What blocks of `bash` may call: it takes a build, the network, an engine for containers, a cluster, or somebody to type a
+/// password.
+const NOT_RUN: [&str; 5] = ["cargo", "docker", "kind", "kubectl", "openssl"];
 const LANGUAGES: [&str; 7] = ["sh", "bash", "text", "toml", "json", "python", "ini"];
 
 const COORDINATOR: &str = "deltaconv coordinator --state before\n";
@@ -144,6 +149,30 @@ fn the_job_file_of_the_docs_is_planned() {
     let coordinator = Coordinator::start(folder.path());
     let planned = coordinator.run(&["submit", "--dry-run", file.to_str().expect("UTF-8")]);
     assert!(planned.status.success(), "{}", said(&planned));
+}
+
+/// What shows a defence is a test that there is.
+#[test]
+fn the_tests_that_security_names_are_there() {
+    let text = fs::read_to_string(repository().join("SECURITY.md")).expect("the page");
+    let prose = parts(&text).prose;
+    let spans = prose.split('`').skip(1).step_by(2).filter_map(|span| span.split_once(' '));
+    let named: Vec<(&str, &str)> =
+        spans.filter(|(of, _)| ["cli", "coordinator", "proto", "worker"].contains(of)).collect();
+    assert!(named.len() > 50, "{named:?}");
+    for (of, path) in named {
+        let modules: Vec<&str> = path.split("::").collect();
+        let (name, modules) = modules.split_last().expect("a name");
+        let inline = modules.strip_suffix(&["tests"]).unwrap_or(modules);
+        let places = [modules, inline].map(|modules| modules.join("/"));
+        let folders = [format!("{of}/src"), "cli/tests/cli".to_owned()];
+        let files = folders.iter().flat_map(|folder| {
+            places.iter().flat_map(move |place| [format!("{folder}/{place}.rs"), format!("{folder}/{place}/mod.rs")])
+        });
+        let texts = files.filter_map(|file| fs::read_to_string(repository().join(file)).ok());
+        let test = format!("fn {name}(");
+        assert!(texts.into_iter().any(|text| text.contains(&test)), "SECURITY.md: no test of {of} is {path}");
+    }
 }
 
 #[test]

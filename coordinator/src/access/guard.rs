@@ -7,8 +7,8 @@ use std::task::{Context, Poll};
 use deltaconv_proto::code::Code;
 use deltaconv_proto::protocol;
 use deltaconv_proto::tls::{Role, Token};
-use http::header::{AUTHORIZATION, CONTENT_TYPE};
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use tonic::Status;
@@ -87,6 +87,10 @@ impl Access {
     fn who(&self, peer: &Peer, authorization: Option<&HeaderValue>) -> Result<Who, Status> {
         let who = |role, name: &str| Who { role, name: name.into(), from: peer.address };
         if peer.is_encrypted {
+            if let Some(reason) = &peer.refused {
+                let message = format!("the coordinator does not accept your certificate: {reason}");
+                return Err(Code::Untrusted.status(tonic::Code::Unauthenticated, message));
+            }
             let Some(identity) = &peer.identity else { return Ok(who(None, "")) };
             return match self.register.admits(identity) {
                 true => Ok(who(Some(identity.role), &identity.to_string())),
@@ -152,6 +156,20 @@ impl Access {
     }
 }
 
+/// Whether a request to a coordinator without TLS on this machine names this machine: a page elsewhere can have its own name
+/// lead here.
+pub(super) fn is_named_rightly<B>(peer: &Peer, request: &Request<B>) -> bool {
+    if peer.is_encrypted || !peer.address.ip().is_loopback() {
+        return true;
+    }
+    let header = || request.headers().get(HOST)?.to_str().ok()?.parse::<http::uri::Authority>().ok();
+    let named = request.uri().authority().cloned().or_else(header);
+    named.is_some_and(|named| {
+        let host = named.host().trim_start_matches('[').trim_end_matches(']');
+        host == "localhost" || host.parse::<std::net::IpAddr>().is_ok()
+    })
+}
+
 /// That a peer asks for too much.
 pub(crate) fn too_many(message: String) -> Status {
     Code::TooMany.status(tonic::Code::ResourceExhausted, message)
@@ -203,11 +221,20 @@ where
             let response = refusal(&status, is_grpc);
             Box::pin(async move { Ok(response) })
         };
+        // Browsers send what any page tells them to, and with it the certificate of whoever looks at that page. None of them calls
+        // as our own clients do without asking first, which is not answered.
+        let is_call = request.uri().path().starts_with("/deltaconv.v1.");
+        let is_ours = is_grpc && request.version() == Version::HTTP_2 && !request.headers().contains_key(ORIGIN);
         let nobody = || Who { role: None, name: "".into(), from: ([0, 0, 0, 0], 0).into() };
         let Some(peer) = peer else {
             // Each connection says who its peer is; one that doesn't is none of ours.
             return denied(&nobody(), Code::Fault.status(tonic::Code::Internal, "nothing is known of this connection"));
         };
+        if is_call && !is_ours || !is_named_rightly(&peer, &request) {
+            let message = "this is how a page of another site would call, and not how deltaconv does";
+            let who = Who { from: peer.address, ..nobody() };
+            return denied(&who, Code::Denied.status(tonic::Code::PermissionDenied, message));
+        }
         let who = match self.access.who(&peer, request.headers().get(AUTHORIZATION)) {
             Ok(who) => who,
             Err(status) => {

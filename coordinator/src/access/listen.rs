@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use deltaconv_proto::tls::Identity;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -28,7 +29,9 @@ const STRANGER: Duration = Duration::from_secs(30);
 /// Of strangers, connections at once from one address and in all.
 const STRANGERS: usize = 64;
 const ALL_STRANGERS: usize = 1024;
-/// Connections at once in all. A worker has one.
+/// Of one who is known. A worker has one, and those of a machine may share their identity.
+const OF_ONE: usize = 256;
+/// Connections at once in all.
 const CONNECTIONS: usize = 65_536;
 /// Connections that wait to be served.
 const WAITING: usize = 64;
@@ -38,6 +41,7 @@ const WAITING: usize = 64;
 struct Room {
     strangers: Counts<IpAddr>,
     all_strangers: Counts<()>,
+    known: Counts<Arc<Identity>>,
     all: Counts<()>,
 }
 
@@ -102,15 +106,30 @@ async fn encrypt(stream: TcpStream, address: SocketAddr, slot: Slot<()>, tls: &T
             return None;
         }
     };
-    let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let identity = shown.and_then(|leaf| tls.identity(leaf)).map(Arc::new);
+    let shown = stream.get_ref().1.peer_certificates().map(|chain| tls.identity(chain));
+    let (identity, refused) = match shown {
+        None => (None, None),
+        Some(Ok(identity)) => (Some(Arc::new(identity)), None),
+        Some(Err(reason)) => (None, Some(reason.into())),
+    };
+    let of_identity = match &identity {
+        Some(identity) => {
+            let Some(slot) = room.known.take(identity.clone(), OF_ONE) else {
+                tracing::warn!(%address, %identity, "there are {OF_ONE} connections of this one already");
+                return None;
+            };
+            Some(slot)
+        }
+        None => None,
+    };
     let is_stranger = identity.is_none();
     Some(Connection {
         io: Io::Encrypted(Box::new(stream)),
-        peer: Peer { address, identity, is_encrypted: true },
+        peer: Peer { address, identity, refused, is_encrypted: true },
         stalled: None,
         ends: is_stranger.then(|| Box::pin(sleep(STRANGER))),
         _slot: slot,
+        _of_identity: of_identity,
         _as_stranger: is_stranger.then_some((of_address, of_all)),
     })
 }
@@ -124,6 +143,7 @@ pub(crate) struct Connection {
     /// When a stranger has to go.
     ends: Option<Pin<Box<Sleep>>>,
     _slot: Slot<()>,
+    _of_identity: Option<Slot<Arc<Identity>>>,
     _as_stranger: Option<(Slot<IpAddr>, Slot<()>)>,
 }
 
@@ -134,8 +154,16 @@ enum Io {
 
 impl Connection {
     fn plain(stream: TcpStream, address: SocketAddr, slot: Slot<()>) -> Self {
-        let peer = Peer { address, identity: None, is_encrypted: false };
-        Self { io: Io::Plain(stream), peer, stalled: None, ends: None, _slot: slot, _as_stranger: None }
+        let peer = Peer { address, identity: None, refused: None, is_encrypted: false };
+        Self {
+            io: Io::Plain(stream),
+            peer,
+            stalled: None,
+            ends: None,
+            _slot: slot,
+            _of_identity: None,
+            _as_stranger: None,
+        }
     }
 
     /// An error once a stranger has stayed too long.

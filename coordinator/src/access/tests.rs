@@ -294,22 +294,20 @@ async fn who_is_revoked_is_out_at_once_and_their_streams_end() {
 async fn certificates_of_others_and_of_the_wrong_authority_are_nobodys() {
     let served = Served::start(Certs::new()).await;
     let (foreign, _) = Authority::make("another authority").expect("made");
-    let credentials = served.certs.credentials(&foreign, "operator:mallory");
-    // TLS 1.3 tells the client with its first answer.
-    let refused = match served.channel(credentials).await {
-        Err(_) => true,
-        Ok(channel) => OperatorServiceClient::new(channel).list_jobs(v1::ListJobsRequest {}).await.is_err(),
-    };
-    assert!(refused);
+    let channel = served.channel(served.certs.credentials(&foreign, "operator:mallory")).await.expect("connects");
+    let listed = OperatorServiceClient::new(channel).list_jobs(v1::ListJobsRequest {}).await.map(|_| ());
+    let status = listed.expect_err("signed by somebody else");
+    assert_eq!(Code::of_status(&status), Some(Code::Untrusted));
+    assert!(status.message().contains("doesn't know"), "{}", status.message());
 
     let [certificate, key] = WORKERS.map(|name| served.state.join(name));
     let workers = Authority::open(&certificate, &key).expect("the coordinator's own");
     for (signer, identity) in [(&workers, "operator:mallory"), (&served.certs.authority, "worker:1-x")] {
         let channel = served.channel(served.certs.credentials(signer, identity)).await.expect("connects");
         let listed = OperatorServiceClient::new(channel.clone()).list_jobs(v1::ListJobsRequest {}).await;
-        assert_eq!(code(listed), Some(Code::NoCredentials), "{identity}");
+        assert_eq!(code(listed), Some(Code::Untrusted), "{identity}");
         let joined = WorkerServiceClient::new(channel).join(v1::JoinRequest::default()).await;
-        assert_eq!(code(joined), Some(Code::NoCredentials), "{identity}");
+        assert_eq!(code(joined), Some(Code::Untrusted), "{identity}");
     }
     // Signed by the right one, and never enrolled: as after the state was restored from before it came.
     let channel = served.channel(served.certs.credentials(&workers, "worker:1-x")).await.expect("connects");
@@ -329,20 +327,71 @@ async fn places_outside_of_what_is_allowed_are_refused() {
         let data = Some(v1::Data { url: "s3://bucket/jobs/data".into(), ..v1::Data::default() });
         Some(v1::JobSpec { teacher_url: teacher.into(), output_url: output.into(), data, ..v1::JobSpec::default() })
     };
-    for (teacher, output) in [
-        ("s3://bucket/jobs/teacher", "s3://bucket/other"),
-        ("http://169.254.169.254/latest", "s3://bucket/jobs/a"),
-        ("file:///etc", "s3://bucket/jobs/a"),
-        ("s3://bucket/jobs/../private", "s3://bucket/jobs/a"),
+    for (teacher, output, expected) in [
+        ("s3://bucket/jobs/teacher", "s3://bucket/other", Code::StoreNotAllowed),
+        ("http://169.254.169.254/latest", "s3://bucket/jobs/a", Code::StoreNotAllowed),
+        ("file:///etc", "s3://bucket/jobs/a", Code::StoreNotAllowed),
+        ("s3://bucket/jobs/../private", "s3://bucket/jobs/a", Code::StoreUrl),
     ] {
         let planned = alice.plan(v1::PlanRequest { spec: spec(teacher, output) }).await;
-        assert_eq!(code(planned), Some(Code::StoreNotAllowed), "{teacher} {output}");
+        assert_eq!(code(planned), Some(expected), "{teacher} {output}");
         let request = v1::SubmitRequest { spec: spec(teacher, output), take_over: false };
-        assert_eq!(code(alice.submit(request).await), Some(Code::StoreNotAllowed), "{teacher} {output}");
+        assert_eq!(code(alice.submit(request).await), Some(expected), "{teacher} {output}");
     }
     let backup = v1::BackupRequest { url: "file:///tmp/elsewhere".into(), with_secrets: true };
     assert_eq!(code(alice.backup(backup).await), Some(Code::StoreNotAllowed));
     served.stop().await;
+}
+
+/// Any page can have the browser of whoever looks at it send such calls, and the browser shows its certificate.
+#[tokio::test]
+async fn pages_of_other_sites_can_call_nothing() {
+    let served = Served::start(Certs::new()).await;
+    let mut channel =
+        served.channel(served.certs.credentials(&served.certs.authority, "operator:alice")).await.expect("connects");
+    let mut call = async |kind: &str, origin: Option<&str>| {
+        let request = http::Request::post(format!("{}/deltaconv.v1.OperatorService/ListJobs", served.url));
+        let mut request = request.header("content-type", kind).header("te", "trailers");
+        if let Some(origin) = origin {
+            request = request.header("origin", origin);
+        }
+        let body = tonic::body::Body::new(http_body_util::Full::from(&[0, 0, 0, 0, 0][..]));
+        let request = request.body(body).expect("a request");
+        std::future::poll_fn(|cx| tower::Service::poll_ready(&mut channel, cx)).await.expect("ready");
+        let answer = tower::Service::call(&mut channel, request).await.expect("answered");
+        (answer.status().as_u16(), answer.headers().get("deltaconv-code").cloned())
+    };
+    assert_eq!(call("application/grpc", None).await, (200, None));
+    assert_eq!(call("text/plain", None).await.0, 403);
+    assert_eq!(call("application/x-www-form-urlencoded", Some("https://evil.example")).await.0, 403);
+    let (_, code) = call("application/grpc", Some("https://evil.example")).await;
+    assert_eq!(code.expect("a code"), Code::Denied.as_str());
+    served.stop().await;
+}
+
+#[test]
+fn a_name_that_leads_to_this_machine_is_not_this_machines() {
+    let peer = |address: [u8; 4], is_encrypted| Peer {
+        address: (address, 1).into(),
+        identity: None,
+        refused: None,
+        is_encrypted,
+    };
+    let named = |peer: &Peer, host: &str| {
+        let request = http::Request::get("/metrics").header("host", host).body(()).expect("a request");
+        guard::is_named_rightly(peer, &request)
+    };
+    let here = peer([127, 0, 0, 1], false);
+    for host in ["localhost:7433", "127.0.0.1", "[::1]:7433", "10.0.0.5:7433"] {
+        assert!(named(&here, host), "{host}");
+    }
+    for host in ["evil.example", "localhost.evil.example:7433", "", "127.0.0.1.evil.example"] {
+        assert!(!named(&here, host), "{host}");
+    }
+    // There a name is what one calls it by, and TLS knows whether it is its own.
+    assert!(
+        named(&peer([10, 0, 0, 7], false), "coordinator.example") && named(&peer([127, 0, 0, 1], true), "coordinator")
+    );
 }
 
 fn opened(certs: &Certs) -> Tls {

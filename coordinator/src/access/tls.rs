@@ -5,9 +5,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use deltaconv_proto::tls::{self, Bundle, Certificate, Fingerprint, Identity, Role, provider};
-use rustls::pki_types::CertificateDer;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+};
 
 use super::Authority;
 
@@ -29,6 +33,7 @@ pub struct TlsFiles {
 #[derive(Debug)]
 struct Loaded {
     config: Arc<ServerConfig>,
+    clients: Arc<dyn ClientCertVerifier>,
     /// Of the last certificate of the chain.
     authority: Fingerprint,
     /// With the files that they are in.
@@ -114,13 +119,79 @@ impl Tls {
             .collect()
     }
 
-    /// Whom a verified certificate is for. Nobody where it says nothing, or what its authority can't say: workers are signed by
-    /// the coordinator's own, and by no other.
-    pub(crate) fn identity(&self, leaf: &CertificateDer<'_>) -> Option<Identity> {
-        let facts = Certificate::parse(leaf).ok()?;
-        let of_workers = Certificate::parse(self.workers.certificate()).ok()?;
+    /// Whom a certificate is for that was shown with those between it and its authority.
+    ///
+    /// # Errors
+    /// Why it is nobody's: it is over, or of another authority; it says nothing of whom it is for, or what its authority can't
+    /// say: workers are signed by the coordinator's own, and by no other.
+    pub(crate) fn identity(&self, chain: &[CertificateDer<'_>]) -> Result<Identity, String> {
+        let (leaf, between) = chain.split_first().ok_or("there is none")?;
+        let verified = self.loaded().clients.verify_client_cert(leaf, between, UnixTime::now());
+        verified.map_err(|error| match error {
+            rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+                "it is of an authority that this coordinator doesn't know".to_owned()
+            }
+            rustls::Error::InvalidCertificate(wrong) => wrong.to_string(),
+            error => error.to_string(),
+        })?;
+        let facts = Certificate::parse(leaf)?;
+        let of_workers = Certificate::parse(self.workers.certificate())?;
         let is_of_workers = facts.issuer == of_workers.issuer;
-        facts.identity.filter(|identity| (identity.role == Role::Worker) == is_of_workers)
+        let identity = facts.identity.ok_or("it doesn't say for whom it is")?;
+        match (identity.role == Role::Worker) == is_of_workers {
+            true => Ok(identity),
+            false => Err(format!("its authority can't make somebody {identity}")),
+        }
+    }
+}
+
+/// Has every certificate shown whose key its holder has, whoever signed it: [`Tls::identity`] judges it, and its holder is told
+/// why it isn't accepted. A handshake that is broken off tells nothing, and with TLS 1.3 comes to that only after it is done.
+#[derive(Debug)]
+struct Unjudged(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for Unjudged {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn offer_client_auth(&self) -> bool {
+        self.0.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.0.client_auth_mandatory()
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
     }
 }
 
@@ -160,14 +231,14 @@ fn load(files: &TlsFiles, workers: &Authority) -> Result<Loaded, tls::Error> {
     roots.add(of_workers)?;
     let last = chain.last().map(|last| Fingerprint::of(last)).unwrap_or(Fingerprint([0; 32]));
 
-    let verifier =
+    let clients =
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider()).allow_unauthenticated().build();
-    let verifier = verifier.map_err(|error| contents(&files.authority)(format!("can't be used: {error}")))?;
+    let clients = clients.map_err(|error| contents(&files.authority)(format!("can't be used: {error}")))?;
     let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
-    let config = builder.with_client_cert_verifier(verifier).with_single_cert(chain, key);
+    let config = builder.with_client_cert_verifier(Arc::new(Unjudged(clients.clone()))).with_single_cert(chain, key);
     let unlike =
         |error| contents(&files.certificate)(format!("and {} don't go together: {error}", files.key.display()));
     let mut config = config.map_err(unlike)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Loaded { config: Arc::new(config), authority: last, certificates })
+    Ok(Loaded { config: Arc::new(config), clients, authority: last, certificates })
 }

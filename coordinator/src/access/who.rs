@@ -13,6 +13,8 @@ pub(crate) struct Peer {
     pub(crate) address: SocketAddr,
     /// Whom its certificate is for; nothing of one without, and of a connection without TLS.
     pub(crate) identity: Option<Arc<Identity>>,
+    /// Why a certificate that was shown is nobody's.
+    pub(crate) refused: Option<Arc<str>>,
     /// Whether the connection is within TLS.
     pub(crate) is_encrypted: bool,
 }

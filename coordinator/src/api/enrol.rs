@@ -66,9 +66,17 @@ impl EnrolmentService for EnrolmentApi {
         let request = request.into_inner();
         // What comes before the dot is no secret.
         let id: String = request.token.split('.').next().unwrap_or_default().chars().take(64).collect();
-        let taken = self.take(request).await;
-        let to = taken.as_ref().map_or(id, |taken| taken.identity.clone());
-        self.access.audit.note(&who, "Enrol", &to, taken).map(Response::new)
+        match self.take(request).await {
+            Ok(taken) => {
+                let to = taken.identity.clone();
+                self.access.audit.note(&who, "Enrol", &to, Ok(taken)).map(Response::new)
+            }
+            Err(status) => {
+                // Whoever guesses doesn't fill the log.
+                self.access.audit.denied(&who, &format!("Enrol {id}"), &status);
+                Err(status)
+            }
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use super::{LogDesk, Wakers, enrol, invalid, who};
 use crate::access::Access;
 use crate::core::Handle;
 use crate::observe::metrics::Metrics;
-use crate::schedule::State;
+use crate::schedule::{LOCAL, State};
 
 /// The longest that a Sync is held.
 const MAX_HOLD: Duration = Duration::from_secs(20);
@@ -140,7 +140,7 @@ struct Conversation {
     api: WorkerApi,
     access: Access,
     identity: Arc<str>,
-    /// What its reports are counted by: a worker has one stream.
+    /// What its reports are counted by: its identity, or its connection where all have the same.
     of: Arc<str>,
     requests: Streaming<v1::SyncRequest>,
     has_failed: bool,
@@ -198,7 +198,7 @@ impl WorkerService for WorkerDoor {
 
     async fn sync(&self, request: Request<Streaming<v1::SyncRequest>>) -> Result<Response<Self::SyncStream>, Status> {
         let who = who(&request)?;
-        let of = who.from.to_string().into();
+        let of = if &*who.name == LOCAL { who.from.to_string().into() } else { who.name.clone() };
         let (api, access, identity) = (self.api.clone(), self.access.clone(), who.name);
         let requests = request.into_inner();
         let conversation = Conversation { api, access, identity, of, requests, has_failed: false };

@@ -119,7 +119,7 @@ fn job_spec(kind: u8) -> v1::JobSpec {
         rounds: has(1).into(),
         round_steps: 5,
         teacher_share: if has(1) { 0.5 } else { 0.0 },
-        finetune: has(2).then(|| v1::Finetune { steps: 8, batch: 2, learning_rate: 1e-3, features: 0.1 }),
+        finetune: has(2).then_some(v1::Finetune { steps: 8, batch: 2, learning_rate: 1e-3, features: 0.1 }),
         keep_costliest: has(8).then_some(1),
         start: has(16).then(|| v1::Recipe::RIDGE.to_owned()),
         widen: has(32).then_some(0.01),
@@ -145,6 +145,7 @@ struct Coordinator {
     now: Now,
     workers: Vec<WorkerId>,
     /// Outputs that are to be checked.
+    #[allow(clippy::type_complexity, reason = "what a command to verify has")]
     reported: Vec<(TaskId, v1::Lease, Box<v1::TaskSpec>, AttemptId, Box<v1::Done>)>,
     turns: Vec<Turn>,
     /// The last invitation, and who last took one.

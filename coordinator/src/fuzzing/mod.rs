@@ -6,7 +6,7 @@ mod messages;
 mod records;
 
 /// The parsers of this crate, by the names of their corpora.
-pub const TARGETS: [(&str, fn(&[u8])); 7] = [
+pub const TARGETS: [(&str, deltaconv_proto::fuzzing::Target); 7] = [
     ("manifest", records::of_manifest),
     ("record", records::of_record),
     ("messages", messages::of_messages),

@@ -45,7 +45,7 @@ impl Metrics {
         registry.register("deltaconv_state_writes", "Records that were made durable", writes.clone());
         let (denied, certificates) = (Family::<Labels, Counter>::default(), Family::<Labels, Gauge>::default());
         for reason in DENIED {
-            denied.get_or_create(&vec![("reason", reason)]);
+            drop(denied.get_or_create(&vec![("reason", reason)]));
         }
         registry.register("deltaconv_denied_requests", "Calls that were denied, by what is said of it", denied.clone());
         let help = "When each of the coordinator's certificates ends, in seconds since 1970";

@@ -116,7 +116,7 @@ impl State {
             );
         }
         let alive: Vec<&Worker> = self.workers.values().filter(|worker| self.is_alive(worker, now)).collect();
-        let start = "start a worker with `deltaconv worker --coordinator URL --token-file FILE`";
+        let start = "invite a worker with `deltaconv workers invite`";
         if alive.is_empty() {
             return Explanation::new("ready", "no worker is here", start);
         }

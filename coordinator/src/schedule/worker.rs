@@ -7,6 +7,7 @@ use deltaconv_proto::ids::WorkerId;
 use deltaconv_proto::protocol::Version;
 use deltaconv_proto::v1;
 
+use super::bounded;
 use super::events::{About, Severity};
 use super::tasks::Slot;
 use super::{Effects, Error, Now, State};
@@ -66,14 +67,6 @@ fn printable(text: impl AsRef<str>) -> String {
     text.as_ref().chars().filter(|c| !c.is_control()).take(128).collect()
 }
 
-/// The device as people are shown it, and as a record has room for it.
-fn bounded(device: v1::Device) -> v1::Device {
-    let v1::Device { kind, name, memory_bytes, threads, compute_capability, precisions } = device;
-    let [kind, name, compute_capability] = [kind, name, compute_capability].map(printable);
-    let precisions = precisions.into_iter().take(16).map(printable).collect();
-    v1::Device { kind, name, memory_bytes, threads, compute_capability, precisions }
-}
-
 impl State {
     /// A worker joins of which nothing is known but that it may.
     ///
@@ -101,7 +94,7 @@ impl State {
             id: id.clone(),
             name: printable(request.name),
             node: if node.is_empty() { id.to_string() } else { node },
-            device: bounded(request.device.unwrap_or_default()),
+            device: bounded::device(request.device.unwrap_or_default()),
             identity: identity.to_owned(),
             version: printable(request.version),
             protocol: Version::said(&request.protocol),

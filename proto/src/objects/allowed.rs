@@ -1,5 +1,6 @@
 //! The places that jobs may name.
 
+use std::fmt;
 use std::path::{Component, PathBuf};
 
 use object_store::path::Path;
@@ -10,7 +11,42 @@ use crate::v1::JobSpec;
 
 /// Stores and folders in them that may be read and written: all of them, or those below some URLs.
 #[derive(Clone, Debug, Default)]
-pub struct Allowed(Option<Vec<Url>>);
+pub struct Allowed(Option<Vec<Place>>);
+
+/// A place that is allowed.
+#[derive(Clone, Debug)]
+enum Place {
+    /// All of a scheme.
+    Scheme(String),
+    /// What lies at or below.
+    Below(Url),
+}
+
+impl Place {
+    fn new(named: &str) -> Result<Self, Error> {
+        match named.strip_suffix("://") {
+            // The host of a URL can't be empty with some schemes.
+            Some(scheme) => Ok(Self::Scheme(parse_url(&format!("{scheme}://any"))?.scheme().to_owned())),
+            None => parse_url(named).map(Self::Below),
+        }
+    }
+
+    fn has(&self, url: &Url) -> bool {
+        match self {
+            Self::Scheme(scheme) => url.scheme() == scheme,
+            Self::Below(allowed) => is_below(url, allowed),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Scheme(scheme) => write!(f, "{scheme}://"),
+            Self::Below(url) => f.write_str(url.as_str()),
+        }
+    }
+}
 
 impl Allowed {
     /// Every place.
@@ -27,7 +63,7 @@ impl Allowed {
         if urls.iter().any(|url| url == "any") {
             return Ok(Self::any());
         }
-        urls.iter().map(|url| parse_url(url)).collect::<Result<_, _>>().map(|urls| Self(Some(urls)))
+        urls.iter().map(|url| Place::new(url)).collect::<Result<_, _>>().map(|places| Self(Some(places)))
     }
 
     /// Whether the place is allowed.
@@ -37,10 +73,10 @@ impl Allowed {
     pub fn check(&self, url: &str) -> Result<(), Error> {
         let Some(allowed) = &self.0 else { return Ok(()) };
         let parsed = parse_url(url)?;
-        match allowed.iter().any(|allowed| is_below(&parsed, allowed)) {
+        match allowed.iter().any(|allowed| allowed.has(&parsed)) {
             true => Ok(()),
             false => {
-                let allowed = allowed.iter().map(Url::as_str).collect::<Vec<_>>().join(", ");
+                let allowed = allowed.iter().map(Place::to_string).collect::<Vec<_>>().join(", ");
                 Err(Error::NotAllowed { url: url.into(), allowed })
             }
         }
@@ -73,9 +109,6 @@ fn is_below(url: &Url, allowed: &Url) -> bool {
             (Some(path), Some(allowed)) => path.starts_with(allowed),
             _ => false,
         };
-    }
-    if allowed.host_str().unwrap_or_default().is_empty() {
-        return true;
     }
     if (url.host_str(), url.port_or_known_default()) != (allowed.host_str(), allowed.port_or_known_default()) {
         return false;
@@ -147,6 +180,7 @@ mod tests {
         assert!(!allows(&["https://models.example"], "https://models.example@evil/a"));
         assert!(allows(&["hf://"], "hf://owner/name@0123") && !allows(&["hf://"], "s3://owner/name"));
         assert!(allows(&["hf://owner"], "hf://owner/name@0123") && !allows(&["hf://owner"], "hf://other/name@0123"));
+        assert!(allows(&["https://"], "https://models.example/a") && !allows(&["https://"], "http://models.example/a"));
         assert!(allows(&["any"], "s3://whatever/it/is") && allows(&["s3://a", "any"], "file:///x"));
         assert!(!allows(&[], "s3://models/x"), "none is none");
     }

@@ -329,7 +329,9 @@ impl Grpc {
     /// Whether it may help to take the invitation anew: what it became before is accepted no more.
     fn begins_anew(&mut self, refused: &Unanswered) -> bool {
         let is_over = match refused {
-            Unanswered::Refused(Error::Refused { code, .. }) => *code == code::Code::Revoked,
+            Unanswered::Refused(Error::Refused { code, .. }) => {
+                matches!(code, code::Code::Revoked | code::Code::Untrusted)
+            }
             Unanswered::Refused(Error::Untrusted { .. }) => true,
             _ => false,
         };

@@ -92,8 +92,10 @@ mod tests {
         for (teacher, folder, side, text) in
             [("tiny-unet", "unet", 32, [4, 64]), ("tiny-pixart", "transformer", 32, [4, 64])]
         {
-            let url = url::Url::from_directory_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../cli/teachers/")).unwrap();
-            let objects = Objects::open(url.join(teacher).unwrap().as_str()).unwrap();
+            let teachers = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../cli/teachers"));
+            let folder_of_teacher = teachers.join(teacher).canonicalize().unwrap();
+            let url = url::Url::from_file_path(folder_of_teacher).unwrap();
+            let objects = Objects::open(url.as_str()).unwrap();
             let files = Files::find(&objects, folder, DIFFUSERS).await.unwrap();
             let (options, place) = (LoadOptions::default(), Place::default());
             let (model, _) = load_denoiser(&objects, folder, &files, &options, &place).await.unwrap();

@@ -141,6 +141,8 @@ impl Machine {
         for (there, here) in [
             ("10.0.0.5:7433", self.address.clone()),
             ("127.0.0.1:7433", self.address.clone()),
+            // Whom its certificate is for.
+            ("10.0.0.5", "127.0.0.1".to_owned()),
             ("0.0.0.0:9101", "127.0.0.1:0".to_owned()),
             ("/var/lib/deltaconv", format!("{here}/var/lib/deltaconv")),
             ("/etc/deltaconv", format!("{here}/etc/deltaconv")),
@@ -163,7 +165,18 @@ impl Machine {
         command.arg(&script).current_dir(self.path("work"));
         command.env("PATH", std::env::join_paths(paths).expect("a path"));
         command.env("HOME", self.path("home")).env("RUST_LOG", "info");
-        for setting in ["XDG_CONFIG_HOME", "DELTACONV_CONFIG", "DELTACONV_OUTPUT", "DELTACONV_LOG_FORMAT", "NO_COLOR"] {
+        for setting in [
+            "XDG_CONFIG_HOME",
+            "XDG_DATA_HOME",
+            "STATE_DIRECTORY",
+            "DELTACONV_CONFIG",
+            "DELTACONV_CREDENTIALS",
+            "DELTACONV_INVITATION",
+            "DELTACONV_INVITATION_FILE",
+            "DELTACONV_OUTPUT",
+            "DELTACONV_LOG_FORMAT",
+            "NO_COLOR",
+        ] {
             command.env_remove(setting);
         }
         command.env("DELTACONV_COORDINATOR", format!("http://{}", self.address));

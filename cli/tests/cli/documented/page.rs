@@ -8,7 +8,7 @@ pub(super) fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// README.md and the pages of docs/, with their texts. What lies below docs/reference/ is made by the program.
+/// README.md, SECURITY.md and the pages of docs/, with their texts. What lies below docs/reference/ is made by the program.
 pub(super) fn pages() -> BTreeMap<String, String> {
     let listed = fs::read_dir(repository().join("docs")).expect("a folder");
     let names = listed.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"));
@@ -17,7 +17,7 @@ pub(super) fn pages() -> BTreeMap<String, String> {
         let text = fs::read_to_string(repository().join(&page)).unwrap_or_else(|error| panic!("{page}: {error}"));
         (page, text)
     };
-    pages.chain(["README.md".to_owned()]).map(read).collect()
+    pages.chain(["README.md", "SECURITY.md"].map(str::to_owned)).map(read).collect()
 }
 
 /// A page in its parts.
@@ -68,7 +68,7 @@ pub(super) fn called(line: &str) -> (Vec<String>, BTreeSet<String>) {
     let until = |word: &&str| !["|", ">", "&&", ";", "--"].contains(word);
     let words: Vec<&str> = line.split_whitespace().skip(1).take_while(until).collect();
     let is_name = |word: &&&str| word.chars().all(|c| c.is_ascii_lowercase() || c == '-') && !word.starts_with('-');
-    let has_more = |word: &str| ["alloc", "bench", "config", "coordinator", "workers"].contains(&word);
+    let has_more = |word: &str| ["alloc", "bench", "certs", "config", "coordinator", "workers"].contains(&word);
     let depth = if words.first().is_some_and(|first| has_more(first)) { 2 } else { 1 };
     let path: Vec<String> = words.iter().take(depth).take_while(is_name).map(|word| (*word).to_owned()).collect();
     let rest = &words[path.len()..];

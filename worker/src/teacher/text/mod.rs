@@ -159,7 +159,7 @@ impl TextEncoder {
 }
 
 fn ids(tokenizer: &ClipTokenizer, texts: &[&str]) -> Result<Vec<Vec<u32>>, task::Error> {
-    texts.iter().map(|text| tokenizer.encode(text)).collect()
+    texts.iter().map(|text| Ok(tokenizer.encode(text)?)).collect()
 }
 
 /// What `encode` makes of all texts, batch by batch, each of its tensors joined along the first dimension.

@@ -5,7 +5,8 @@ use deltaconv_proto::fuzzing::{Input, in_memory, now, ok};
 use super::{ClipTokenizer, Files, T5Tokenizer};
 
 /// The parsers here, by the names of their corpora.
-pub(crate) const TARGETS: [(&str, fn(&[u8])); 2] = [("clip_tokenizer", of_clip), ("t5_tokenizer", of_t5)];
+pub(crate) const TARGETS: [(&str, deltaconv_proto::fuzzing::Target); 2] =
+    [("clip_tokenizer", of_clip), ("t5_tokenizer", of_t5)];
 
 const FOLDER: &str = "tokenizer";
 

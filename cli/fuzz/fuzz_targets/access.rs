@@ -1,0 +1,3 @@
+#![no_main]
+
+deltaconv_fuzz::target!("access");

@@ -1,3 +1,0 @@
-#![no_main]
-
-deltaconv_fuzz::target!("identity");
