@@ -72,8 +72,6 @@ fn own_key(table: &str, entry: &Entry) -> Option<String> {
         "worker" => Write::Worker(Box::new(v1::WorkerRecord::decode(bytes).ok()?)),
         "node" => Write::Node(Box::new(v1::NodeRecord::decode(bytes).ok()?)),
         "request" => Write::Request(v1::RequestRecord::decode(bytes).ok()?),
-        "invitation" => Write::Invitation(Box::new(v1::InvitationRecord::decode(bytes).ok()?)),
-        "identity" => Write::Identity(Box::new(v1::IdentityRecord::decode(bytes).ok()?)),
         "event" => Write::Event(Box::new(v1::Event::decode(bytes).ok()?)),
         "invitation" => Write::Invitation(Box::new(v1::InvitationRecord::decode(bytes).ok()?)),
         "identity" => Write::Identity(Box::new(v1::IdentityRecord::decode(bytes).ok()?)),

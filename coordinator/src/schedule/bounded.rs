@@ -12,12 +12,31 @@ pub(super) const MESSAGE: usize = 1500;
 pub(super) const STORY: usize = 4000;
 /// Failures of a task, or on a machine, that are kept: the last ones.
 pub(super) const FAILURES: usize = 16;
+/// Of a name.
+const NAME: usize = 256;
+/// Precisions of a device.
+const PRECISIONS: usize = 16;
 /// Of why a layer stays attention, where many do.
 const SHORT: usize = 40;
 
 /// At most so many bytes of the text.
 pub(super) fn bounded(text: &str, bytes: usize) -> String {
     text[..text.floor_char_boundary(bytes)].to_owned()
+}
+
+/// A device as a worker describes it, without what could not be shown.
+pub(super) fn device(device: v1::Device) -> v1::Device {
+    let name = |text: String| {
+        let printable: String = text.chars().filter(|c| !c.is_control()).take(NAME).collect();
+        bounded(&printable, NAME)
+    };
+    v1::Device {
+        kind: name(device.kind),
+        name: name(device.name),
+        compute_capability: name(device.compute_capability),
+        precisions: device.precisions.into_iter().take(PRECISIONS).map(name).collect(),
+        ..device
+    }
 }
 
 /// Forgets the oldest.
@@ -57,5 +76,8 @@ mod tests {
         assert!(!fits(&record));
         let fitting = fitting(record);
         assert!(fits(&fitting) && fitting.figures.expect("figures").stay_attention.len() == 100);
+        let precisions = vec!["x".repeat(1000); 1000];
+        let named = device(v1::Device { name: "GPU\n\x1b[2J".into(), precisions, ..v1::Device::default() });
+        assert_eq!((named.name.as_str(), named.precisions.len(), named.precisions[0].len()), ("GPU[2J", 16, 256));
     }
 }
