@@ -7,7 +7,7 @@ use std::fmt::{self, Display, Formatter, Write};
 const MOST: usize = 300;
 
 /// At most 300 characters of what it holds, control characters escaped.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Brief<'a, T: ?Sized>(pub &'a T);
 
 impl<T: Display + ?Sized> Display for Brief<'_, T> {
@@ -18,6 +18,13 @@ impl<T: Display + ?Sized> Display for Brief<'_, T> {
             true => f.write_char('…'),
             false => written,
         }
+    }
+}
+
+/// The same in quotes.
+impl<T: Display + ?Sized> fmt::Debug for Brief<'_, T> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{self}\"")
     }
 }
 
@@ -55,6 +62,7 @@ mod tests {
         assert_eq!(Brief("\x1b[2J\n").to_string(), "\\u{1b}[2J\\n");
         let whole = "é".repeat(MOST);
         assert_eq!(Brief(whole.as_str()).to_string(), whole);
+        assert_eq!(format!("{:?}", Brief(&"x".repeat(1000))).len(), 300 + "\"…\"".len());
         assert_eq!(Brief(&format_args!("{whole}{}", "x".repeat(1 << 20))).to_string(), format!("{whole}…"));
     }
 }

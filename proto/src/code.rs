@@ -34,7 +34,7 @@ pub struct Entry {
 
 /// Text that is no code.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{:?} is not the code of an error", Brief(.0).to_string())]
+#[error("{:?} is not the code of an error", Brief(.0))]
 pub struct Unknown(pub String);
 
 impl Code {

@@ -16,6 +16,7 @@ use crate::prompts::Prompts;
 use crate::safetensors::{self, Dtype, Header, parse_header, serialize_header};
 use crate::shard::{self, Contents, Layout};
 use crate::teacher::{ClipConfig, Scheduler, T5Config, Teacher, VaeConfig};
+use crate::tls::{self, Bundle, Certificate, Fingerprint, Identity, Invitation, Token};
 use crate::v1::{LayerPlan, Map};
 use crate::{block, buckets, code, digest, images, keys, log, pipeline, weights};
 
@@ -327,6 +328,10 @@ fn of_names(bytes: &[u8]) {
 fn of_url(text: &str) {
     let path_of = |url: &str| {
         let url = ok(objects::parse_url(url))?;
+        // Folders have no host: none of these is opened.
+        if url.scheme() == "file" && url.host_str().is_some_and(|host| !host.is_empty()) {
+            return None;
+        }
         object_store::path::Path::from_url_path(url.path()).ok().map(|path| (url, path))
     };
     let Some((url, path)) = path_of(text) else { return };
@@ -339,38 +344,42 @@ fn of_url(text: &str) {
     }
 }
 
-/// What strangers show and operators name: invitations, tokens, identities, certificates and files of them.
+/// What strangers show and operators name: an invitation, as it is and with the digest that belongs to it; a token, a name, a
+/// fingerprint; a certificate in DER, and files of them in PEM.
 fn of_access(bytes: &[u8]) {
-    use crate::tls::{Bundle, Certificate, Fingerprint, Identity, Invitation, Token};
-    match Certificate::parse(bytes) {
-        Ok(certificate) => {
-            assert_eq!(certificate.fingerprint, Fingerprint::of(bytes));
-            if let Some(identity) = certificate.identity {
-                assert_eq!(identity.to_string().parse(), Ok(identity));
+    let text = String::from_utf8_lossy(bytes);
+    for text in [text.as_ref(), &Invitation::sealed(bytes)] {
+        if let Some(invitation) = ok(text.parse::<Invitation>()) {
+            check_error(&invitation);
+            assert!(!invitation.to_string().contains(&invitation.token.secret.reveal()));
+            let again: Invitation = invitation.reveal().parse().expect("what is given is taken");
+            assert_eq!(again.reveal(), invitation.reveal());
+            for url in &invitation.addresses {
+                ok(tls::endpoint(url));
             }
         }
-        Err(reason) => check_error(&reason),
     }
-    match Bundle::parse(bytes) {
-        Ok(bundle) => assert!(!bundle.certificates.is_empty()),
-        Err(reason) => check_error(&reason),
+    if let Some(token) = ok(text.parse::<Token>()) {
+        assert_eq!(token.reveal().parse::<Token>().map(|again| again.reveal()), Ok(token.reveal()));
     }
-    let Ok(text) = std::str::from_utf8(bytes) else { return };
-    match text.parse::<Invitation>() {
-        Ok(invitation) => {
-            let again: Invitation = invitation.reveal().parse().expect("as it is given");
-            assert_eq!((&again.addresses, again.authority), (&invitation.addresses, invitation.authority));
-            assert!(!invitation.to_string().contains(&invitation.token.secret.reveal()));
+    if let Some(identity) = ok(text.parse::<Identity>()) {
+        assert_eq!(identity.to_string(), text);
+    }
+    ok(text.parse::<Fingerprint>());
+    if let Some(certificate) = ok(Certificate::parse(bytes)) {
+        assert_eq!(certificate.fingerprint, Fingerprint::of(bytes));
+        check_error(&certificate.subject);
+        certificate.hosts.iter().for_each(check_error);
+        if let Some(identity) = certificate.identity {
+            assert_eq!(identity.to_string().parse(), Ok(identity));
         }
-        Err(error) => check_error(&error),
+        assert!(tls::public_key(bytes).is_some());
     }
-    match text.parse::<Token>() {
-        Ok(token) => assert_eq!(token.reveal().parse::<Token>().expect("as it is given").id, token.id),
-        Err(error) => check_error(&error),
-    }
-    match text.parse::<Identity>() {
-        Ok(identity) => assert_eq!(identity.to_string(), text),
-        Err(error) => check_error(&error),
+    if let Some(bundle) = ok(Bundle::parse(bytes)) {
+        assert!(!bundle.certificates.is_empty());
+        for der in &bundle.certificates {
+            ok(Certificate::parse(der));
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use deltaconv_proto::code::Code;
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("cannot {action} {}: {source}", path.display())]
@@ -15,6 +17,8 @@ pub(crate) enum Error {
     JobFile { path: PathBuf, reason: String },
     #[error("{path:?} can't be written as a URL")]
     Location { path: String },
+    #[error("{message} ({code})")]
+    Stores { message: String, code: Code },
 }
 
 impl Error {

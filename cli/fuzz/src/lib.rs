@@ -13,6 +13,7 @@ mod byte_size;
 #[allow(dead_code)]
 mod config;
 #[path = "../../src/duration.rs"]
+#[allow(dead_code)]
 mod duration;
 #[path = "../../src/fuzzing.rs"]
 mod fuzzing;
@@ -22,6 +23,7 @@ mod image_file;
 #[allow(dead_code)]
 mod job_file;
 #[path = "../../src/location.rs"]
+#[allow(dead_code)]
 mod location;
 #[path = "../../src/preset.rs"]
 #[allow(dead_code)]

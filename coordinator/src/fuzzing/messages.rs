@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use deltaconv_proto::bounds;
-use deltaconv_proto::fuzzing::{Input, check_error};
+use deltaconv_proto::fuzzing::{Input, check_error, ok};
 use deltaconv_proto::ids::{AttemptId, JobId, TaskId, WorkerId};
 use deltaconv_proto::keys;
 use deltaconv_proto::v1::{self, attempt_report, done, task_spec};
 use prost::Message;
 
 use crate::plan;
-use crate::schedule::{Command, Effects, Now, Settings, State, Turn};
+use crate::schedule::{Command, Effects, Enrolment, Now, Settings, State, Turn};
 use crate::store::{Entry, MAX_VALUE, MemoryStore, Store, Write};
 
 /// Messages in a row.
@@ -70,6 +70,7 @@ pub(super) fn records() -> Vec<Write> {
 /// All that anybody may ask a state.
 pub(super) fn look(state: &State, now: Now) {
     let _ = (state.totals(), state.census(now), state.counts(), state.events_after(0, None, 100));
+    let _ = (state.invitations(), state.identities());
     assert!(v1::ListWorkersResponse { workers: state.worker_statuses(now) }.encoded_len() < LARGEST);
     for job in state.summaries() {
         let id = JobId::new(job.job_id).expect("an id");
@@ -147,14 +148,18 @@ struct Coordinator {
     #[allow(clippy::type_complexity, reason = "what a command to verify has")]
     reported: Vec<(TaskId, v1::Lease, Box<v1::TaskSpec>, AttemptId, Box<v1::Done>)>,
     turns: Vec<Turn>,
+    /// The last invitation, and who last took one.
+    invited: String,
+    enrolled: String,
 }
 
 impl Coordinator {
     fn new(kind: u8) -> Self {
         let mut store = MemoryStore::default();
         let state = state(&mut store);
-        let (workers, reported, turns) = Default::default();
-        let mut new = Self { state, store, now: Now { unix_ms: 1000, ..Now::default() }, workers, reported, turns };
+        let (workers, reported, turns, invited, enrolled) = Default::default();
+        let now = Now { unix_ms: 1000, ..Now::default() };
+        let mut new = Self { state, store, now, workers, reported, turns, invited, enrolled };
         let submitted = new.run(|state, now, effects| state.submit(job_spec(kind), job_plan(), now, effects));
         submitted.expect("accepted");
         new
@@ -191,7 +196,7 @@ impl Coordinator {
     fn take(&mut self, kind: u8, piece: &[u8]) {
         let text = String::from_utf8_lossy(piece).into_owned();
         let name = if text.is_empty() { "tiny-1".to_owned() } else { text.clone() };
-        match kind % 16 {
+        match kind % 20 {
             0 => {
                 let Ok(request) = v1::JoinRequest::decode(piece) else { return };
                 let joined = self.run(|state, now, effects| state.join(request, now, effects));
@@ -247,6 +252,33 @@ impl Coordinator {
             14 => {
                 let now = self.now;
                 self.state.stood_still(now);
+            }
+            16 => {
+                let (uses, valid) = (piece.len() as u32 % 3, Duration::from_secs(piece.len() as u64 + 1));
+                let digest = blake3::hash(b"secret");
+                let invited = self.run(|state, now, effects| state.invite(digest, (uses, valid), &text, now, effects));
+                self.invited = ok(invited).map(|status| status.id).unwrap_or_default();
+            }
+            17 => {
+                let enrolment = Enrolment {
+                    id: self.invited.clone(),
+                    digest: blake3::hash(if piece.len() % 5 == 4 { b"other." } else { b"secret" }),
+                    public_key: blake3::hash(&piece[..piece.len().min(1)]),
+                    name: text,
+                    secret: None,
+                    valid: Duration::from_secs(30),
+                };
+                let enrolled = self.run(|state, now, effects| state.enrol(enrolment, now, effects));
+                self.enrolled = ok(enrolled).map(|record| record.identity).unwrap_or_default();
+            }
+            18 => {
+                let of = [&self.invited, &self.enrolled, &text][piece.len() % 3].clone();
+                ok(self.run(|state, now, effects| state.revoke(&of, &text, now, effects)));
+            }
+            19 => {
+                let (of, key) = (self.enrolled.clone(), blake3::hash(&piece[..piece.len().min(1)]));
+                let valid = Duration::from_secs(60);
+                ok(self.run(|state, now, effects| state.renew_identity(&of, &key, valid, now, effects)));
             }
             _ => self.restart(),
         }

@@ -39,7 +39,8 @@ pub(super) fn of_manifest(bytes: &[u8]) {
 
 /// One record of the table that the first byte names, in a state with a job.
 pub(super) fn of_record(bytes: &[u8]) {
-    const TABLES: [&str; 8] = ["meta", "job", "task", "worker", "node", "request", "event", "other"];
+    const TABLES: [&str; 10] =
+        ["meta", "job", "task", "worker", "node", "request", "event", "other", "invitation", "identity"];
     let mut input = Input(bytes);
     let table = TABLES[usize::from(input.byte()) % TABLES.len()];
     let name = input.byte().into();
@@ -71,9 +72,9 @@ fn own_key(table: &str, entry: &Entry) -> Option<String> {
         "worker" => Write::Worker(Box::new(v1::WorkerRecord::decode(bytes).ok()?)),
         "node" => Write::Node(Box::new(v1::NodeRecord::decode(bytes).ok()?)),
         "request" => Write::Request(v1::RequestRecord::decode(bytes).ok()?),
+        "event" => Write::Event(Box::new(v1::Event::decode(bytes).ok()?)),
         "invitation" => Write::Invitation(Box::new(v1::InvitationRecord::decode(bytes).ok()?)),
         "identity" => Write::Identity(Box::new(v1::IdentityRecord::decode(bytes).ok()?)),
-        "event" => Write::Event(Box::new(v1::Event::decode(bytes).ok()?)),
         _ => return None,
     };
     Some(Entry::of(&write).key)

@@ -150,7 +150,7 @@ impl State {
                 if self.access.identities.len() >= MAX_IDENTITIES {
                     return over(&format!("is not taken: there are {MAX_IDENTITIES} identities already"));
                 }
-                invited.used += 1;
+                invited.used = invited.used.saturating_add(1);
                 self.meta.identities += 1;
                 let number = format!("{}-{}", self.meta.identities, self.settings.identity);
                 let identity = Identity::new(Role::Worker, &number).map_err(|e| Error::Record(e.to_string()))?;
@@ -268,7 +268,7 @@ impl State {
         self.access.looked = now.monotonic;
         let listed = LISTED.as_millis() as u64;
         self.access.invitations.retain(|id, invited| {
-            let stays = invited.expires_unix_ms + listed > now.unix_ms;
+            let stays = invited.expires_unix_ms.saturating_add(listed) > now.unix_ms;
             if !stays {
                 effects.writes.push(Write::ForgetInvitation(id.clone()));
             }

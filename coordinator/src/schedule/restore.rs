@@ -126,10 +126,8 @@ impl Restoring {
 
 fn countable(meta: v1::MetaRecord) -> Result<v1::MetaRecord, Error> {
     let v1::MetaRecord { epoch, jobs, workers, requests, events, invitations, identities } = meta;
-    match [epoch, jobs, workers, requests, events, invitations, identities]
-        .into_iter()
-        .find(|count| *count >= UNCOUNTABLE)
-    {
+    let all = [epoch, jobs, workers, requests, events, invitations, identities];
+    match all.into_iter().find(|count| *count >= UNCOUNTABLE) {
         Some(count) => Err(Error::Record(format!("a counter at {count}"))),
         None => Ok(meta),
     }

@@ -7,6 +7,8 @@ use aws_lc_rs::digest::{SHA256, digest};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::brief::Brief;
+
 /// What the URI begins with that says who a certificate is for: `deltaconv:operator:alice`.
 const SCHEME: &str = "deltaconv:";
 /// Characters of a name.
@@ -181,7 +183,7 @@ impl Certificate {
         let names = parsed.subject_alternative_name().map_err(|error| format!("has no readable names: {error}"))?;
         let names = names.map_or(&[][..], |names| &names.value.general_names);
         let hosts = names.iter().filter_map(|name| match name {
-            GeneralName::DNSName(name) => Some((*name).to_owned()),
+            GeneralName::DNSName(name) => Some(Brief(*name).to_string()),
             GeneralName::IPAddress(bytes) => address(bytes),
             _ => None,
         });
@@ -194,7 +196,7 @@ impl Certificate {
             return Err("names more than one identity".to_owned());
         }
         Ok(Self {
-            subject: parsed.subject().to_string(),
+            subject: Brief(parsed.subject()).to_string(),
             issuer: parsed.issuer().as_raw().to_vec(),
             is_root: parsed.subject().as_raw() == parsed.issuer().as_raw(),
             is_authority: parsed.is_ca(),

@@ -58,6 +58,15 @@ impl Invitation {
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+impl Invitation {
+    /// What these bytes would be with the digest that belongs to them.
+    pub(crate) fn sealed(bytes: &[u8]) -> String {
+        let check = blake3::hash(bytes);
+        format!("{PREFIX}{}", BASE64.encode([bytes, &check.as_bytes()[..CHECK]].concat()))
+    }
+}
+
 impl FromStr for Invitation {
     type Err = InvalidInvitation;
 
@@ -74,7 +83,8 @@ impl FromStr for Invitation {
         }
         let message = v1::Invitation::decode(bytes).map_err(|_| InvalidInvitation::Damaged)?;
         let addresses = message.addresses;
-        if addresses.is_empty() || addresses.len() > MAX_ADDRESSES || addresses.iter().any(|url| url.len() > 512) {
+        let is_none = |url: &String| url.len() > 512 || url.contains(|c: char| c.is_control());
+        if addresses.is_empty() || addresses.len() > MAX_ADDRESSES || addresses.iter().any(is_none) {
             return Err(InvalidInvitation::Contents("names no coordinator, or too many"));
         }
         let is_encrypted = |url: &String| url.starts_with("https://");
@@ -156,6 +166,7 @@ mod tests {
         refused(|invitation| invitation.authority = None);
         refused(|invitation| invitation.addresses.push("http://10.0.0.5:7433".into()));
         refused(|invitation| invitation.addresses.clear());
+        refused(|invitation| invitation.addresses[0].push_str("\x1b[2J"));
         refused(|invitation| invitation.addresses = vec!["https://a".into(); 9]);
         let without = Invitation { addresses: plain("http://127.0.0.1:7433"), authority: None, ..invitation() };
         assert!(without.reveal().parse::<Invitation>().is_ok());

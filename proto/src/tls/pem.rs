@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::Error;
@@ -36,7 +36,8 @@ impl Bundle {
     /// What is wrong with it, as what follows its name.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let certificates = CertificateDer::pem_slice_iter(bytes).collect::<Result<Vec<_>, _>>();
-        let certificates = certificates.map_err(|error| format!("holds a certificate that can't be read: {error}"))?;
+        let certificates =
+            certificates.map_err(|error| format!("holds a certificate that can't be read: {}", said(&error)))?;
         if certificates.is_empty() {
             return Err("holds no certificate; one in PEM begins with -----BEGIN CERTIFICATE-----".to_owned());
         }
@@ -56,8 +57,18 @@ impl Bundle {
 fn key(bytes: &[u8]) -> Result<Option<PrivateKeyDer<'static>>, String> {
     match PrivateKeyDer::from_pem_slice(bytes) {
         Ok(key) => Ok(Some(key)),
-        Err(rustls::pki_types::pem::Error::NoItemsFound) => Ok(None),
-        Err(error) => Err(format!("holds a private key that can't be read: {error}")),
+        Err(pem::Error::NoItemsFound) => Ok(None),
+        Err(error) => Err(format!("holds a private key that can't be read: {}", said(&error))),
+    }
+}
+
+/// What is wrong, without the bytes that are: they may be a key's.
+fn said(error: &pem::Error) -> &'static str {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => "a section has no end",
+        pem::Error::IllegalSectionStart { .. } => "a section does not begin with -----BEGIN NAME-----",
+        pem::Error::Base64Decode(_) => "a section is not base64",
+        _ => "it is damaged",
     }
 }
 
@@ -90,4 +101,18 @@ pub fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     std::fs::rename(&temporary, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_key_is_refused_without_being_shown() {
+        let certificate = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let damaged = format!("{certificate}-----BEGIN PRIVATE KEY-----c2VjcmV0\n");
+        let refused = Bundle::parse(damaged.as_bytes()).expect_err("refused");
+        let numbers = "c2VjcmV0".bytes().map(|byte| byte.to_string()).collect::<Vec<_>>().join(", ");
+        assert!(!refused.contains("c2VjcmV0") && !refused.contains(&numbers), "{refused}");
+    }
 }
