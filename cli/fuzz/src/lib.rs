@@ -13,6 +13,7 @@ mod byte_size;
 #[allow(dead_code)]
 mod config;
 #[path = "../../src/duration.rs"]
+#[allow(dead_code)]
 mod duration;
 #[path = "../../src/fuzzing.rs"]
 mod fuzzing;
