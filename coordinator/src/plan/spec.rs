@@ -55,9 +55,9 @@ pub(crate) enum Source<'a> {
 }
 
 pub(super) fn invalid(field: impl Into<String>, value: impl Display, expected: impl Into<String>) -> Error {
-    // The value may come from anyone.
-    let value = Brief(&value).to_string();
-    Error::Spec { field: field.into(), value, expected: expected.into() }
+    // Both may come from anyone: a layer's name stands in a field's.
+    let (field, value) = (Brief(&field.into()).to_string(), Brief(&value).to_string());
+    Error::Spec { field, value, expected: expected.into() }
 }
 
 /// Checks everything that needs nothing but the spec.

@@ -70,15 +70,15 @@ pub enum Error {
     },
     /// No back end serves this scheme.
     #[error(
-        "no store for {url}: take file:///… (a folder that all machines see), s3://, gs:// or az://; to read alone also \
-         https:// or hf://"
+        "no store for {}: take file:///… (a folder that all machines see), s3://, gs:// or az://; to read alone also \
+         https:// or hf://", Brief(.url)
     )]
     Unsupported {
         /// What was given.
         url: String,
     },
     /// The build has no such back end.
-    #[error("this build has no way to {url}: build it with `--features {feature}`")]
+    #[error("this build has no way to {}: build it with `--features {feature}`", Brief(.url))]
     NotBuilt {
         /// What was given.
         url: String,
@@ -86,7 +86,7 @@ pub enum Error {
         feature: &'static str,
     },
     /// The store can't be used as the URL and the environment have it.
-    #[error("{url} can't be used: {reason}")]
+    #[error("{} can't be used: {reason}", Brief(.url))]
     Configuration {
         /// What was given.
         url: String,
@@ -95,8 +95,8 @@ pub enum Error {
     },
     /// A URL that names no repository in one state.
     #[error(
-        "{url} can't be used: {reason}; write hf://owner/name@commit with the commit's 40 digits, which `git ls-remote \
-         https://huggingface.co/owner/name HEAD` shows"
+        "{} can't be used: {reason}; write hf://owner/name@commit with the commit's 40 digits, which `git ls-remote \
+         https://huggingface.co/owner/name HEAD` shows", Brief(.url)
     )]
     Repository {
         /// What was given.
@@ -116,7 +116,7 @@ pub enum Error {
         key: String,
     },
     /// Nobody is to read or write there.
-    #[error("{url} is not among the places that are allowed: {allowed}")]
+    #[error("{} is not among the places that are allowed: {allowed}", Brief(.url))]
     NotAllowed {
         /// What was given.
         url: String,
@@ -124,7 +124,7 @@ pub enum Error {
         allowed: String,
     },
     /// A URL that carries credentials would end up in logs and state.
-    #[error("{url} carries {what}; remove it")]
+    #[error("{} carries {what}; remove it", Brief(.url))]
     NotInUrl {
         /// The URL, without what it must not carry.
         url: String,
