@@ -83,6 +83,10 @@ impl LogDesk {
                 continue;
             };
             followed.heard = true;
+            // Numbers that nobody counts to; they could not be counted on from.
+            if first > u64::MAX / 2 {
+                continue;
+            }
             if first > followed.next() {
                 // What is between is gone.
                 (followed.first, followed.lines) = (first, VecDeque::new());
@@ -263,7 +267,7 @@ impl TaskLogs {
         if lines.is_empty() {
             return None;
         }
-        self.told.insert(attempt.clone(), first + lines.len() as u64);
+        self.told.insert(attempt.clone(), first.saturating_add(lines.len() as u64));
         Some(v1::TaskLog { attempt_id: attempt.to_string(), worker_id, first, lines })
     }
 
