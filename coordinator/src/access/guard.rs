@@ -212,8 +212,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let kind = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
-        let is_grpc = kind.is_some_and(|kind| kind.starts_with(b"application/grpc"));
+        let is_grpc = protocol::is_grpc(request.headers());
         let peer = request.extensions().get::<Peer>().cloned();
         let path = request.uri().path().to_owned();
         let denied = |who: &Who, status: Status| -> Self::Future {

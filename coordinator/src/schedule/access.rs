@@ -9,6 +9,7 @@ use deltaconv_proto::ids::WorkerId;
 use deltaconv_proto::tls::{Identity, Role};
 use deltaconv_proto::v1;
 
+use super::bounded::printable;
 use super::events::{About, Severity};
 use super::{Effects, Error, Now, State};
 use crate::store::Write;
@@ -65,10 +66,6 @@ impl Access {
         let invitations = self.invitations.values().cloned().map(|record| Write::Invitation(record.into()));
         invitations.chain(self.identities.values().cloned().map(|record| Write::Identity(record.into())))
     }
-}
-
-fn printable(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(128).collect()
 }
 
 impl State {

@@ -24,6 +24,11 @@ pub(super) fn bounded(text: &str, bytes: usize) -> String {
     text[..text.floor_char_boundary(bytes)].to_owned()
 }
 
+/// What somebody calls itself, as people can be shown it.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(128).collect()
+}
+
 /// A device as a worker describes it, without what could not be shown.
 pub(super) fn device(device: v1::Device) -> v1::Device {
     let name = |text: String| {

@@ -7,7 +7,7 @@ use deltaconv_proto::ids::WorkerId;
 use deltaconv_proto::protocol::Version;
 use deltaconv_proto::v1;
 
-use super::bounded;
+use super::bounded::{self, printable};
 use super::events::{About, Severity};
 use super::tasks::Slot;
 use super::{Effects, Error, Now, State};
@@ -63,10 +63,6 @@ impl Worker {
     }
 }
 
-fn printable(text: impl AsRef<str>) -> String {
-    text.as_ref().chars().filter(|c| !c.is_control()).take(128).collect()
-}
-
 impl State {
     /// A worker joins of which nothing is known but that it may.
     ///
@@ -89,14 +85,14 @@ impl State {
     ) -> Result<WorkerId, Error> {
         self.meta.workers += 1;
         let id = WorkerId::new(format!("w{}-{}", self.meta.workers, self.settings.identity))?;
-        let node = printable(request.node);
+        let node = printable(&request.node);
         let worker = Worker {
             id: id.clone(),
-            name: printable(request.name),
+            name: printable(&request.name),
             node: if node.is_empty() { id.to_string() } else { node },
             device: bounded::device(request.device.unwrap_or_default()),
             identity: identity.to_owned(),
-            version: printable(request.version),
+            version: printable(&request.version),
             protocol: Version::said(&request.protocol),
             last_seen: now.monotonic,
             draining: false,
