@@ -67,6 +67,10 @@ pub(crate) enum Error {
     #[diagnostic(help("listen on 127.0.0.1, or, where that is no harm, allow it with --allow-plaintext"))]
     PlainFigures { address: std::net::SocketAddr },
 
+    #[error("{flag} sends to {host} without encryption, where others may read it")]
+    #[diagnostic(help("write an https:// URL, or, where that is no harm, allow it with {allow}"))]
+    PlainUrl { flag: &'static str, host: String, allow: &'static str },
+
     #[error("--listen can be reached from other machines, and nothing says which places jobs may read and write")]
     #[diagnostic(help(
         "name them with --allow-store URL, once for each, such as s3://bucket/folder; `any` allows every place"
@@ -82,7 +86,7 @@ pub(crate) enum Error {
 
     #[cfg(feature = "otlp")]
     #[error("traces can't be sent to {url:?}: {reason}")]
-    #[diagnostic(help("write http://HOST:4317, where the collector takes OTLP over gRPC"))]
+    #[diagnostic(help("write https://HOST:4317, where the collector takes OTLP over gRPC"))]
     Otlp { url: String, reason: String },
 
     #[error("top draws on a terminal, and stdout is none")]
@@ -219,7 +223,7 @@ impl Error {
             Self::Invitation { .. } => Code::Invitation,
             Self::NoStores => Code::StoreNotAllowed,
             Self::Incomplete { .. } | Self::Report { .. } => Code::VersionsDiffer,
-            Self::Plaintext { .. } | Self::PlainFigures { .. } => Code::Plaintext,
+            Self::Plaintext { .. } | Self::PlainFigures { .. } | Self::PlainUrl { .. } => Code::Plaintext,
             Self::NotRemoved { .. } => Code::NotRemoved,
             Self::Refused { code, .. }
             | Self::Credentials { code, .. }

@@ -10,6 +10,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 use crate::error::Error;
+#[cfg(feature = "otlp")]
+use crate::location;
 
 /// How a process writes its log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -30,7 +32,15 @@ pub(crate) struct Logging {
     /// Collector that traces are sent to, by OTLP over gRPC [default: none]
     #[cfg(feature = "otlp")]
     #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
-    otlp: Option<String>,
+    otlp: Option<url::Url>,
+    /// Certificates in PEM of who signs the collector's [default: the system's]
+    #[cfg(feature = "otlp")]
+    #[arg(long, value_name = "FILE", env = "OTEL_EXPORTER_OTLP_CERTIFICATE")]
+    otlp_authority: Option<std::path::PathBuf>,
+    /// Send them without encryption, though the collector is another machine
+    #[cfg(feature = "otlp")]
+    #[arg(long)]
+    otlp_plaintext: bool,
 }
 
 /// Sends what is left of the traces when it is dropped.
@@ -45,7 +55,7 @@ impl Logging {
     /// attempts goes to their logs, too. To be called within a tokio runtime.
     ///
     /// # Errors
-    /// A collector whose URL is none.
+    /// A collector whose URL is none, or that others would read the traces of; its authority's file.
     pub(crate) fn start(&self) -> Result<Started, Error> {
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
         let written = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(crate::output::colours());
@@ -58,7 +68,8 @@ impl Logging {
         #[cfg(feature = "otlp")]
         let (layers, traces) = match &self.otlp {
             Some(url) => {
-                let (layer, provider) = otlp::layer(url)?;
+                let url = location::encrypted(url.clone(), "--otlp", "--otlp-plaintext", self.otlp_plaintext)?;
+                let (layer, provider) = otlp::layer(&url, self.otlp_authority.as_deref())?;
                 (layers.into_iter().chain([layer.with_filter(ours()).boxed()]).collect::<Vec<_>>(), Some(provider))
             }
             None => (layers, None),
@@ -88,27 +99,50 @@ impl Drop for Started {
 
 #[cfg(feature = "otlp")]
 mod otlp {
+    use std::path::Path;
+
     use opentelemetry::trace::TracerProvider;
-    use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+    use opentelemetry_otlp::tonic_types::transport::{Certificate, ClientTlsConfig};
+    use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithTonicConfig};
     use opentelemetry_sdk::Resource;
     use opentelemetry_sdk::trace::SdkTracerProvider;
     use tracing_subscriber::{Layer, Registry};
+    use url::Url;
 
     use crate::error::Error;
     use crate::{host, output};
 
     pub(super) type Provider = SdkTracerProvider;
 
-    /// What sends spans to the collector at `url`, with their fields as attributes.
-    pub(super) fn layer(url: &str) -> Result<(impl Layer<Registry> + Send + Sync, Provider), Error> {
-        let exporter = SpanExporter::builder().with_tonic().with_endpoint(url).build();
-        let exporter = exporter.map_err(|error| Error::Otlp { url: url.to_owned(), reason: error.to_string() })?;
+    /// What sends spans to the collector at `url`, with their fields as attributes. Of an https:// one its certificate is looked at.
+    pub(super) fn layer(
+        url: &Url,
+        authority: Option<&Path>,
+    ) -> Result<(impl Layer<Registry> + Send + Sync, Provider), Error> {
+        let exporter = SpanExporter::builder().with_tonic().with_endpoint(url.as_str());
+        let exporter = match url.scheme() {
+            "https" => exporter.with_tls_config(trusting(authority)?),
+            _ => exporter,
+        };
+        let exporter =
+            exporter.build().map_err(|error| Error::Otlp { url: url.to_string(), reason: error.to_string() })?;
         let resource = Resource::builder()
             .with_service_name("deltaconv")
             .with_attribute(opentelemetry::KeyValue::new("host.name", host::name()));
         let provider =
             SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build();
         Ok((tracing_opentelemetry::layer().with_tracer(provider.tracer("deltaconv")), provider))
+    }
+
+    fn trusting(authority: Option<&Path>) -> Result<ClientTlsConfig, Error> {
+        let trusting = ClientTlsConfig::new();
+        match authority {
+            Some(path) => {
+                let pem = std::fs::read(path).map_err(Error::file("read", path))?;
+                Ok(trusting.ca_certificate(Certificate::from_pem(pem)))
+            }
+            None => Ok(trusting.with_native_roots()),
+        }
     }
 
     pub(super) fn end(provider: &Provider) {

@@ -58,6 +58,8 @@ impl Webhook {
     pub(crate) fn new(url: reqwest::Url, core: Handle, state: &Path) -> Result<Self, reqwest::Error> {
         let client =
             reqwest::Client::builder().timeout(PATIENCE).user_agent(concat!("deltaconv/", env!("CARGO_PKG_VERSION")));
+        // Nor does it follow whoever sends it elsewhere without encryption.
+        let client = client.https_only(url.scheme() == "https");
         Ok(Self { url, client: client.build()?, core, file: state.join(FILE) })
     }
 

@@ -17,6 +17,8 @@ pub(crate) enum Error {
     JobFile { path: PathBuf, reason: String },
     #[error("{path:?} can't be written as a URL")]
     Location { path: String },
+    #[error("{flag} sends to {host} without encryption; {allow} allows it")]
+    PlainUrl { flag: &'static str, host: String, allow: &'static str },
     #[error("{message} ({code})")]
     Stores { message: String, code: Code },
 }

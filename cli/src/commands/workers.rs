@@ -13,7 +13,7 @@ use super::interrupted;
 use crate::args::{Confirmation, Connection, Output, Refresh};
 use crate::client::Client;
 use crate::error::Error;
-use crate::{duration, output, refresh, table};
+use crate::{duration, location, output, refresh, table};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -188,7 +188,7 @@ async fn invite(arguments: Invite) -> Result<ExitCode, Error> {
         }
         None => invitation,
     };
-    let is_here = |address: &String| url::Url::parse(address).is_ok_and(|url| is_loopback(&url));
+    let is_here = |address: &String| url::Url::parse(address).is_ok_and(|url| location::is_loopback(&url));
     match output.data() {
         Some(data) => data.print(&Invited {
             invitation,
@@ -263,15 +263,6 @@ fn show_access(listed: &v1::ListAccessResponse, output: Output) {
     }
     if !listed.identities.is_empty() {
         output::print(&table::text(&identities));
-    }
-}
-
-fn is_loopback(url: &url::Url) -> bool {
-    match url.host() {
-        Some(url::Host::Domain(name)) => name == "localhost",
-        Some(url::Host::Ipv4(address)) => address.is_loopback(),
-        Some(url::Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -18,18 +19,24 @@ fn job_file(folder: &Path, output: &str, settings: &str) -> PathBuf {
     path
 }
 
-/// The sizes of the files below `folder`, by path.
+/// The sizes of the files below `folder`, by path. What the coordinator removes meanwhile is not there.
 fn files(folder: &Path) -> BTreeMap<PathBuf, u64> {
+    fn there<T>(looked_at: io::Result<T>) -> Option<T> {
+        match looked_at {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            looked_at => Some(looked_at.expect("readable")),
+        }
+    }
     let mut found = BTreeMap::new();
     let mut folders = vec![folder.to_path_buf()];
     while let Some(next) = folders.pop() {
-        for entry in fs::read_dir(&next).expect("a folder") {
+        for entry in there(fs::read_dir(&next)).into_iter().flatten() {
             let path = entry.expect("an entry").path();
-            if path.is_dir() {
+            let Some(metadata) = there(fs::metadata(&path)) else { continue };
+            if metadata.is_dir() {
                 folders.push(path);
             } else {
-                let size = fs::metadata(&path).expect("a file").len();
-                found.insert(path.strip_prefix(folder).expect("below").to_path_buf(), size);
+                found.insert(path.strip_prefix(folder).expect("below").to_path_buf(), metadata.len());
             }
         }
     }

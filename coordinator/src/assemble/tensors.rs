@@ -1,5 +1,6 @@
 //! Tensors of a safetensors object that is whole in memory, and whether they are exactly the expected ones.
 
+use deltaconv_proto::Brief;
 use deltaconv_proto::code::Code;
 use deltaconv_proto::safetensors::{self, Dtype, Header};
 
@@ -20,7 +21,7 @@ pub enum Error {
         shape: Vec<usize>,
     },
     /// A tensor is there that has no place.
-    #[error("tensor `{name}` has no place there; expected only {expected}")]
+    #[error("tensor `{}` has no place there; expected only {expected}", Brief(.name))]
     Unexpected {
         /// The tensor.
         name: String,
@@ -100,8 +101,7 @@ pub(crate) fn exactly(header: &Header, expected: &[Expected]) -> Result<(), Erro
         None => Ok(()),
         Some(name) => {
             let expected = expected.iter().map(|e| e.name.as_str()).collect::<Vec<_>>().join(", ");
-            // The name is the peer's; no more is quoted than is needed to recognise it.
-            Err(Error::Unexpected { name: name.chars().take(200).collect(), expected })
+            Err(Error::Unexpected { name: name.clone(), expected })
         }
     }
 }

@@ -374,6 +374,18 @@ async fn an_output_belongs_to_one_job() {
     assert!(message.contains("thesis.tex") && message.contains(&job.spec.output_url), "{message}");
 }
 
+/// A number that is read as the one beside it would make the job another one than lies there.
+#[tokio::test]
+async fn numbers_with_many_digits_are_those_of_the_job_when_it_is_submitted_again() {
+    let mut job = Job::new();
+    for n in 1..=200 {
+        job.recipe().learning_rate = f64::from(n) / 7e4;
+        claim_output(&job.spec).await.expect("nothing is there");
+        claim_output(&job.spec).await.expect("the same job goes on");
+        std::fs::remove_file(job.path("job/spec.json")).expect("removes");
+    }
+}
+
 /// SDXL's UNet takes an embedding of the whole text, which ready data must hold.
 #[tokio::test]
 async fn data_of_a_model_that_takes_pooled_embeddings_must_have_them() {

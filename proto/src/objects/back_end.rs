@@ -15,6 +15,7 @@ use super::environment::Environment;
 use super::options;
 #[cfg(any(feature = "s3", feature = "gs", feature = "az", feature = "http"))]
 use super::retry::{Policy, Retried};
+use crate::Brief;
 
 type Opened = (Arc<dyn ObjectStore>, Path);
 
@@ -34,7 +35,7 @@ pub(super) fn open(url: &Url) -> Result<Opened, Error> {
 }
 
 fn folder(url: &Url) -> Result<Path, Error> {
-    Path::from_url_path(url.path()).map_err(|e| refused(url, e))
+    Path::from_url_path(url.path()).map_err(|e| refused(url, Brief(&e)))
 }
 
 fn refused(url: &Url, reason: impl ToString) -> Error {

@@ -97,6 +97,10 @@ struct Service {
     #[cfg(feature = "webhook")]
     #[arg(long, value_name = "URL", env = "DELTACONV_WEBHOOK", hide_env_values = true, value_parser = webhook)]
     webhook: Option<url::Url>,
+    /// Tell it without encryption, though it is another machine
+    #[cfg(feature = "webhook")]
+    #[arg(long)]
+    webhook_plaintext: bool,
     #[command(flatten)]
     logging: Logging,
     /// End when stdin closes
@@ -132,6 +136,14 @@ async fn serve(arguments: Service) -> Result<ExitCode, Error> {
         [] => Allowed::any(),
         urls => location::allowed(urls)?,
     };
+    #[cfg(feature = "webhook")]
+    let webhook = match arguments.webhook {
+        Some(url) => {
+            let is_allowed = arguments.webhook_plaintext;
+            Some(location::encrypted(url, "--webhook", "--webhook-plaintext", is_allowed)?)
+        }
+        None => None,
+    };
     let state = arguments.state.ok_or(Error::NoState)?;
     let _logging = arguments.logging.start()?;
     keep_memory_small();
@@ -149,7 +161,7 @@ async fn serve(arguments: Service) -> Result<ExitCode, Error> {
         keep_free: arguments.keep_free,
         snapshots: snapshots.map(|url| deltaconv_coordinator::Snapshots { url, every }),
         #[cfg(feature = "webhook")]
-        webhook: arguments.webhook,
+        webhook,
         host: host::name(),
     };
     let shutdown = CancellationToken::new();

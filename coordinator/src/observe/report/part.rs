@@ -10,6 +10,7 @@
 //! Pictures: `teacher`, `student`, `removed` [n,3,H,W] F32, about −1 to 1, and `prompt` [n] I64; and after further rounds
 //! `rounds` [r,n,3,H,W] F32 (of the student of each round before the last).
 
+use deltaconv_proto::Brief;
 use deltaconv_proto::code::Code;
 use deltaconv_proto::safetensors::Dtype;
 
@@ -113,7 +114,7 @@ pub enum PartError {
         expected: usize,
     },
     /// The metadata of a block.
-    #[error("metadata `{name}` is {found}; expected {expected}")]
+    #[error("metadata `{name}` is {}; expected {expected}", Brief(.found))]
     Metadata {
         /// The entry.
         name: &'static str,
