@@ -56,6 +56,8 @@ pub use explain::Explanation;
 pub use export::{Export, Over};
 pub use job::{Job, JobState};
 pub use restore::Restoring;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use restore::counts_almost_too_far;
 pub use retention::Fate;
 pub use status::Attempts;
 pub use step::{Stage, Step};
