@@ -112,7 +112,7 @@ impl State {
         self.end_lease(slot, epoch);
         let most = self.settings.max_lost;
         let task = &mut self.tasks[slot];
-        task.lost += 1;
+        task.lost = task.lost.saturating_add(1);
         if task.lost >= most && task.leases().is_empty() {
             task.last_failure = format!("its worker was lost {} times, always before the next checkpoint", task.lost);
             self.quarantine(slot, effects);

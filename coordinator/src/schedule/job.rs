@@ -459,7 +459,7 @@ impl State {
         let Some(job) = self.jobs.get_mut(id) else { return };
         if !job.is_running() {
             job.state = JobState::Running;
-            job.retries += 1;
+            job.retries = job.retries.saturating_add(1);
             job.finished_unix_ms = 0;
             let slots = job.slots.clone();
             self.place_job(id);

@@ -334,7 +334,7 @@ impl State {
                 None => task.synthesised = None,
             }
             task.phase = Phase::Pending;
-            task.recaptures += 1;
+            task.recaptures = task.recaptures.saturating_add(1);
             // It was done since.
             task.failures.clear();
             task.last_failure.clone_from(&story);

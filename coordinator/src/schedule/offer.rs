@@ -41,7 +41,7 @@ impl State {
         let Some(slot) = self.next_task(worker, now).or_else(|| self.next_spare(worker, now)) else { return };
         let held = self.placement.share(slot, id);
         let epoch = self.meta.epoch + 1;
-        let attempts = self.tasks[slot].attempts + 1;
+        let attempts = self.tasks[slot].attempts.saturating_add(1);
         // Letters, digits and '-' alone, by construction.
         let Ok(attempt) = AttemptId::new(format!("a{attempts}-{epoch}-{}", self.settings.identity)) else { return };
         self.meta.epoch = epoch;
