@@ -47,8 +47,8 @@ fi
 missing=()
 rustc --print target-libdir --target $target | xargs ls >/dev/null 2>&1 || missing+=("rustup target add $target")
 command -v musl-gcc >/dev/null || missing+=("apt-get install musl-tools")
-for tool in auditable@0.7.7 cyclonedx@0.5.9 about@0.9.3; do
-  command -v "cargo-${tool%@*}" >/dev/null || missing+=("cargo install --locked cargo-$tool")
+for tool in auditable@0.7.7 cyclonedx@0.5.9 "about@0.9.3 --features cli"; do
+  command -v "cargo-${tool%%@*}" >/dev/null || missing+=("cargo install --locked cargo-$tool")
 done
 if [ "${#missing[@]}" != 0 ]; then
   printf 'build.sh: first: %s\n' "${missing[@]}" >&2
