@@ -137,12 +137,10 @@ async fn serve(arguments: Service) -> Result<ExitCode, Error> {
         urls => location::allowed(urls)?,
     };
     #[cfg(feature = "webhook")]
-    let webhook = match arguments.webhook {
-        Some(url) => {
-            let is_allowed = arguments.webhook_plaintext;
-            Some(location::encrypted(url, "--webhook", "--webhook-plaintext", is_allowed)?)
-        }
-        None => None,
+    let webhook = {
+        let is_allowed = arguments.webhook_plaintext;
+        let checked = |url| location::encrypted(url, "--webhook", "--webhook-plaintext", is_allowed);
+        arguments.webhook.map(checked).transpose()?
     };
     let state = arguments.state.ok_or(Error::NoState)?;
     let _logging = arguments.logging.start()?;
