@@ -67,6 +67,10 @@ pub(crate) enum Error {
     #[diagnostic(help("listen on 127.0.0.1, or, where that is no harm, allow it with --allow-plaintext"))]
     PlainFigures { address: std::net::SocketAddr },
 
+    #[cfg_attr(
+        not(any(feature = "webhook", feature = "otlp")),
+        allow(dead_code, reason = "nothing is sent to web servers")
+    )]
     #[error("{flag} sends to {host} without encryption, where others may read it")]
     #[diagnostic(help("write an https:// URL, or, where that is no harm, allow it with {allow}"))]
     PlainUrl { flag: &'static str, host: String, allow: &'static str },

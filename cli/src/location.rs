@@ -50,6 +50,10 @@ pub(crate) fn is_loopback(url: &Url) -> bool {
 ///
 /// # Errors
 /// [`Error::PlainUrl`].
+#[cfg_attr(
+    not(any(feature = "webhook", feature = "otlp")),
+    allow(dead_code, reason = "nothing is sent to web servers")
+)]
 pub(crate) fn encrypted(url: Url, flag: &'static str, allow: &'static str, is_allowed: bool) -> Result<Url, Error> {
     match url.scheme() == "https" || is_loopback(&url) || is_allowed {
         true => Ok(url),
