@@ -32,8 +32,14 @@ struct Open {
     path: PathBuf,
     file: File,
     bytes: u64,
+    denials: Denials,
+}
+
+/// How many denied calls were written of late.
+#[derive(Debug)]
+struct Denials {
     second: Instant,
-    denied: u32,
+    written: u32,
     left_out: u64,
 }
 
@@ -69,8 +75,7 @@ impl Audit {
         let path = folder.join(FILE);
         let file = append(&path)?;
         let bytes = file.metadata()?.len();
-        let (second, denied, left_out) = (Instant::now(), 0, 0);
-        Ok(Self(Mutex::new(Open { path, file, bytes, second, denied, left_out })))
+        Ok(Self(Mutex::new(Open { path, file, bytes, denials: Denials::new(Instant::now()) })))
     }
 
     /// Writes that a change was made, or refused; and gives what came of it back.
@@ -94,18 +99,29 @@ impl Audit {
     /// Writes that somebody was denied.
     pub(crate) fn denied(&self, who: &Who, did: &str, why: &Status) {
         let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.second.elapsed() >= Duration::from_secs(1) {
-            (open.second, open.denied) = (Instant::now(), 0);
-        }
-        open.denied += 1;
-        if open.denied > DENIED {
-            open.left_out += 1;
-            return;
-        }
-        let left_out = std::mem::take(&mut open.left_out);
+        let Some(left_out) = open.denials.next(Instant::now()) else { return };
         let (code, reason) = (Code::of_status(why).map(Code::as_str), Some(why.message()));
         let from = who.from.to_string();
         open.write(Line { at: now(), who: &who.name, from, did, to: "", outcome: "denied", code, reason, left_out });
+    }
+}
+
+impl Denials {
+    fn new(now: Instant) -> Self {
+        Self { second: now, written: 0, left_out: 0 }
+    }
+
+    /// How many were left out before this one; none if it is left out itself.
+    fn next(&mut self, now: Instant) -> Option<u64> {
+        if now.duration_since(self.second) >= Duration::from_secs(1) {
+            (self.second, self.written) = (now, 0);
+        }
+        if self.written == DENIED {
+            self.left_out += 1;
+            return None;
+        }
+        self.written += 1;
+        Some(std::mem::take(&mut self.left_out))
     }
 }
 
@@ -128,13 +144,13 @@ impl Open {
     /// The file is audit.1.jsonl from now on, and the one before it audit.2.jsonl, and so on.
     fn put_aside(&mut self) -> io::Result<()> {
         let numbered = |number: u64| self.path.with_extension(format!("{number}.jsonl"));
-        for number in (1..KEPT).rev() {
-            match std::fs::rename(numbered(number), numbered(number + 1)) {
+        let aside = (1..KEPT).rev().map(|number| (numbered(number), numbered(number + 1)));
+        for (from, to) in aside.chain([(self.path.clone(), numbered(1))]) {
+            match std::fs::rename(from, to) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         }
-        std::fs::rename(&self.path, numbered(1))?;
         self.file = append(&self.path)?;
         self.bytes = 0;
         Ok(())
@@ -152,4 +168,51 @@ fn append(path: &Path) -> io::Result<File> {
 fn now() -> String {
     // Nothing but a year of five digits can't be written so.
     OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_flood_of_denials_few_are_written_and_the_rest_is_counted() {
+        let start = Instant::now();
+        let mut denials = Denials::new(start);
+        for _ in 0..DENIED {
+            assert_eq!(denials.next(start), Some(0));
+        }
+        for _ in 0..1000 {
+            assert_eq!(denials.next(start + Duration::from_millis(999)), None);
+        }
+        let later = start + Duration::from_secs(1);
+        assert_eq!(denials.next(later), Some(1000));
+        assert_eq!(denials.next(later), Some(0));
+    }
+
+    #[test]
+    fn a_full_log_is_put_aside_and_the_oldest_is_dropped() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let audit = Audit::open(folder.path()).expect("opens");
+        let who = Who { role: None, name: "somebody".into(), from: ([127, 0, 0, 1], 1).into() };
+        let write = |to: String| audit.note(&who, "Test", &to, Ok(())).expect("what came of it");
+        let is_full = || audit.0.lock().expect("no panic").bytes = LARGEST;
+        for number in 0..KEPT + 3 {
+            write(format!("job-{number}"));
+            is_full();
+        }
+        // Somebody else put it aside meanwhile.
+        std::fs::remove_file(folder.path().join(FILE)).expect("removed");
+        write("job-last".into());
+
+        let told = |file: &str| {
+            let text = std::fs::read_to_string(folder.path().join(file)).expect("a log");
+            let line: serde_json::Value = serde_json::from_str(&text).expect("one line");
+            line["to"].as_str().expect("a job").to_owned()
+        };
+        assert_eq!(told(FILE), "job-last");
+        assert_eq!(told("audit.2.jsonl"), format!("job-{}", KEPT + 1));
+        assert_eq!(told("audit.9.jsonl"), "job-3");
+        let files = std::fs::read_dir(folder.path()).expect("a folder").count();
+        assert_eq!(files as u64, KEPT, "the newest, and those put aside but for the one that somebody took");
+    }
 }

@@ -202,6 +202,26 @@ async fn each_role_does_its_own_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_refusal_tells_nothing_of_what_is_there() {
+    let served = Served::start(Certs::new()).await;
+    let (thief, _) = served.worker().await;
+    let (_, there) = served.worker().await;
+    let authority = Fingerprint::of(served.certs.authority.certificate());
+    let stranger = served.channel(Credentials::pinned(authority).expect("credentials")).await.expect("connects");
+    for channel in [thief, stranger] {
+        let mut caller = OperatorServiceClient::new(channel);
+        let mut refusal = async |id: &str| {
+            let refused = caller.revoke(v1::RevokeRequest { id: id.into() }).await.expect_err("refused");
+            (refused.code(), Code::of_status(&refused), refused.message().to_owned())
+        };
+        assert_eq!(refusal(&there).await, refusal("worker:99-x").await);
+    }
+    let mut alice = served.as_operator("operator:alice").await;
+    alice.revoke(v1::RevokeRequest { id: there }).await.expect("it was there all the time");
+    served.stop().await;
+}
+
+#[tokio::test]
 async fn a_worker_speaks_for_itself_alone() {
     let served = Served::start(Certs::new()).await;
     let ((honest, _), (thief, _)) = (served.worker().await, served.worker().await);
