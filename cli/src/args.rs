@@ -165,6 +165,9 @@ pub(crate) struct Connection {
     /// File with your certificate, its key and the coordinator's authority, for a coordinator that speaks TLS (https://)
     #[arg(long, value_name = "FILE", env = "DELTACONV_CREDENTIALS")]
     pub(crate) credentials: Option<PathBuf>,
+    /// Call a coordinator without TLS (http://) also on another machine, where others may read along
+    #[arg(long, env = "DELTACONV_ALLOW_PLAINTEXT")]
+    pub(crate) allow_plaintext: bool,
 }
 
 /// Of a coordinator on this machine.
@@ -173,7 +176,7 @@ pub(crate) const DEFAULT_COORDINATOR: &str = "http://127.0.0.1:7433";
 impl Connection {
     /// To a coordinator that wants to know nothing of who calls.
     pub(crate) fn to(url: &str) -> Self {
-        Self { coordinator: url.to_owned(), credentials: None }
+        Self { coordinator: url.to_owned(), credentials: None, allow_plaintext: false }
     }
 }
 

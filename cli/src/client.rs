@@ -226,7 +226,8 @@ pub(crate) async fn channel(to: &Connection) -> Result<Channel, Error> {
         warn_of_end(certificate);
     }
     let endpoint = endpoint.http2_keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);
-    let connected = endpoint.connect_with_connector(Connector::new(credentials, CONNECT_TIMEOUT)).await;
+    let connector = Connector::new(credentials, CONNECT_TIMEOUT).plaintext(to.allow_plaintext);
+    let connected = endpoint.connect_with_connector(connector).await;
     connected.map_err(|error| not_connected(url, &error))
 }
 
@@ -257,6 +258,7 @@ fn request<T>(message: T) -> Request<T> {
 
 fn not_connected(url: &str, error: &(dyn std::error::Error + 'static)) -> Error {
     match SocketError::of(error) {
+        Some(said @ SocketError::Plaintext(_)) => Error::PlainCalls { url: url.into(), reason: said.to_string() },
         Some(said) if said.is_untrusted() => Error::Untrusted { url: url.into(), reason: said.to_string() },
         Some(said) => Error::Unreachable { url: url.into(), reason: said.to_string() },
         None => unreachable(url, error),

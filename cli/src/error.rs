@@ -29,6 +29,13 @@ pub(crate) enum Error {
     #[diagnostic(help("`deltaconv certs show FILE` says whom a certificate is for, who signed it, and when it ends"))]
     Untrusted { url: String, reason: String },
 
+    #[error("the coordinator at {url} is not called: {reason}")]
+    #[diagnostic(help(
+        "give the coordinator certificates (`deltaconv certs init`) and write https://; or, in a network where nobody else is, \
+         allow it with --allow-plaintext"
+    ))]
+    PlainCalls { url: String, reason: String },
+
     #[error("{message}")]
     #[diagnostic(help(
         "--credentials FILE holds your certificate, its key and the coordinator's authority, as `deltaconv certs issue` makes it"
@@ -227,7 +234,9 @@ impl Error {
             Self::Invitation { .. } => Code::Invitation,
             Self::NoStores => Code::StoreNotAllowed,
             Self::Incomplete { .. } | Self::Report { .. } => Code::VersionsDiffer,
-            Self::Plaintext { .. } | Self::PlainFigures { .. } | Self::PlainUrl { .. } => Code::Plaintext,
+            Self::Plaintext { .. } | Self::PlainCalls { .. } | Self::PlainFigures { .. } | Self::PlainUrl { .. } => {
+                Code::Plaintext
+            }
             Self::NotRemoved { .. } => Code::NotRemoved,
             Self::Refused { code, .. }
             | Self::Credentials { code, .. }

@@ -61,8 +61,8 @@ pub(crate) struct Arguments {
     /// Address where /healthz and /metrics are answered [default: none]
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<SocketAddr>,
-    /// Answer there where other machines can connect, without encryption: figures alone, and nothing can be changed
-    #[arg(long)]
+    /// Do without encryption where other machines are: answer on --listen, and call a coordinator without TLS with a token file
+    #[arg(long, env = "DELTACONV_ALLOW_PLAINTEXT")]
     allow_plaintext: bool,
     #[command(flatten)]
     cache: Cache,
@@ -141,6 +141,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         grace: arguments.grace,
         end_when_idle: arguments.end_when_idle,
         listen: arguments.listen,
+        allows_plaintext: arguments.allow_plaintext,
     };
     let shutdown = CancellationToken::new();
     let service = deltaconv_worker::run(options, shutdown.clone());

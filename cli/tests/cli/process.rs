@@ -17,7 +17,8 @@ pub(crate) fn deltaconv() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_deltaconv"));
     let coordinator =
         ["DELTACONV_COORDINATOR", "DELTACONV_CREDENTIALS", "DELTACONV_INVITATION", "DELTACONV_INVITATION_FILE"];
-    let others = ["DELTACONV_CONFIG", "DELTACONV_OUTPUT", "DELTACONV_LOG_FORMAT", "NO_COLOR"];
+    let others =
+        ["DELTACONV_ALLOW_PLAINTEXT", "DELTACONV_CONFIG", "DELTACONV_OUTPUT", "DELTACONV_LOG_FORMAT", "NO_COLOR"];
     for setting in coordinator.into_iter().chain(others) {
         command.env_remove(setting);
     }

@@ -27,7 +27,7 @@ impl Coordinator {
         Self::listen(folder, "127.0.0.1:0", &[], &[])
     }
 
-    /// The same, where it and its workers have these variables.
+    /// The same, where it and who calls it have these variables.
     pub(crate) fn start_in(folder: &Path, environment: &[(String, String)]) -> Self {
         Self::listen(folder, "127.0.0.1:0", environment, &[])
     }
@@ -95,12 +95,16 @@ impl Coordinator {
 
     /// Runs a command against this coordinator.
     pub(crate) fn run(&self, arguments: &[&str]) -> Output {
-        deltaconv().args(arguments).args(["--coordinator", &self.url]).output().expect("runs")
+        let mut command = deltaconv();
+        command.args(arguments).args(["--coordinator", &self.url]).envs(self.environment.iter().cloned());
+        command.output().expect("runs")
     }
 
     /// What a command answers as JSON.
     pub(crate) fn json(&self, arguments: &[&str]) -> Value {
-        json(&self.url, arguments)
+        let output = self.run(&[arguments, &["-o", "json"]].concat());
+        assert!(output.status.success(), "{arguments:?}: {}", said(&output));
+        serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
     /// Submits a job and answers with its id.

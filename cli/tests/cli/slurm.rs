@@ -221,6 +221,15 @@ fn what_would_be_submitted_is_shown_without_the_token() {
     assert!(script.contains("\nmodule load cuda\n") && script.contains("--device cuda\nEND"), "{script}");
     let token = fs::read_to_string(coordinator.token_file()).expect("a token");
     assert!(!told.contains(token.trim()) && told.contains("would submit 2 of these jobs"), "{told}");
+
+    // Where workers would send the token to another machine without encryption, that has to be meant.
+    let elsewhere = ["--dry-run", "--reached-at", "http://10.0.0.5:7433"];
+    let refused = slurm.allocator(&coordinator, &elsewhere).output().expect("runs");
+    let told = said(&refused);
+    assert!(!refused.status.success() && told.contains("10.0.0.5") && told.contains("error[DC0602]"), "{told}");
+    let meant = slurm.allocator(&coordinator, &[&elsewhere[..], &["--allow-plaintext"]].concat()).output();
+    let told = said(&meant.expect("runs"));
+    assert!(told.contains("--coordinator http://10.0.0.5:7433 --allow-plaintext "), "{told}");
     assert!(slurm.states(true).is_empty());
 
     let refused = slurm.allocator(&coordinator, &["--once", "--", "--array=1-9"]).output().expect("runs");

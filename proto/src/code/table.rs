@@ -323,8 +323,8 @@ codes! {
         0602 Plaintext: "Something would be sent to other machines without encryption",
             "Others on the way can read and change it; whoever reaches a coordinator without TLS may submit and cancel jobs.",
             "Make certificates with `deltaconv certs init --out DIR --host NAME` and start it with --certs DIR. Listen on \
-             127.0.0.1 without; or, in a network where nobody else is, add --allow-plaintext. Give webhooks and collectors by \
-             https:// URLs.";
+             127.0.0.1 without; or, in a network where nobody else is, add --allow-plaintext, to it and to what calls it. Give \
+             webhooks and collectors by https:// URLs.";
         0603 StateInUse: "Another coordinator runs on this state",
             "A state folder belongs to one process at a time, and it is locked.",
             "Stop the other one, or give this one another --state. A backup of one that runs is made by itself: leave \

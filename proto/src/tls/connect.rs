@@ -1,6 +1,7 @@
 //! Connections to a coordinator, encrypted where its URL says so.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -148,17 +149,32 @@ pub fn endpoint(url: &str) -> Result<Endpoint, Error> {
     }
 }
 
-/// Opens connections: encrypted ones for https:// URLs.
+/// Opens connections: encrypted ones for https:// URLs, and others to this machine alone.
 #[derive(Clone, Debug)]
 pub struct Connector {
     credentials: Credentials,
     timeout: Duration,
+    allows_plaintext: bool,
 }
 
 impl Connector {
     /// Opens connections with `credentials`, each within `timeout`.
     pub fn new(credentials: Credentials, timeout: Duration) -> Self {
-        Self { credentials, timeout }
+        Self { credentials, timeout, allows_plaintext: false }
+    }
+
+    /// With `is_allowed` http:// URLs may lead to other machines.
+    #[must_use]
+    pub fn plaintext(self, is_allowed: bool) -> Self {
+        Self { allows_plaintext: is_allowed, ..self }
+    }
+
+    /// Whether a connection to `address` may be without encryption.
+    fn check_plain(&self, address: SocketAddr) -> Result<(), SocketError> {
+        match self.allows_plaintext || address.ip().to_canonical().is_loopback() {
+            true => Ok(()),
+            false => Err(SocketError::Plaintext(address)),
+        }
     }
 
     async fn connect(self, uri: Uri) -> Result<TokioIo<Socket>, SocketError> {
@@ -170,6 +186,8 @@ impl Connector {
             // Small messages are to arrive at once.
             let _ = stream.set_nodelay(true);
             if !is_encrypted {
+                // Where the connection leads, whatever the host is called.
+                self.check_plain(stream.peer_addr().map_err(SocketError::Unreachable)?)?;
                 return Ok(Socket::Plain(stream));
             }
             let name = ServerName::try_from(host.clone()).map_err(|_| SocketError::Host(host.clone()))?;
@@ -191,6 +209,9 @@ pub enum SocketError {
     /// Not within the time.
     #[error("no answer within {0:?}")]
     Slow(Duration),
+    /// Others could read along.
+    #[error("{0} is no loopback address, and http:// sends what is said, tokens with it, without encryption")]
+    Plaintext(SocketAddr),
     /// What no certificate can be for.
     #[error("{0:?} is no host")]
     Host(String),
@@ -240,7 +261,7 @@ impl SocketError {
 
     /// Whether another attempt with the same credentials is of no use.
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Untrusted { may_pass: false, .. } | Self::Host(_))
+        matches!(self, Self::Untrusted { may_pass: false, .. } | Self::Host(_) | Self::Plaintext(_))
     }
 
     /// The reason among the causes of an error of a connection; nothing where that is another.
@@ -325,6 +346,33 @@ impl AsyncWrite for Socket {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Encrypted(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_encryption_nothing_leaves_this_machine_unless_that_is_allowed() {
+        let connector = Connector::new(Credentials::none().expect("credentials"), Duration::from_secs(1));
+        let allowing = connector.clone().plaintext(true);
+        for (address, is_here) in [
+            ("127.0.0.1:7433", true),
+            ("127.9.9.9:7433", true),
+            ("[::1]:7433", true),
+            ("[::ffff:127.0.0.1]:7433", true),
+            ("10.0.0.5:7433", false),
+            ("169.254.1.1:7433", false),
+            ("[fe80::1]:7433", false),
+            ("[::ffff:10.0.0.5]:7433", false),
+        ] {
+            let to: SocketAddr = address.parse().expect("an address");
+            let refused = connector.check_plain(to).err();
+            assert_eq!(refused.is_none(), is_here, "{address}");
+            assert!(refused.is_none_or(|refused| refused.is_final() && refused.to_string().contains(address)));
+            allowing.check_plain(to).expect("allowed");
         }
     }
 }

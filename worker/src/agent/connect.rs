@@ -236,7 +236,7 @@ impl Grpc {
                 (credentials, bearer)
             }
         };
-        Ok(Entrance { endpoint, connector: Connector::new(credentials, CONNECT), bearer })
+        Ok(Entrance { endpoint, connector: connector(&self.options, credentials), bearer })
     }
 
     /// Takes the invitation for an identity.
@@ -247,7 +247,7 @@ impl Grpc {
             None => Credentials::none(),
         };
         let credentials = credentials.map_err(|error| Unanswered::Refused(error.into()))?;
-        let channel = endpoint.connect_with_connector(Connector::new(credentials, CONNECT)).await;
+        let channel = endpoint.connect_with_connector(connector(&self.options, credentials)).await;
         let channel = channel.map_err(|error| self.not_connected(&error))?;
         let key = Key::new().map_err(Unanswered::Refused)?;
         let token = invitation.token.reveal();
@@ -291,7 +291,7 @@ impl Grpc {
                 tracing::info!(identity = identity.identity, "identity renewed");
                 // The next connection shows the new certificate.
                 if let Ok(credentials) = identity.credentials() {
-                    session.entrance.connector = Connector::new(credentials, CONNECT);
+                    session.entrance.connector = connector(&self.options, credentials);
                 }
                 self.keep();
             }
@@ -306,6 +306,10 @@ impl Grpc {
         let url = self.url().to_owned();
         self.turn += 1;
         match SocketError::of(error) {
+            Some(said @ SocketError::Plaintext(_)) => {
+                let reason = said.to_string();
+                Unanswered::Refused(Error::Plaintext { url, reason })
+            }
             Some(said) if said.is_final() => {
                 let reason = said.to_string();
                 Unanswered::Refused(Error::Untrusted { url, reason })
@@ -356,6 +360,15 @@ impl Grpc {
         self.session = Some(Session { calls: Calls::new(client.clone()), entrance, client, patience });
         Ok(joined)
     }
+}
+
+fn connector(options: &Options, credentials: Credentials) -> Connector {
+    let is_allowed = match options.admission {
+        Admission::TokenFile { .. } => options.allows_plaintext,
+        // One with an http:// address is of a coordinator that was told to do without encryption.
+        Admission::Invitation(_) | Admission::Identity => true,
+    };
+    Connector::new(credentials, CONNECT).plaintext(is_allowed)
 }
 
 /// The coordinator at this URL, whose absence is noticed.

@@ -71,6 +71,8 @@ pub struct Options {
     pub end_when_idle: Option<Duration>,
     /// Where `/healthz` and `/metrics` are answered; nowhere if there is none.
     pub listen: Option<SocketAddr>,
+    /// Whether a token goes to a coordinator on another machine without encryption. An invitation says that of its own.
+    pub allows_plaintext: bool,
 }
 
 /// When a worker leaves by itself, and how.
@@ -131,6 +133,17 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// The coordinator is on another machine, and others could read along.
+    #[error(
+        "the coordinator at {url} is not called: {reason}; have one with certificates invite this worker, or, in a network where \
+         nobody else is, allow it with --allow-plaintext"
+    )]
+    Plaintext {
+        /// The coordinator.
+        url: String,
+        /// Where it would go.
+        reason: String,
+    },
     /// The coordinator refused the worker for good.
     #[error("the coordinator at {url} refused this worker: {reason}")]
     Refused {
@@ -189,6 +202,7 @@ impl Error {
             Self::Key(_) => Code::NotStarted,
             Self::Tls(error) => error.code(),
             Self::Untrusted { .. } => Code::Untrusted,
+            Self::Plaintext { .. } => Code::Plaintext,
             Self::NeverMet { .. } => Code::Unreachable,
             Self::Device(error) => of_kernels(error),
             Self::Cache { .. } => Code::CacheFolder,

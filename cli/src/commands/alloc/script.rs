@@ -14,6 +14,8 @@ pub(super) enum Admission {
         file: PathBuf,
         /// Where workers reach it.
         coordinator: String,
+        /// Whether they may where that is another machine, since they do so without encryption.
+        allows_plaintext: bool,
     },
 }
 
@@ -45,8 +47,9 @@ impl Script<'_> {
         }
         let mut flags = match self.admission {
             Admission::Invitation(file) => format!("--invitation-file {}", quoted_path(file)),
-            Admission::Token { file, coordinator } => {
-                format!("--token-file {} --coordinator {}", quoted_path(file), quoted(coordinator))
+            Admission::Token { file, coordinator, allows_plaintext } => {
+                let allows = if *allows_plaintext { " --allow-plaintext" } else { "" };
+                format!("--token-file {} --coordinator {}{allows}", quoted_path(file), quoted(coordinator))
             }
         };
         if !options.split_whitespace().any(|word| word.split('=').next() == Some("--threads")) {
@@ -96,8 +99,11 @@ mod tests {
 
     #[test]
     fn the_worker_takes_the_shells_place_and_is_named_after_its_job() {
-        let admission =
-            Admission::Token { file: "/shared/it's/worker.token".into(), coordinator: "http://10.0.0.5:7433".into() };
+        let admission = Admission::Token {
+            file: "/shared/it's/worker.token".into(),
+            coordinator: "http://10.0.0.5:7433".into(),
+            allows_plaintext: true,
+        };
         let text = script(admission, "--disk-cache \"$TMPDIR\"");
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.first(), Some(&"#!/bin/bash"));
@@ -106,7 +112,7 @@ mod tests {
             lines.last(),
             Some(
                 &"exec apptainer exec --nv d.sif deltaconv worker --name \"$name\" --node \"$SLURMD_NODENAME\" \
-                  --token-file '/shared/it'\\''s/worker.token' --coordinator http://10.0.0.5:7433 \
+                  --token-file '/shared/it'\\''s/worker.token' --coordinator http://10.0.0.5:7433 --allow-plaintext \
                   --threads \"$SLURM_CPUS_ON_NODE\" --grace 10s --end-when-idle 5m --disk-cache \"$TMPDIR\""
             ),
             "{text}"

@@ -205,7 +205,8 @@ impl Allocator {
             (None, Some(file)) => {
                 let here = &arguments.connection.coordinator;
                 let coordinator = arguments.reached_at.clone().unwrap_or_else(|| here.clone());
-                Admission::Token { file: absolute(file)?, coordinator }
+                let allows_plaintext = arguments.connection.allow_plaintext;
+                Admission::Token { file: absolute(file)?, coordinator, allows_plaintext }
             }
             (None, None) => return Err(Error::NoAdmission),
         };
@@ -446,15 +447,21 @@ fn check(admission: &Admission) -> Result<(), Error> {
     if metadata.permissions().mode() & 0o077 != 0 {
         tracing::warn!(file = %file.display(), "others can read the file, and whoever does can join: chmod 600");
     }
-    if let Admission::Token { coordinator, .. } = admission
-        && is_of_this_machine(coordinator)
-    {
-        tracing::warn!(
-            coordinator,
-            "that URL is of this machine alone: name the one that workers reach with --reached-at URL"
-        );
+    match admission {
+        Admission::Token { coordinator, .. } if is_of_this_machine(coordinator) => {
+            tracing::warn!(
+                coordinator,
+                "that URL is of this machine alone: name the one that workers reach with --reached-at URL"
+            );
+            Ok(())
+        }
+        // Each of them would refuse to.
+        Admission::Token { coordinator, allows_plaintext: false, .. } => {
+            let reason = "workers would send it the token without encryption".into();
+            Err(Error::PlainCalls { url: coordinator.clone(), reason })
+        }
+        Admission::Token { .. } | Admission::Invitation(_) => Ok(()),
     }
-    Ok(())
 }
 
 fn is_of_this_machine(url: &str) -> bool {
