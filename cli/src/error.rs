@@ -97,7 +97,9 @@ pub(crate) enum Error {
 
     #[cfg(feature = "otlp")]
     #[error("traces can't be sent to {url:?}: {reason}")]
-    #[diagnostic(help("write https://HOST:4317, where the collector takes OTLP over gRPC"))]
+    #[diagnostic(help(
+        "write https://HOST:4317, where the collector takes OTLP over gRPC; --otlp-authority FILE has who signed its certificate"
+    ))]
     Otlp { url: String, reason: String },
 
     #[error("top draws on a terminal, and stdout is none")]

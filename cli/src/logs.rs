@@ -101,6 +101,7 @@ impl Drop for Started {
 mod otlp {
     use std::path::Path;
 
+    use deltaconv_proto::tls::Bundle;
     use opentelemetry::trace::TracerProvider;
     use opentelemetry_otlp::tonic_types::transport::{Certificate, ClientTlsConfig};
     use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithTonicConfig};
@@ -121,7 +122,7 @@ mod otlp {
     ) -> Result<(impl Layer<Registry> + Send + Sync, Provider), Error> {
         let exporter = SpanExporter::builder().with_tonic().with_endpoint(url.as_str());
         let exporter = match url.scheme() {
-            "https" => exporter.with_tls_config(trusting(authority)?),
+            "https" => exporter.with_tls_config(trusting(url, authority)?),
             _ => exporter,
         };
         let exporter =
@@ -134,11 +135,14 @@ mod otlp {
         Ok((tracing_opentelemetry::layer().with_tracer(provider.tracer("deltaconv")), provider))
     }
 
-    fn trusting(authority: Option<&Path>) -> Result<ClientTlsConfig, Error> {
+    fn trusting(url: &Url, authority: Option<&Path>) -> Result<ClientTlsConfig, Error> {
         let trusting = ClientTlsConfig::new();
         match authority {
             Some(path) => {
                 let pem = std::fs::read(path).map_err(Error::file("read", path))?;
+                // One without any would trust nobody, which is said of each connection alone.
+                let reason = |reason| format!("{} {reason}", path.display());
+                Bundle::parse(&pem).map_err(|wrong| Error::Otlp { url: url.to_string(), reason: reason(wrong) })?;
                 Ok(trusting.ca_certificate(Certificate::from_pem(pem)))
             }
             None => Ok(trusting.with_native_roots()),
