@@ -121,7 +121,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
     };
     let admission = match (text.filter(|text| !text.trim().is_empty()), arguments.token_file) {
         (Some(text), _) => Admission::Invitation(invitation(&text)?),
-        (None, Some(path)) => Admission::TokenFile { coordinator: arguments.coordinator, path },
+        (None, Some(path)) => {
+            let allows_plaintext = arguments.allow_plaintext;
+            Admission::TokenFile { coordinator: arguments.coordinator, path, allows_plaintext }
+        }
         // Also where a file for it is there and empty: an earlier one was taken.
         (None, None) => Admission::Identity,
     };
@@ -141,7 +144,6 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode, Error> {
         grace: arguments.grace,
         end_when_idle: arguments.end_when_idle,
         listen: arguments.listen,
-        allows_plaintext: arguments.allow_plaintext,
     };
     let shutdown = CancellationToken::new();
     let service = deltaconv_worker::run(options, shutdown.clone());

@@ -102,9 +102,7 @@ impl Coordinator {
 
     /// What a command answers as JSON.
     pub(crate) fn json(&self, arguments: &[&str]) -> Value {
-        let output = self.run(&[arguments, &["-o", "json"]].concat());
-        assert!(output.status.success(), "{arguments:?}: {}", said(&output));
-        serde_json::from_slice(&output.stdout).expect("JSON")
+        read(arguments, &self.run(&[arguments, &["-o", "json"]].concat()))
     }
 
     /// Submits a job and answers with its id.
@@ -155,8 +153,11 @@ fn worker_command(folder: &Path, url: &str, name: &str, options: &[&str]) -> Com
 
 /// What a command of the coordinator at `url` answers as JSON.
 pub(crate) fn json(url: &str, arguments: &[&str]) -> Value {
-    let output = deltaconv().args(arguments).args(["-o", "json", "--coordinator", url]).output().expect("runs");
-    assert!(output.status.success(), "{arguments:?}: {}", said(&output));
+    read(arguments, &deltaconv().args(arguments).args(["-o", "json", "--coordinator", url]).output().expect("runs"))
+}
+
+fn read(arguments: &[&str], output: &Output) -> Value {
+    assert!(output.status.success(), "{arguments:?}: {}", said(output));
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
 

@@ -236,7 +236,7 @@ impl Grpc {
                 (credentials, bearer)
             }
         };
-        Ok(Entrance { endpoint, connector: connector(&self.options, credentials), bearer })
+        Ok(Entrance { endpoint, connector: connector(&self.options.admission, credentials), bearer })
     }
 
     /// Takes the invitation for an identity.
@@ -247,7 +247,7 @@ impl Grpc {
             None => Credentials::none(),
         };
         let credentials = credentials.map_err(|error| Unanswered::Refused(error.into()))?;
-        let channel = endpoint.connect_with_connector(connector(&self.options, credentials)).await;
+        let channel = endpoint.connect_with_connector(connector(&self.options.admission, credentials)).await;
         let channel = channel.map_err(|error| self.not_connected(&error))?;
         let key = Key::new().map_err(Unanswered::Refused)?;
         let token = invitation.token.reveal();
@@ -291,7 +291,7 @@ impl Grpc {
                 tracing::info!(identity = identity.identity, "identity renewed");
                 // The next connection shows the new certificate.
                 if let Ok(credentials) = identity.credentials() {
-                    session.entrance.connector = connector(&self.options, credentials);
+                    session.entrance.connector = connector(&self.options.admission, credentials);
                 }
                 self.keep();
             }
@@ -362,10 +362,9 @@ impl Grpc {
     }
 }
 
-fn connector(options: &Options, credentials: Credentials) -> Connector {
-    let is_allowed = match options.admission {
-        Admission::TokenFile { .. } => options.allows_plaintext,
-        // One with an http:// address is of a coordinator that was told to do without encryption.
+fn connector(admission: &Admission, credentials: Credentials) -> Connector {
+    let is_allowed = match admission {
+        Admission::TokenFile { allows_plaintext, .. } => *allows_plaintext,
         Admission::Invitation(_) | Admission::Identity => true,
     };
     Connector::new(credentials, CONNECT).plaintext(is_allowed)

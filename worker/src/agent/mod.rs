@@ -39,8 +39,10 @@ pub enum Admission {
         coordinator: String,
         /// The file.
         path: PathBuf,
+        /// Whether its token goes to another machine without encryption.
+        allows_plaintext: bool,
     },
-    /// An invitation.
+    /// An invitation. One with an `http://` address is of a coordinator that was told to do without encryption.
     Invitation(Invitation),
     /// What an earlier invitation became.
     Identity,
@@ -71,8 +73,6 @@ pub struct Options {
     pub end_when_idle: Option<Duration>,
     /// Where `/healthz` and `/metrics` are answered; nowhere if there is none.
     pub listen: Option<SocketAddr>,
-    /// Whether a token goes to a coordinator on another machine without encryption. An invitation says that of its own.
-    pub allows_plaintext: bool,
 }
 
 /// When a worker leaves by itself, and how.

@@ -18,7 +18,7 @@ use crate::client::Client;
 use crate::commands::interrupted;
 use crate::error::Error;
 use crate::logs::Logging;
-use crate::{duration, ending, output};
+use crate::{duration, ending, location, output};
 
 /// As long as a worker's own default.
 const LONGEST_GRACE: Duration = Duration::from_secs(25);
@@ -465,8 +465,7 @@ fn check(admission: &Admission) -> Result<(), Error> {
 }
 
 fn is_of_this_machine(url: &str) -> bool {
-    let host = url::Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default();
-    host == "localhost" || host == "[::1]" || host.starts_with("127.")
+    url::Url::parse(url).is_ok_and(|url| location::is_loopback(&url))
 }
 
 /// How long a worker may take to hand its task back: no longer than Slurm lets it.
